@@ -1,0 +1,433 @@
+"""The invertible pipeline: a stock pipeline whose geometry is recorded.
+
+``dict(type='lt_mm.InvertiblePipeline', transforms=[<the stock list>])`` runs the stock
+transforms one after the other and follows the boxes through them (see
+:mod:`lt_mm.adapters.traced_boxes`). At packing the record becomes fields of the data
+sample. A transform that breaks the record stops the run with its name.
+"""
+import copy
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
+from mmengine.structures import BaseDataElement, InstanceData
+
+from lt_mm.adapters.traced_boxes import LostTraceError, Trace, TracedBoxes
+from lt_mm.core import geometry
+from lt_mm.registry import TRANSFORMS, register
+
+# Stock transforms that treat an image without boxes like any other: they either call
+# the box type's method on the empty set or move no pixel. Every other transform may
+# move the pixels of such an image unrecorded, so the image's matrix is then unknown.
+_RECORDED_WITHOUT_BOXES = frozenset([
+    'Resize', 'RandomResize', 'RandomChoiceResize', 'FixScaleResize', 'FixShapeResize',
+    'ResizeShortestEdge', 'RandomFlip', 'RandomShift', 'RandomCrop', 'Expand', 'Pad',
+    'Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'AutoAugment',
+    'RandAugment', 'RandomApply', 'RandomChoice', 'Compose', 'PhotoMetricDistortion',
+    'YOLOXHSVRandomAug', 'AutoContrast', 'Brightness', 'Color', 'ColorTransform',
+    'Contrast', 'Equalize', 'Invert', 'Posterize', 'Sharpness', 'Solarize',
+    'SolarizeAdd', 'CutOut', 'RandomErasing', 'Corrupt', 'FilterAnnotations',
+    'Normalize', 'RandomGrayscale', 'ImageToTensor', 'ToTensor',
+])
+# Stock transforms that move no pixel but rebuild the boxes from numbers.
+_IMAGE_ONLY = ('RandomErasing', )
+# Result keys by which stock transforms tell what they did.
+_TELLING_KEYS = ('img_shape', 'flip', 'flip_direction', 'scale_factor')
+
+
+class AppliedTransform(NamedTuple):
+    """One transform that changed a replica, as found in the sample's metainfo.
+
+    Attributes:
+        name: Class of the transform.
+        changes: Result keys that it changed, with their new values.
+        image_matrix: (3, 3) float64, view from the source to the image after it; None
+            where the transform left the matrix as it was or no single one exists.
+    """
+    name: str
+    changes: Dict[str, Any]
+    image_matrix: Optional[np.ndarray]
+
+
+def describe_applied(applied: Sequence[AppliedTransform]) -> List[str]:
+    """A readable line for each applied transform.
+
+    Args:
+        applied: ``data_sample.applied_transforms``.
+    """
+    lines = []
+    for step in applied:
+        told = [f'{key}={value}' for key, value in step.changes.items()]
+        if step.image_matrix is not None:
+            told.append('source to image ' + np.array2string(
+                step.image_matrix[:2], precision=3, suppress_small=True,
+                separator=', ').replace('\n', ''))
+        lines.append(f"{step.name}: {'; '.join(told)}")
+    return lines
+
+
+class TracedResults(dict):
+    """The ``results`` of a pipeline, which passes on the trace of recomputed boxes.
+
+    Where a transform replaces ``gt_bboxes`` by boxes made from masks
+    (``RandomCrop(recompute_bbox=True)``, ``CopyPaste``), mask i belongs to box i of
+    the set that is replaced, so the new boxes inherit its trace row by row. A set of
+    another length inherits nothing, and the pipeline stops with an error.
+    """
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key == 'gt_bboxes' and isinstance(value, TracedBoxes):
+            replaced = self.get(key)
+            if value.mask_rows is not None and isinstance(replaced, TracedBoxes):
+                value.resolve(replaced)
+        super().__setitem__(key, value)
+
+
+@register(TRANSFORMS)
+class InvertiblePipeline(BaseTransform):
+    """Runs a stock MMDetection or MMPretrain pipeline and records its geometry.
+
+    Added at packing to ``gt_instances`` and ``ignored_instances`` of a data sample
+    (n instances):
+
+    - ``source_ids`` (n, 2) int64: the source image's ``sample_idx``; the instance's
+      index in that image's list of annotations.
+    - ``source_matrices`` (n, 3, 3) float64: homogeneous matrix from source pixels to
+      replica pixels. Inverse: :func:`lt_mm.core.geometry.boxes_to_source`; exact
+      where :func:`lt_mm.core.geometry.is_axis_aligned`.
+    - ``visibility`` (n,) float32: area inside the image / area of the whole moved box.
+
+    To the metainfo of the sample and of its ``gt_instances``: ``source_id`` (int),
+    ``source_shape`` ((height, width) of the source image), ``recorded_shape``
+    ((height, width) of the replica as recorded), ``applied_transforms`` (list of
+    :class:`AppliedTransform`, see :func:`describe_applied`) and, where one matrix
+    describes the whole image, ``source_matrix`` (3, 3) float64. Classification
+    samples get the same metainfo; their transforms record no geometry, so they have
+    a ``source_matrix`` only where nothing but loading and packing happened.
+
+    Datasets that merge images (``MultiImageMixDataset``): wrap the inner pipeline,
+    which loads, and the outer one, which mixes and packs. Where a hook switches outer
+    transforms off by name (``YOLOXModeSwitchHook``), leave them outside and wrap the
+    packing alone: the record travels in the boxes.
+
+    Consecutive samples of one source load and decode it once.
+
+    Args:
+        transforms: The stock list, unchanged.
+        image_only: Class names of further transforms that move no pixel but rebuild
+            the boxes from numbers (``'Albu'`` with photometric augmentations alone).
+            Their boxes must be found among those before it, to 0.01 px.
+        sample_idx_offset: Added to ``sample_idx``. Datasets joined by
+            ``ConcatDataset`` count from 0 each; give every one its own range.
+        max_refetch: How often augmentation of the same source is tried again where
+            the stock pipeline rejects the result (``None``), before the dataset
+            takes another image in its place, which would break the group.
+
+    Raises:
+        LostTraceError: A transform broke the record; the message names it.
+    """
+
+    def __init__(self,
+                 transforms: Sequence[Any],
+                 image_only: Sequence[str] = (),
+                 sample_idx_offset: int = 0,
+                 max_refetch: int = 15) -> None:
+        if isinstance(transforms, (dict, str)) or not transforms:
+            raise ValueError(f'transforms is {transforms!r}; expected the stock '
+                             'pipeline, a non-empty list of transforms')
+        self.transforms: List[Callable] = [
+            TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms
+        ]
+        self.image_only = frozenset(image_only) | frozenset(_IMAGE_ONLY)
+        self.sample_idx_offset = sample_idx_offset
+        self.max_refetch = max_refetch
+        self._num_loading = _count_loading(self.transforms)
+        self._loaded_key: Optional[Tuple] = None
+        self._loaded_values: dict = {}
+        self._mixers = [t for t in self.transforms if hasattr(t, 'get_indexes')]
+        self._mix_counts: List[int] = []
+        if self._mixers:
+            # MultiImageMixDataset asks only transforms that have this attribute.
+            self.get_indexes = self._get_indexes
+
+    # -- running ---------------------------------------------------------------
+
+    def transform(self, results: dict) -> Optional[dict]:
+        """Runs the transforms on one sample.
+
+        Args:
+            results: As the dataset gives it; needs ``sample_idx``.
+
+        Returns:
+            What the last transform gives, with the record if it packs; None where
+            the stock pipeline rejects the sample ``max_refetch`` times.
+        """
+        _check_entry(results)
+        if not self._num_loading:
+            return self._augment(TracedResults(results), self.transforms)
+        for _ in range(self.max_refetch + 1):
+            loaded = self._load(TracedResults(results))
+            if loaded is None:
+                return None
+            output = self._augment(loaded, self.transforms[self._num_loading:])
+            if output is not None:
+                return output
+        return None
+
+    def _load(self, results: TracedResults) -> Optional[TracedResults]:
+        """Runs the leading loaders, or repeats what they gave for the same source."""
+        key = (results['sample_idx'], results.get('img_path'))
+        if key != self._loaded_key:
+            incoming = dict(results)
+            loaders = self.transforms[:self._num_loading]
+            results = self._augment(results, loaders)
+            if results is None:
+                return None
+            self._loaded_values = {
+                name: value for name, value in results.items()
+                if name not in incoming or value is not incoming[name]
+            }
+            self._loaded_key = key
+        # The augmentations may write into arrays: each replica gets its own.
+        results.update(copy.deepcopy(self._loaded_values))
+        return results
+
+    def _augment(self, results: TracedResults,
+                 transforms: Sequence[Callable]) -> Optional[dict]:
+        results.setdefault('source_shape', _shape_of(results))
+        mixed = results.pop('mix_results', None)
+        for transform in transforms:
+            if transform in self._mixers and mixed is not None:
+                results['mix_results'] = self._take_mixed(transform, mixed)
+            output = self._step(transform, results)
+            if output is None or 'data_samples' in output:
+                return output
+            output.pop('mix_results', None)
+            results = output
+        return results
+
+    def _step(self, transform: Callable, results: TracedResults) -> Optional[dict]:
+        before = results.get('gt_bboxes')
+        told = {key: results.get(key) for key in _TELLING_KEYS}
+        image_matrix = _image_matrix(before)
+        try:
+            output = transform(results)
+            if output is None:
+                return None
+            if 'data_samples' in output:
+                _publish(output['data_samples'], results,
+                         results['sample_idx'] + self.sample_idx_offset)
+                return output
+            if not isinstance(output, TracedResults):
+                output = TracedResults(output)
+            self._follow_boxes(transform, before, output)
+        except LostTraceError as error:
+            raise LostTraceError(_lost_message(transform, error)) from error
+        if not _loads(transform):
+            _note(transform, told, image_matrix, output)
+        return output
+
+    def _follow_boxes(self, transform: Callable, before: Optional[TracedBoxes],
+                      output: TracedResults) -> None:
+        """Starts the trace, or checks that it came through the transform."""
+        boxes = output.get('gt_bboxes')
+        if before is None:
+            if boxes is not None and not isinstance(boxes, TracedBoxes):
+                output['gt_bboxes'] = _start_trace(
+                    boxes, output['sample_idx'] + self.sample_idx_offset)
+                output['source_shape'] = _shape_of(output)
+            return
+        if boxes is None:
+            raise LostTraceError('gt_bboxes is gone from the results')
+        if not isinstance(boxes, TracedBoxes):
+            boxes = self._recover(transform, before, boxes)
+            output['gt_bboxes'] = boxes
+        if boxes.trace is None or boxes.mask_rows is not None:
+            raise LostTraceError(
+                'its boxes were made from numbers or masks, not from the boxes given')
+        if boxes.written_behind():
+            raise LostTraceError('it wrote coordinates directly into gt_bboxes.tensor')
+        if len(before) == 0 and not _records_without_boxes(transform):
+            boxes.trace = boxes.trace.with_unknown_image()
+
+    def _recover(self, transform: Callable, before: TracedBoxes,
+                 boxes: Any) -> TracedBoxes:
+        """The trace of boxes that a declared image-only transform rebuilt."""
+        if type(transform).__name__ not in self.image_only:
+            raise LostTraceError(f'it returned gt_bboxes as a new {type(boxes).__name__}')
+        values = boxes.tensor.numpy() if isinstance(boxes, BaseBoxes) else boxes
+        rows = _match_rows(before.tensor.numpy(), np.asarray(values).reshape(-1, 4))
+        if rows is None:
+            raise LostTraceError('it is declared image_only, but its boxes are not '
+                                 'found (or found twice) among those before it')
+        return before[rows]
+
+    # -- mixing ----------------------------------------------------------------
+
+    def _get_indexes(self, dataset: Any) -> List[int]:
+        """Indices of the images that the mixing transforms want, in their order."""
+        wanted = [transform.get_indexes(dataset) for transform in self._mixers]
+        lists = [list(w) if isinstance(w, Sequence) else [w] for w in wanted]
+        self._mix_counts = [len(indices) for indices in lists]
+        return [index for indices in lists for index in indices]
+
+    def _take_mixed(self, transform: Callable, mixed: List[dict]) -> List[dict]:
+        if not self._mix_counts:  # called by hand, without a dataset
+            return mixed
+        place = self._mixers.index(transform)
+        start = sum(self._mix_counts[:place])
+        return mixed[start:start + self._mix_counts[place]]
+
+    def __repr__(self) -> str:
+        inner = ''.join(f'\n    {transform},' for transform in self.transforms)
+        return f'{type(self).__name__}(transforms=[{inner}\n])'
+
+
+def _loads(transform: Callable) -> bool:
+    """Whether a transform loads: then it is deterministic in the sample."""
+    return type(transform).__name__.startswith('Load')
+
+
+def _count_loading(transforms: Sequence[Callable]) -> int:
+    """How many leading transforms load."""
+    for count, transform in enumerate(transforms):
+        if not _loads(transform):
+            return count
+    return len(transforms)
+
+
+def _check_entry(results: dict) -> None:
+    if 'sample_idx' not in results:
+        raise LostTraceError(
+            "the sample has no 'sample_idx', so its replicas cannot be told apart from "
+            'other images; expected a dataset derived from mmengine.dataset.BaseDataset')
+    boxes = [results.get('gt_bboxes')]
+    boxes += [mixed.get('gt_bboxes') for mixed in results.get('mix_results') or ()]
+    for box_set in boxes:
+        if box_set is not None and not isinstance(box_set, TracedBoxes):
+            raise LostTraceError(
+                'the sample arrives with gt_bboxes that nobody has recorded since they '
+                'were loaded; wrap the pipeline that loads them too: '
+                "dataset=dict(..., pipeline=[dict(type='lt_mm.InvertiblePipeline', "
+                'transforms=[...])])')
+
+
+def _start_trace(boxes: Any, image_id: int) -> TracedBoxes:
+    if type(boxes) is not HorizontalBoxes:
+        raise LostTraceError(
+            f'annotations were loaded as {type(boxes).__name__}; expected '
+            "HorizontalBoxes, the default: dict(type='LoadAnnotations', "
+            "with_bbox=True, box_type='hbox')")
+    return TracedBoxes(
+        boxes.tensor, clone=False, trace=Trace.start(boxes.tensor, image_id))
+
+
+def _records_without_boxes(transform: Any) -> bool:
+    nested = getattr(transform, 'transforms', None)
+    if isinstance(nested, (list, tuple)):
+        return all(_records_without_boxes(inner) for inner in nested)
+    return _loads(transform) or type(transform).__name__ in _RECORDED_WITHOUT_BOXES
+
+
+def _match_rows(before: np.ndarray, after: np.ndarray) -> Optional[np.ndarray]:
+    """Rows of ``before`` (n, 4) that ``after`` (k, 4) shows again, to 0.01 px.
+
+    Returns:
+        (k,) int64, or None where a row of ``after`` is not found, or where equal rows
+        were kept in part, so that it is open which of them.
+    """
+    both = np.concatenate([before, after]).round(2)
+    _, keys = np.unique(both, axis=0, return_inverse=True)
+    keys = keys.reshape(-1)
+    old, new = keys[:len(before)], keys[len(before):]
+    size = int(keys.max(initial=-1)) + 1
+    count_old = np.bincount(old, minlength=size)
+    count_new = np.bincount(new, minlength=size)
+    if not np.array_equal(count_new[count_new > 0], count_old[count_new > 0]):
+        return None
+    kept = np.flatnonzero(count_new[old] > 0)
+    rows = np.empty(len(after), dtype=np.int64)
+    rows[np.argsort(new, kind='stable')] = kept[np.argsort(old[kept], kind='stable')]
+    return rows
+
+
+def _shape_of(results: dict) -> Optional[Tuple[int, int]]:
+    shape = results.get('ori_shape')
+    if shape is None and 'img' in results:
+        shape = results['img'].shape
+    return None if shape is None else tuple(shape[:2])
+
+
+def _image_matrix(boxes: Optional[TracedBoxes]) -> Optional[np.ndarray]:
+    traced = isinstance(boxes, TracedBoxes) and boxes.trace is not None
+    return boxes.trace.image_matrix if traced else None
+
+
+def _note(transform: Callable, told: dict, image_matrix: Optional[np.ndarray],
+          results: TracedResults) -> None:
+    """Appends what the transform did to the list for display."""
+    changes = {key: results[key] for key in _TELLING_KEYS
+               if key in results and not _same(results[key], told[key])}
+    matrix = _image_matrix(results.get('gt_bboxes'))
+    moved = matrix is not None and (image_matrix is None
+                                    or not np.array_equal(matrix, image_matrix))
+    if changes or moved:
+        step = AppliedTransform(
+            type(transform).__name__, changes, matrix if moved else None)
+        # A new list: mixing transforms keep results of other samples.
+        results['applied_transforms'] = [*results.get('applied_transforms', ()), step]
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(value, other)
+    return value == other
+
+
+def _publish(sample: BaseDataElement, results: dict, source_id: int) -> None:
+    """Writes the record into a packed data sample."""
+    boxes = results.get('gt_bboxes')
+    facts = dict(
+        source_id=int(source_id),
+        source_shape=results.get('source_shape'),
+        recorded_shape=tuple(results['img_shape'][:2]) if 'img_shape' in results
+        else tuple(results['img'].shape[:2]),
+        applied_transforms=results.get('applied_transforms', []))
+    image_matrix = _image_matrix(boxes)
+    if boxes is None and not facts['applied_transforms']:
+        image_matrix = np.eye(3)
+    if image_matrix is not None:
+        facts['source_matrix'] = image_matrix
+    sample.set_metainfo(facts)
+    for name in ('gt_instances', 'ignored_instances'):
+        instances = sample.get(name)
+        if instances is not None and 'bboxes' in instances:
+            _publish_instances(instances, facts['recorded_shape'])
+            instances.set_metainfo(facts)
+
+
+def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:
+    boxes = instances.bboxes
+    if not isinstance(boxes, TracedBoxes) or boxes.trace is None:
+        raise LostTraceError(
+            'the boxes that arrive at packing have no record; wrap the whole pipeline, '
+            'from loading to packing, or every part of it that loads, mixes or packs')
+    trace, tensor = boxes.trace, boxes.tensor
+    matrices = torch.from_numpy(np.ascontiguousarray(trace.matrices))
+    whole = geometry.boxes_to_replica(torch.from_numpy(trace.source_boxes), matrices)
+    instances.bboxes = HorizontalBoxes(tensor, clone=False)
+    instances.source_ids = torch.from_numpy(trace.source_ids)
+    instances.source_matrices = matrices
+    instances.visibility = geometry.visible_fraction(tensor.double(), whole, shape)
+
+
+def _lost_message(transform: Callable, error: Exception) -> str:
+    name = type(transform).__name__
+    return (f'{name}: the record of where boxes come from is lost: {error}. Remove '
+            f'{name} from the transforms of InvertiblePipeline, or have it move boxes '
+            'through the methods of the box type (flip_, translate_, rescale_, rotate_, '
+            'project_, resize_, indexing, cat); if it moves no pixel, declare it: '
+            f"dict(type='lt_mm.InvertiblePipeline', image_only=['{name}'], "
+            'transforms=[...])')

@@ -1,0 +1,1 @@
+"""The mathematics of LossTransform: torch, numpy and the standard library only."""

@@ -1,0 +1,234 @@
+"""Views: 3x3 matrices from the pixels of a source image to those of a replica.
+
+Convention, stated once for the whole package: MMDetection's *edge* coordinates.
+A pixel covers a unit square, the image covers ``[0, W] x [0, H]``, a horizontal
+flip maps ``x`` to ``W - x``. A view is a homogeneous matrix ``M`` that acts on
+column vectors: ``replica ~ M @ source``. Views are kept in float64; chains of
+transforms are composed by multiplying from the left.
+
+The builders return numpy arrays, because they are used inside data workers, on one
+3x3 matrix at a time. The maps are batched, differentiable torch functions.
+"""
+import math
+from typing import Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PERSPECTIVE_FLOOR = 1e-9
+
+
+def translation_matrix(dx: float, dy: float) -> np.ndarray:
+    """View of a shift by (dx, dy) pixels: (3, 3) float64."""
+    return np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1]], dtype=np.float64)
+
+
+def scale_matrix(sx: float, sy: float) -> np.ndarray:
+    """View of a resize by the factors sx (width) and sy (height): (3, 3) float64."""
+    return np.array([[sx, 0, 0], [0, sy, 0], [0, 0, 1]], dtype=np.float64)
+
+
+def flip_matrix(shape: Tuple[int, int], direction: str) -> np.ndarray:
+    """View of a flip inside an image.
+
+    Args:
+        shape: (height, width) of the image in pixels.
+        direction: 'horizontal', 'vertical' or 'diagonal' (both).
+
+    Returns:
+        (3, 3) float64; 'horizontal' maps x to W - x.
+
+    Raises:
+        ValueError: For another direction.
+    """
+    if direction not in ('horizontal', 'vertical', 'diagonal'):
+        raise ValueError(f"flip direction is {direction!r}; expected 'horizontal', "
+                         "'vertical' or 'diagonal'")
+    height, width = shape[:2]
+    matrix = np.eye(3)
+    if direction != 'vertical':
+        matrix[0, 0], matrix[0, 2] = -1, width
+    if direction != 'horizontal':
+        matrix[1, 1], matrix[1, 2] = -1, height
+    return matrix
+
+
+def rotation_matrix(center: Tuple[float, float], angle: float) -> np.ndarray:
+    """View of a rotation about a point.
+
+    Args:
+        center: (x, y) in pixels.
+        angle: Degrees, positive clockwise on the screen (y points down).
+
+    Returns:
+        (3, 3) float64.
+    """
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    return (translation_matrix(*center) @ turn
+            @ translation_matrix(-center[0], -center[1]))
+
+
+def scale_about_matrices(centers: np.ndarray, sx: float, sy: float) -> np.ndarray:
+    """Views of a resize about points that stay where they are.
+
+    Args:
+        centers: (n, 2), x and y in pixels.
+        sx: Factor of the width.
+        sy: Factor of the height.
+
+    Returns:
+        (n, 3, 3) float64.
+    """
+    matrices = np.tile(scale_matrix(sx, sy), (len(centers), 1, 1))
+    matrices[:, :2, 2] = centers * (1 - np.array([sx, sy]))
+    return matrices
+
+
+def is_axis_aligned(matrices: Tensor, tolerance: float = 1e-6) -> Tensor:
+    """Whether views take axis-aligned boxes to axis-aligned boxes.
+
+    Only for such views is a box restored exactly by the inverse matrix. A rotation
+    (other than by a multiple of 90 degrees), a shear or a perspective is not: the
+    axis-aligned hull of the hull is larger than the box.
+
+    Args:
+        matrices: (..., 3, 3).
+        tolerance: Largest entry, relative to the scale of its row, that counts as
+            zero; perspective entries are compared per 1000 pixels.
+
+    Returns:
+        (...,) bool.
+    """
+    linear = matrices[..., :2, :2].abs()
+    perspective = matrices[..., 2, :2].abs() * 1000
+    scale = linear.amax(dim=(-2, -1)).clamp(min=torch.finfo(linear.dtype).tiny)
+    limit = tolerance * scale
+    straight = (linear[..., 0, 1] <= limit) & (linear[..., 1, 0] <= limit)
+    swapped = (linear[..., 0, 0] <= limit) & (linear[..., 1, 1] <= limit)
+    flat = (perspective <= tolerance * matrices[..., 2, 2:].abs()).all(dim=-1)
+    return (straight | swapped) & flat
+
+
+def map_points(points: Tensor, matrices: Tensor) -> Tensor:
+    """Moves points by views.
+
+    A point on the horizon of a perspective view has no image; it is moved very far
+    away, never to NaN.
+
+    Args:
+        points: (..., k, 2), x and y in pixels; receives gradient.
+        matrices: (..., 3, 3), one view for each set of k points.
+
+    Returns:
+        (..., k, 2) in the dtype of ``points``; computed in the wider of both dtypes.
+    """
+    dtype = torch.promote_types(points.dtype, matrices.dtype)
+    wide, views = points.to(dtype), matrices.to(dtype)
+    moved = wide @ views[..., :2, :2].mT + views[..., None, :2, 2]
+    depth = wide @ views[..., 2, :2, None] + views[..., 2, 2, None, None]
+    far = torch.where(depth < 0, -_PERSPECTIVE_FLOOR, _PERSPECTIVE_FLOOR).to(dtype)
+    depth = torch.where(depth.abs() < _PERSPECTIVE_FLOOR, far, depth)
+    return (moved / depth).to(points.dtype)
+
+
+def map_boxes(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
+    """Moves boxes by views: the axis-aligned hull of the four moved corners.
+
+    Args:
+        boxes_xyxy: (..., 4), pixels of the image before; receives gradient.
+        matrices: (..., 3, 3), one view a box.
+
+    Returns:
+        (..., 4) xyxy in pixels of the image after; x1 <= x2 and y1 <= y2, also
+        where a flip swaps the corners.
+    """
+    x1, y1, x2, y2 = boxes_xyxy.unbind(dim=-1)
+    corners = torch.stack([x1, y1, x2, y1, x1, y2, x2, y2], dim=-1)
+    moved = map_points(corners.unflatten(-1, (4, 2)), matrices)
+    return torch.cat([moved.amin(dim=-2), moved.amax(dim=-2)], dim=-1)
+
+
+def invert(matrices: Tensor) -> Tensor:
+    """Inverse views, in float64.
+
+    Args:
+        matrices: (..., 3, 3).
+
+    Returns:
+        (..., 3, 3) float64. A view without an inverse (an image squeezed to a line)
+        gives a matrix of zeros with a last entry of one, so that no NaN appears;
+        test with :func:`is_invertible` what such a view may be used for.
+    """
+    wide = matrices.double()
+    invertible = is_invertible(wide)[..., None, None]
+    identity = torch.eye(3, dtype=wide.dtype, device=wide.device)
+    collapsed = torch.zeros_like(identity)
+    collapsed[2, 2] = 1
+    inverse = torch.linalg.inv(torch.where(invertible, wide, identity))
+    return torch.where(invertible, inverse, collapsed)
+
+
+def is_invertible(matrices: Tensor) -> Tensor:
+    """Whether views can be inverted: (..., 3, 3) to (...,) bool."""
+    wide = matrices.double()
+    # The determinant written out: no factorisation, no device synchronisation.
+    det = (wide[..., 0, :] * torch.linalg.cross(wide[..., 1, :], wide[..., 2, :])).sum(-1)
+    return det.isfinite() & (det.abs() > 1e-12)
+
+
+def points_to_source(points: Tensor, matrices: Tensor) -> Tensor:
+    """Points of replicas in the frame of their source image; see :func:`map_points`."""
+    return map_points(points, invert(matrices))
+
+
+def points_to_replica(points: Tensor, matrices: Tensor) -> Tensor:
+    """Points of a source image in the frame of replicas; see :func:`map_points`."""
+    return map_points(points, matrices)
+
+
+def boxes_to_source(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
+    """psi^-1 for boxes: restores boxes of replicas to their source image.
+
+    Args:
+        boxes_xyxy: (..., 4), pixels of the replicas; receives gradient.
+        matrices: (..., 3, 3), views from source to replica, one a box.
+
+    Returns:
+        (..., 4) xyxy, pixels of the source images. Exact where
+        :func:`is_axis_aligned`, the hull of the restored corners elsewhere.
+    """
+    return map_boxes(boxes_xyxy, invert(matrices))
+
+
+def boxes_to_replica(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
+    """psi for boxes: moves boxes of source images to replicas; see :func:`map_boxes`."""
+    return map_boxes(boxes_xyxy, matrices)
+
+
+def visible_fraction(boxes_xyxy: Tensor, whole_xyxy: Tensor,
+                     shape: Tuple[int, int]) -> Tensor:
+    """How much of moved boxes is left inside an image.
+
+    Args:
+        boxes_xyxy: (n, 4), the boxes as they are now, possibly clipped; pixels.
+        whole_xyxy: (n, 4), the same boxes moved without clipping; pixels.
+        shape: (height, width) of the image.
+
+    Returns:
+        (n,) float32 in [0, 1]: area of the box inside the image / area of the whole
+        moved box; 0 for a box without area.
+    """
+    height, width = shape[:2]
+    limit = boxes_xyxy.new_tensor([width, height, width, height])
+    inside = torch.minimum(boxes_xyxy.clamp(min=0), limit)
+    area = _areas(inside)
+    whole = _areas(whole_xyxy.to(area))
+    fraction = torch.where(whole > 0, area / whole.clamp(min=1e-12), area.new_zeros(()))
+    return fraction.clamp(0, 1).float()
+
+
+def _areas(boxes_xyxy: Tensor) -> Tensor:
+    sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]

@@ -1,0 +1,305 @@
+"""Order of the samples under repeated augmentation: groups, ranks, epochs.
+
+A *source* is an item of the data set, a *group* is the ``m`` replicas of one
+source, and an *order* is an array that names the source of every group of an
+epoch. Which groups a rank gets is arithmetic on positions (:class:`Layout`), so
+the only array as long as the epoch is the order, one small integer a group;
+samples are looked up in it in chunks.
+
+Randomness is a function of ``(seed, epoch)`` alone. Any epoch can be built
+without the ones before it, and every rank builds the same order.
+"""
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Iterator
+
+import numpy as np
+
+MODES = ('full', 'v1')
+PLACEMENTS = ('rank', 'spread')
+
+_CHUNK = 8192  # Samples looked up at once: bounds memory, amortises the call.
+
+# Keys that keep the two kinds of shuffles of one seed independent.
+_EPOCH_KEY = 0
+_CYCLE_KEY = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the replicas of a global sequence of groups go.
+
+    Args:
+        num_repeats: Replicas in a group, ``m``.
+        placement: ``'rank'`` deals whole groups to the ranks in turn, so that
+            the replicas of a source are consecutive in the stream of one rank.
+            ``'spread'`` deals single replicas to the ranks in turn (DeiT's
+            layout), so that the replicas of a source lie on ``m`` ranks, or on
+            every rank if there are fewer. The two are the same on one rank.
+        rank: This rank, counted from 0.
+        world_size: Number of ranks.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    num_repeats: int
+    placement: str = 'rank'
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_repeats, int):
+            raise ValueError(f'num_repeats={self.num_repeats!r} is not an int: '
+                             'use a whole number of replicas, 2 or more')
+        if self.num_repeats < 2:
+            raise ValueError(
+                f'num_repeats={self.num_repeats} makes no replicas to pair: '
+                'use 2 or more, or the stock DefaultSampler')
+        _check_choice('placement', self.placement, PLACEMENTS)
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f'rank={self.rank} is not in 0 ... '
+                             f'world_size - 1 (world_size={self.world_size})')
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f'{name}={value!r} is unknown: use one of '
+                         + ', '.join(map(repr, choices)))
+
+
+def check_num_sources(num_sources: int) -> None:
+    """Raises ``ValueError`` for a data set without items."""
+    if num_sources < 1:
+        raise ValueError('the data set is empty: there is nothing to repeat; '
+                         'check its annotation file and filter_cfg')
+
+
+def check_batch_size(batch_size: int, num_repeats: int) -> None:
+    """Makes sure that batches cut a stream of whole groups between groups.
+
+    Args:
+        batch_size: Samples in a batch of one rank.
+        num_repeats: Replicas in a group.
+
+    Raises:
+        ValueError: If ``num_repeats`` does not divide ``batch_size``. The
+            message names the nearest sizes that fit.
+    """
+    if batch_size % num_repeats == 0:
+        return
+    below = batch_size // num_repeats * num_repeats
+    fitting = [size for size in (below, below + num_repeats) if size > 0]
+    raise ValueError(
+        f'batch_size={batch_size} is not a multiple of '
+        f'num_repeats={num_repeats}: batches would cut groups of replicas '
+        'apart, and the cut-off replicas would pair with nothing. Set '
+        f'`train_dataloader.batch_size` to {" or ".join(map(str, fitting))}, '
+        'or `train_dataloader.sampler.num_repeats` to a divisor of '
+        f'{batch_size}')
+
+
+def count_samples(num_groups: int, layout: Layout) -> int:
+    """Samples of the rank among the first ``num_groups`` groups."""
+    items, replicas_per_item = num_groups, layout.num_repeats
+    if layout.placement == 'spread':
+        items, replicas_per_item = num_groups * layout.num_repeats, 1
+    dealt = (items - layout.rank + layout.world_size - 1) // layout.world_size
+    return dealt * replicas_per_item
+
+
+def groups_of_samples(samples: np.ndarray, layout: Layout) -> np.ndarray:
+    """Positions of the groups that samples of the rank belong to.
+
+    Args:
+        samples: Positions in the stream of the rank, integers of any shape.
+        layout: Where replicas go.
+
+    Returns:
+        Positions in the global sequence of groups, same shape.
+    """
+    if layout.placement == 'rank':
+        items = samples // layout.num_repeats
+        return layout.rank + layout.world_size * items
+    return (layout.rank + layout.world_size * samples) // layout.num_repeats
+
+
+def count_groups(num_sources: int, layout: Layout, mode: str,
+                 round_up: bool) -> int:
+    """Groups in an epoch, over all ranks.
+
+    Args:
+        num_sources: Items in the data set.
+        layout: Where replicas go.
+        mode: ``'full'``: a group for every source. ``'v1'``: as many samples as
+            sources, so ``1 / m`` as many groups; the last one is completed.
+        round_up: Whether to add groups until all ranks have equally many
+            samples.
+
+    Raises:
+        ValueError: If ``mode`` is unknown.
+    """
+    _check_choice('mode', mode, MODES)
+    groups = num_sources
+    if mode == 'v1':
+        groups = math.ceil(num_sources / layout.num_repeats)
+    if not round_up:
+        return groups
+    multiple = layout.world_size
+    if layout.placement == 'spread':
+        multiple //= math.gcd(layout.world_size, layout.num_repeats)
+    return _round_up(groups, multiple)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def shuffled_order(num_sources: int, seed: int, epoch: int,
+                   shuffle: bool) -> np.ndarray:
+    """Every source once.
+
+    Args:
+        num_sources: Items in the data set.
+        seed: Any integer, the same on all ranks.
+        epoch: Not negative. Another epoch is an independent permutation.
+        shuffle: Whether to permute; the order is ascending otherwise.
+
+    Returns:
+        ``(num_sources,)``, a permutation of ``0 ... num_sources - 1``.
+    """
+    order = _ascending(num_sources)
+    if shuffle:
+        _generator(seed, _EPOCH_KEY, epoch).shuffle(order)
+    return order
+
+
+def balanced_order(num_sources: int, num_groups: int, seed: int, epoch: int,
+                   shuffle: bool) -> np.ndarray:
+    """The sources of one short epoch, drawn without replacement across epochs.
+
+    Epochs are consecutive slices of an endless repetition of *one* permutation,
+    which depends on the seed only. Any run of consecutive epochs is then a run
+    of consecutive entries of a cycle, which holds every source equally often,
+    within one. Inside the epoch the slice is shuffled anew.
+
+    The price is that sources which share an epoch keep sharing epochs. No
+    construction avoids it. Let ``m`` epochs hold every source exactly once
+    (``m * num_groups == num_sources``). If this is true of epochs
+    ``e ... e + m - 1`` and of epochs ``e + 1 ... e + m``, then epoch ``e + m``
+    holds the sources of epoch ``e``. With a permutation drawn anew every ``m``
+    epochs, a source can be seen twice or not at all in ``m`` epochs. (Where
+    ``m * num_groups`` is not a multiple of ``num_sources``, the slices creep
+    along the cycle.)
+
+    Args:
+        num_sources: Items in the data set.
+        num_groups: Groups in an epoch; the same number in every epoch. Another
+            number, such as that of another world size after rounding up, cuts
+            the same cycle differently.
+        seed: Any integer, the same on all ranks.
+        epoch: Not negative.
+        shuffle: Whether to permute; the cycle is ascending otherwise.
+
+    Returns:
+        ``(num_groups,)``, sources. They are distinct if ``num_groups`` is at
+        most ``num_sources``.
+    """
+    cycle = _ascending(num_sources)
+    if shuffle:
+        _generator(seed, _CYCLE_KEY).shuffle(cycle)
+    start = epoch * num_groups % num_sources
+    order = _cyclic_slice(cycle, start, start + num_groups)
+    if shuffle:
+        _generator(seed, _EPOCH_KEY, epoch).shuffle(order)
+    return order
+
+
+def _ascending(num_sources: int) -> np.ndarray:
+    fits = num_sources <= np.iinfo(np.int32).max
+    return np.arange(num_sources, dtype=np.int32 if fits else np.int64)
+
+
+def _cyclic_slice(cycle: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """``cycle[start:stop]`` of the endless repetition of ``cycle``, a copy."""
+    # Slices, since an array of positions would be twice as large as the result.
+    laps = range(0, stop, len(cycle))
+    return np.concatenate(
+        [cycle[max(0, start - lap):stop - lap] for lap in laps])
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    # The key is not added to the seed: epoch 1 of seed 0 is not epoch 0 of
+    # seed 1. The modulo: torch takes negative seeds, NumPy does not.
+    return np.random.default_rng(
+        np.random.SeedSequence(seed % 2**64, spawn_key=key))
+
+
+def epoch_chunks(num_sources: int, layout: Layout, mode: str, seed: int,
+                 epoch: int, shuffle: bool,
+                 round_up: bool) -> Iterator[np.ndarray]:
+    """The samples of one rank in one epoch.
+
+    The ranks partition the epoch. Groups added by ``round_up`` repeat the start
+    of the order (``'full'``) or are the next sources of the cycle (``'v1'``).
+    With placement ``'rank'`` no rank has a source in two groups of one epoch: a
+    repetition comes ``num_sources`` groups later, and this is the same rank
+    again only if ``world_size`` divides ``num_sources``, so that nothing is
+    added. With ``'spread'`` the two may share a rank, at the opposite ends of
+    the epoch.
+
+    Args:
+        num_sources: Items in the data set, 1 or more.
+        layout: Where replicas go.
+        mode: See :func:`count_groups`.
+        seed: Any integer, the same on all ranks.
+        epoch: Not negative.
+        shuffle: Whether sources are shuffled.
+        round_up: Whether all ranks get equally many samples.
+
+    Returns:
+        Lazily, chunks ``(k,)`` of sources; joined, the stream of the rank.
+
+    Raises:
+        ValueError: If ``mode`` is unknown.
+    """
+    num_groups = count_groups(num_sources, layout, mode, round_up)
+    if mode == 'full':
+        order = shuffled_order(num_sources, seed, epoch, shuffle)
+    else:
+        order = balanced_order(num_sources, num_groups, seed, epoch, shuffle)
+    return _look_up(order, 0, count_samples(num_groups, layout), layout)
+
+
+def endless_chunks(num_sources: int, layout: Layout, seed: int, shuffle: bool,
+                   start: int = 0) -> Iterator[np.ndarray]:
+    """The samples of one rank in an endless sequence of passes over the data.
+
+    Every pass holds each source once, in a new order. Passes follow each other
+    without padding, so that the ranks partition the sequence.
+
+    Args:
+        num_sources: Items in the data set, 1 or more.
+        layout: Where replicas go.
+        seed: Any integer, the same on all ranks.
+        shuffle: Whether sources are shuffled.
+        start: Samples of this rank to leave out. Only the pass where the stream
+            then begins is built.
+
+    Yields:
+        Chunks ``(k,)`` of sources; joined, the stream of the rank.
+    """
+    first = int(groups_of_samples(np.int64(start), layout)) // num_sources
+    for epoch in itertools.count(first):
+        begin = count_samples(epoch * num_sources, layout)
+        end = count_samples((epoch + 1) * num_sources, layout)
+        order = shuffled_order(num_sources, seed, epoch, shuffle)
+        yield from _look_up(order, max(begin, start), end, layout)
+
+
+def _look_up(order: np.ndarray, begin: int, end: int,
+             layout: Layout) -> Iterator[np.ndarray]:
+    """Sources of samples ``begin ... end - 1`` of the rank; ``order`` wraps."""
+    for left in range(begin, end, _CHUNK):
+        samples = np.arange(left, min(left + _CHUNK, end), dtype=np.int64)
+        yield order[groups_of_samples(samples, layout) % len(order)]

@@ -1,0 +1,308 @@
+"""``LossTransformHead``: the wrapper around stock heads, and what all wraps share.
+
+A wrapped head *is* the stock head: :class:`LossTransformHead` builds it with the stock
+registry and then gives the instance a class that derives from its own, the way
+``torch.distributed.fsdp.fully_shard`` and ``torch.nn.utils.parametrize`` do. So
+parameter names, state dicts, predictions and ``isinstance`` are those of the stock
+head by construction, and the overridden methods are also the ones that the head's own
+code calls. Nothing but that one instance changes.
+"""
+import functools
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
+
+import torch
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.core.pairing import is_paired
+from lt_mm.core.schedules import RhoConfig, RhoSchedule
+from lt_mm.registry import MODELS, register
+
+_ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
+_PAIRINGS = ('gt', 'gt_nearest')
+# Batches without whole groups, in excess of those with, before training is stopped.
+# A few are normal: a data set replaces an image whose augmentations all fail.
+_PATIENCE = 10
+
+RECORD_REMEDY = (
+    'wrap the whole training pipeline: train_dataloader.dataset.pipeline = '
+    "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]")
+SAMPLER_REMEDY = (
+    "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', "
+    'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides')
+
+
+class MissingRecordError(ValueError):
+    """A data sample does not say which source it is a replica of."""
+
+
+class UnpairedBatchError(ValueError):
+    """The batches hold no replicas to pair, or only parts of groups."""
+
+
+class UnsupportedHeadError(TypeError):
+    """The head's predictions cannot be grouped by instance."""
+
+
+@dataclass
+class ConsistencyOptions:
+    """Options of :class:`LossTransformHead`; see there."""
+    rho: RhoConfig = 1.0
+    rho_cls: Optional[RhoConfig] = None
+    rho_bbox: Optional[RhoConfig] = None
+    detach_mean: bool = False
+    min_visibility: float = 0.3
+    pairing: str = 'gt'
+    temperature: float = 1.0
+    activation: str = 'auto'
+    schedules: Dict[str, RhoSchedule] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_choice('pairing', self.pairing, _PAIRINGS)
+        _check_choice('activation', self.activation, _ACTIVATIONS)
+        if not self.temperature > 0:
+            raise ValueError(f'temperature is {self.temperature}; expected a number > 0')
+        if not 0 <= self.min_visibility <= 1:
+            raise ValueError(f'min_visibility is {self.min_visibility}; expected a '
+                             'fraction in [0, 1]')
+        self.schedules = {
+            kind: RhoSchedule.from_config(self.rho if own is None else own)
+            for kind, own in (('cls', self.rho_cls), ('bbox', self.rho_bbox))
+        }
+
+    def rho_now(self, kind: str) -> float:
+        """rho of the term of one kind ('cls' or 'bbox') at this point of training."""
+        schedule = self.schedules[kind]
+        return schedule.at(0.0 if schedule.is_constant else training_progress())
+
+
+@register(MODELS)
+class LossTransformHead:
+    """Builds a stock head and adds the consistency term to its loss.
+
+    ``dict(type='lt_mm.LossTransformHead', head=<stock head>, rho=1.0)`` in the place of
+    the stock head. Supported are
+
+    - MMPretrain classification heads with logits of shape (N, C), multi-label ones
+      included;
+    - ``bbox_head`` of ``StandardRoIHead`` and its subclasses. Their data samples go to
+      the RoI head only, so ``train_cfg.rcnn.sampler`` must be a
+      ``dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)``;
+    - ``roi_head`` itself: wraps the box head and the sampler in it.
+
+    The loss gets ``loss_lt_cls`` and ``loss_lt_bbox``, each rho * term. Logged beside
+    them and not summed: ``lt_kl_cls``, ``lt_kl_bbox`` (the terms without rho),
+    ``lt_num_pairs`` (paired predictions), ``lt_paired_share`` (share of the instances,
+    or of the images of a classifier, that have a pair). The stock loss is computed
+    once and stays as it is.
+
+    Args:
+        head: Config of the stock head (or a built one).
+        rho: Weight of the terms: a number, or a schedule over training such as
+            ``dict(type='linear', start=0, end=1, begin=0, finish=0.5)`` (also
+            'cosine'), where begin and finish are parts of training. With 0 the terms
+            are computed without graph, for the log; losses and gradients are those
+            of the stock head, bit for bit.
+        rho_cls: Own weight of the class term.
+        rho_bbox: Own weight of the box term.
+        detach_mean: Whether the mean prediction counts as constant in the gradient.
+        min_visibility: Instances less visible than this pair with nothing.
+        pairing: 'gt': all predictions assigned to one annotation are positives of each
+            other. 'gt_nearest': of those, in each replica, only the one whose
+            restored box is nearest to the annotation (the paper's Resort).
+        temperature: Divides the logits in the class term.
+        activation: 'softmax' or 'sigmoid' for the class term; 'auto' goes by the head.
+        **overrides: Further arguments, which the stock detectors add to their heads
+            (``train_cfg``, ``test_cfg``); go to the stock head.
+
+    Returns:
+        The stock head, an instance of a subclass of its class.
+
+    Raises:
+        UnsupportedHeadError: If the head is none of the above.
+        ValueError: If an option is out of range.
+    """
+
+    def __new__(cls, head: Any, rho: RhoConfig = 1.0,
+                rho_cls: Optional[RhoConfig] = None,
+                rho_bbox: Optional[RhoConfig] = None, detach_mean: bool = False,
+                min_visibility: float = 0.3, pairing: str = 'gt',
+                temperature: float = 1.0, activation: str = 'auto',
+                **overrides: Any) -> nn.Module:
+        options = ConsistencyOptions(rho, rho_cls, rho_bbox, detach_mean, min_visibility,
+                                     pairing, temperature, activation)
+        if not isinstance(head, nn.Module):
+            head = MODELS.build({**head, **overrides})
+        elif overrides:
+            raise TypeError(f'head is a built {type(head).__name__}, so the arguments '
+                            f'{sorted(overrides)} cannot reach it; pass its config')
+        return wrap_head(head, options)
+
+
+def wrap_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+    """Adds the term to a built stock head, in place; returns it."""
+    for applies, wrap in _WRAPS:
+        if applies(head):
+            return wrap(head, options)
+    raise UnsupportedHeadError(
+        f'LossTransformHead cannot wrap {type(head).__name__}; expected an MMPretrain '
+        'classification head with logits, a BBoxHead of a StandardRoIHead, or a '
+        'StandardRoIHead. Wrap one of these, or leave this head as it is: head='
+        f"dict(type='{type(head).__name__}', ...)")
+
+
+_WRAPS: List[Tuple] = []
+
+
+def register_wrap(applies, wrap) -> None:
+    """Adds a kind of head: a predicate on built heads and the function that wraps."""
+    _WRAPS.append((applies, wrap))
+
+
+class ConsistencyHead:
+    """Base of the classes that a wrapped head gets in front of its own.
+
+    Attributes:
+        lt_options: The options of the wrap.
+    """
+    lt_options: ConsistencyOptions
+    _lt_excess = 0
+
+    def __reduce__(self):
+        # The class is made at run time, so pickle and deepcopy make it again.
+        adapter, stock = type(self).__bases__
+        return _new_instance, (adapter, stock), self.__dict__
+
+    def _term(self, kind: str, compute, losses: Dict[str, Tensor]) -> None:
+        """Adds rho * term and its unweighted value to the losses.
+
+        Args:
+            kind: 'cls' or 'bbox'.
+            compute: Function without arguments that gives the term, a scalar.
+            losses: The loss dict of the stock head.
+        """
+        rho = self.lt_options.rho_now(kind)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and rho > 0):
+            term = compute()
+        losses[f'loss_lt_{kind}'] = term * rho
+        losses[f'lt_kl_{kind}'] = term.detach()
+
+    def _class_term(self, logits: Tensor, group_ids: Tensor, sigmoid: bool,
+                    avg_factor: Optional[float] = None) -> Tensor:
+        options = self.lt_options
+        activation = options.activation
+        if activation == 'auto':
+            activation = 'sigmoid' if sigmoid else 'softmax'
+        consistency = (bernoulli_consistency if activation == 'sigmoid'
+                       else categorical_consistency)
+        return consistency(logits, group_ids, temperature=options.temperature,
+                           detach_mean=options.detach_mean, avg_factor=avg_factor)
+
+    def _watch_groups(self, source_ids: Sequence[int]) -> None:
+        """Stops training that holds no replicas to pair, or only parts of groups.
+
+        Works on the host: ``source_ids`` are numbers from the metainfo.
+        """
+        sizes = Counter(source_ids)
+        whole = min(sizes.values(), default=2) > 1
+        self._lt_excess = 0 if whole else self._lt_excess + 1
+        if self._lt_excess < _PATIENCE:
+            return
+        if max(sizes.values()) == 1:
+            found = 'no two samples of a batch are replicas of one source'
+        else:
+            found = 'the replicas of a source are split between batches'
+        raise UnpairedBatchError(
+            f'in {_PATIENCE} training batches in a row {found} (the last one has '
+            f'{len(source_ids)} samples: {_briefly(sizes)}), so the consistency term '
+            f'has nothing to compare; {SAMPLER_REMEDY}')
+
+
+def give_class(module: nn.Module, adapter: Type[ConsistencyHead],
+               options: ConsistencyOptions) -> nn.Module:
+    """Puts ``adapter`` in front of the module's own class; the module is modified."""
+    module.__class__ = _class_with(adapter, type(module))
+    module.lt_options = options
+    return module
+
+
+@functools.lru_cache(maxsize=None)
+def _class_with(adapter: type, stock: type) -> type:
+    return type(f'LossTransform{stock.__name__}', (adapter, stock), {})
+
+
+def _new_instance(adapter: type, stock: type) -> nn.Module:
+    cls = _class_with(adapter, stock)
+    return cls.__new__(cls)
+
+
+def source_ids_of(samples: Sequence[Any]) -> List[int]:
+    """The source id of each sample, from its metainfo.
+
+    Args:
+        samples: Data samples, or the ``gt_instances`` of data samples.
+
+    Raises:
+        MissingRecordError: If one has no record, or if two different images have the
+            same id.
+    """
+    images: Dict[int, Any] = {}
+    for sample in samples:
+        if 'source_id' not in sample:
+            raise MissingRecordError(
+                f'a {type(sample).__name__} of the batch has no source_id, so nothing '
+                f'tells which samples are replicas of one image; {RECORD_REMEDY}')
+        image = (sample.get('img_path'), sample.source_shape)
+        if images.setdefault(sample.source_id, image) != image:
+            raise MissingRecordError(
+                f'two images of the batch have the same source_id {sample.source_id}: '
+                f'{images[sample.source_id]} and {image}. Datasets joined by '
+                'ConcatDataset count from 0 each; give every one its own range: '
+                "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the "
+                'lengths before it>, transforms=...)')
+    return [int(sample.source_id) for sample in samples]
+
+
+def paired_share(group_ids: Tensor, instances: Tensor, count: int) -> Tensor:
+    """Share of instances that have a paired prediction.
+
+    Args:
+        group_ids: (N,) of the predictions.
+        instances: (N,) int64 below ``count``, the instance of each prediction.
+        count: Number of instances in the batch.
+
+    Returns:
+        Scalar float32 in [0, 1]; 0 without instances.
+    """
+    hit = group_ids.new_zeros(max(count, 1)).index_add_(
+        0, instances, is_paired(group_ids).long())
+    return (hit > 0).float().mean()
+
+
+def training_progress() -> float:
+    """The finished part of training, in [0, 1], as the Runner tells it.
+
+    Raises:
+        RuntimeError: Outside a Runner's training loop.
+    """
+    hub = MessageHub.get_current_instance()
+    if not {'iter', 'max_iters'} <= hub.runtime_info.keys():
+        raise RuntimeError(
+            'rho is a schedule over training, but no Runner tells how far training is; '
+            "train with a Runner whose default_hooks have runtime_info=dict(type="
+            "'RuntimeInfoHook'), or give rho as a number")
+    return hub.get_info('iter') / max(hub.get_info('max_iters'), 1)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} is {value!r}; expected one of {tuple(choices)}')
+
+
+def _briefly(sizes: Counter) -> str:
+    shown = ', '.join(f'source {source} x {size}'
+                      for source, size in list(sizes.items())[:6])
+    return shown + (', ...' if len(sizes) > 6 else '')

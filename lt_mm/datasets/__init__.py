@@ -1,0 +1,10 @@
+"""Data sets that the project makes or converts, as COCO json; no MM framework is needed."""
+
+from lt_mm.datasets.coco_json import CocoSplit
+from lt_mm.datasets.pennfudan import PENNFUDAN_CLASSES, convert_pennfudan, split_names
+from lt_mm.datasets.shapes import SHAPES_CLASSES, shapes_dataset_exists, write_shapes_dataset
+
+__all__ = [
+    'CocoSplit', 'PENNFUDAN_CLASSES', 'SHAPES_CLASSES', 'convert_pennfudan',
+    'shapes_dataset_exists', 'split_names', 'write_shapes_dataset'
+]

@@ -1,0 +1,139 @@
+"""What the data set writers share: COCO annotations and files written last.
+
+Coordinates follow MMDetection's edge convention: a box reaches from the left edge of its first
+pixel to the right edge of its last one, so a mask of one pixel has a box of width 1.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+SPLITS = ('train', 'val')
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One written split: where it lies and what it holds.
+
+    Attributes:
+        ann_file: COCO json (`ann_file` of mmdet's `CocoDataset`).
+        image_dir: Folder that the json's `file_name` is relative to (`data_prefix['img']`).
+        num_images: Images in the split, those without an object included.
+        num_instances: Annotated instances.
+        num_empty: Images without an object.
+    """
+
+    ann_file: Path
+    image_dir: Path
+    num_images: int
+    num_instances: int
+    num_empty: int
+
+
+def ann_file_of(out_dir: Path, split: str) -> Path:
+    """Where the json of a split lies below `out_dir`."""
+    return out_dir / 'annotations' / f'{split}.json'
+
+
+def mask_to_annotation(mask: np.ndarray, image_id: int, category_id: int) -> Dict[str, Any]:
+    """Describe one instance by its mask, without the annotation's `id`.
+
+    The mask is kept as compressed RLE, which is exact (a polygon cannot express a hole).
+    MMDetection reads it with `LoadAnnotations(with_mask=True)`; with `poly2mask=False`, which
+    is for polygons only, it marks every such instance as ignored.
+
+    Args:
+        mask: (H, W) bool, the visible pixels of the instance.
+        image_id: Id of the image.
+        category_id: Id of the category.
+
+    Returns:
+        The annotation; `bbox` is (x, y, w, h) in pixels of the image, tight around the mask.
+
+    Raises:
+        ValueError: If no pixel of the mask is set.
+    """
+    ys, xs = np.nonzero(mask)
+    if len(xs) == 0:
+        raise ValueError(
+            f'the mask of an instance in image {image_id} has no pixel set; '
+            'leave instances that are not visible out of the annotations')
+    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+    x, y = int(xs.min()), int(ys.min())
+    width, height = int(xs.max()) - x + 1, int(ys.max()) - y + 1
+    return dict(
+        image_id=image_id,
+        category_id=category_id,
+        bbox=[float(x), float(y), float(width), float(height)],
+        area=float(len(xs)),
+        segmentation=dict(size=[int(n) for n in rle['size']], counts=rle['counts'].decode('ascii')),
+        iscrowd=0)
+
+
+def write_split(out_dir: Path, split: str, image_dir: Path, info: Dict[str, Any],
+                images: List[Dict[str, Any]], annotations: List[Dict[str, Any]],
+                classes: Sequence[str]) -> CocoSplit:
+    """Write the json of one split; call it once the images are on disk.
+
+    Annotations get ids from 1: pycocotools' evaluation takes id 0 for "no match". Categories get
+    ids from 1, in the order of `classes`.
+
+    Args:
+        out_dir: Root of the data set.
+        split: Name of the split.
+        image_dir: Folder of the images.
+        info: The json's `info`; has to name its `generator`.
+        images: COCO image entries.
+        annotations: Results of :func:`mask_to_annotation`.
+        classes: Names of the categories.
+
+    Returns:
+        What was written.
+    """
+    ann_file = ann_file_of(out_dir, split)
+    coco = dict(
+        info=info,
+        images=images,
+        annotations=[dict(annotation, id=i) for i, annotation in enumerate(annotations, start=1)],
+        categories=[dict(id=i, name=name) for i, name in enumerate(classes, start=1)])
+    ann_file.parent.mkdir(parents=True, exist_ok=True)
+    # A reader sees the old file, none, or the whole new one; never a part.
+    partial = ann_file.with_name(f'{ann_file.name}.{os.getpid()}.part')
+    partial.write_text(json.dumps(coco), encoding='utf-8')
+    os.replace(partial, ann_file)
+    with_objects = {annotation['image_id'] for annotation in annotations}
+    return CocoSplit(ann_file, image_dir, len(images), len(annotations),
+                     len(images) - len(with_objects))
+
+
+def read_info(ann_file: Path) -> Dict[str, Any]:
+    """The `info` of a COCO json; empty where there is no such file or it is no COCO json."""
+    try:
+        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        return {}
+    info = coco.get('info') if isinstance(coco, dict) else None
+    return info if isinstance(info, dict) else {}
+
+
+def remove_stale_json(out_dir: Path, generator: str) -> None:
+    """Remove the json files of an earlier run, before its images are overwritten.
+
+    Raises:
+        FileExistsError: If a file in their place was written by something else; it is kept.
+    """
+    ann_files = [ann_file_of(out_dir, split) for split in SPLITS]
+    ann_files = [path for path in ann_files if path.exists()]
+    for path in ann_files:
+        found = read_info(path).get('generator')
+        if found != generator:
+            raise FileExistsError(
+                f'{path} was not written by {generator} (its info.generator is {found!r}) and is '
+                'not overwritten; choose another output folder or move the file away')
+    for path in ann_files:
+        path.unlink()

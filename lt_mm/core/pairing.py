@@ -5,7 +5,7 @@ predictions that are positives of each other, negative for those that pair with
 nothing. It takes O(N) memory where the indicator itself would take N x N. All
 functions have outputs of fixed size, so none makes the host wait for the device.
 """
-from typing import Tuple
+from typing import List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -149,3 +149,37 @@ def greedy_iou_pairs(boxes_a: Tensor, boxes_b: Tensor, labels_a: Tensor,
         iou[:, best_b[mutual]] = -1.0
     matched = partner >= 0
     return rows[matched], partner[matched]
+
+
+def greedy_iou_groups(boxes: Sequence[Tensor], labels: Sequence[Tensor],
+                      iou_threshold: float = 0.5) -> List[Tensor]:
+    """`iou` pairing of any number of replicas, one replica after the other.
+
+    The first replica's boxes open a group each; every further replica is paired with
+    the mean boxes of the groups (:func:`greedy_iou_pairs`), and what stays over opens
+    groups of its own.
+
+    Args:
+        boxes: For each replica (n_k, 4) xyxy, restored to the source image.
+        labels: For each replica (n_k,) integer classes.
+        iou_threshold: Smallest IoU with the mean of a group.
+
+    Returns:
+        For each replica (n_k,) int64 group ids; a group that nobody joined has one
+        member.
+    """
+    sums, counts, classes = boxes[0].clone(), boxes[0].new_ones(len(boxes[0])), labels[0]
+    groups = [torch.arange(len(boxes[0]))]
+    for own, own_labels in zip(boxes[1:], labels[1:]):
+        ids = torch.full((len(own), ), UNPAIRED)
+        rows, joined = greedy_iou_pairs(own, sums / counts[:, None], own_labels, classes,
+                                        iou_threshold)
+        ids[rows] = joined
+        new = ids == UNPAIRED
+        ids[new] = len(sums) + torch.arange(int(new.sum()))
+        sums = torch.cat([sums, torch.zeros_like(own[new])]).index_add(0, ids, own)
+        counts = torch.cat([counts, counts.new_zeros(int(new.sum()))]).index_add(
+            0, ids, counts.new_ones(len(own)))
+        classes = torch.cat([classes, own_labels[new]])
+        groups.append(ids)
+    return groups

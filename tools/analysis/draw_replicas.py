@@ -1,0 +1,26 @@
+"""Draws the replicas of an image and their predictions restored to the source."""
+import argparse
+
+from lt_mm.adapters.replica_picture import draw_replicas
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config with an InvertiblePipeline')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('out', help='PNG to write')
+    parser.add_argument('--index', type=int, help='image of the validation set')
+    parser.add_argument('--num-replicas', type=int, default=4)
+    parser.add_argument('--score-threshold', type=float, default=0.4)
+    parser.add_argument('--seed', type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    drawn = draw_replicas(**vars(args))
+    print(f'{args.out}: {drawn["boxes"]} predicted boxes, {drawn["paired"]} paired')
+
+
+if __name__ == '__main__':
+    main()

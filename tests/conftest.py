@@ -1,0 +1,57 @@
+"""What every test gets: no state left behind by the one before it."""
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Threads that wait for each other cost more than they give on tiny tensors, and
+# each process of a distributed test has as many again. The environment variable
+# wins, as it does in torch.
+if 'OMP_NUM_THREADS' not in os.environ:
+    torch.set_num_threads(min(4, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test draws the same numbers, alone or among others.
+
+    mmengine's ``set_random_seed`` is not used: it would also switch cuDNN's mode.
+    """
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _mmengine_globals() -> Iterator[None]:
+    """Gives every test mmengine's global instances as they were before it.
+
+    A ``Runner`` or ``init_default_scope`` makes the newest instance the current
+    one for the rest of the process: a later test would look its bare names up in
+    that scope, or write to that run's logger.
+    """
+    managers = (DefaultScope, MessageHub, MMLogger, Visualizer)
+    before = [(cls, OrderedDict(cls._instance_dict)) for cls in managers]
+    yield
+    for cls, instances in before:
+        cls._instance_dict = instances
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> Path:
+    """The folder with real data; skips where there is none.
+
+    ``LT_MM_DATA_DIR``, or ``shared/data`` beside the repository. A test checks
+    for itself that the file it needs is in the folder.
+    """
+    named = os.environ.get('LT_MM_DATA_DIR')
+    folder = Path(named) if named else _REPOSITORY.parent / 'shared' / 'data'
+    if not folder.is_dir():
+        pytest.skip(f'no real data: {folder} is not a folder (LT_MM_DATA_DIR names it)')
+    return folder

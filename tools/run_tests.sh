@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Sets the environment up and runs the tests.
+#
+#   tools/run_tests.sh [--slow] [--family onedl|openmmlab] [pytest arguments]
+#
+# Without --slow the tests marked `slow` are left out. A path or a node id among
+# the pytest arguments takes the place of the whole of tests/. The exit code is
+# pytest's.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+family=onedl
+selection=(-m 'not slow')
+pytest_arguments=()
+while (($#)); do
+  case "$1" in
+    --slow) selection=() && shift ;;
+    --family)
+      family="${2:?--family needs a name: onedl or openmmlab}"
+      shift 2
+      ;;
+    --family=*) family="${1#*=}" && shift ;;
+    *) pytest_arguments+=("$1") && shift ;;
+  esac
+done
+
+bash tools/setup_env.sh --family "$family"
+venv=.venv
+if [[ "$family" != onedl ]]; then venv+="-$family"; fi
+
+# The tests work on tiny tensors and start processes of their own: with a thread
+# for every core of a large machine they would mostly wait for each other.
+cores="$(nproc)"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}"
+
+# pytest takes tests/ from pyproject.toml where no path is given. The `+` form:
+# bash before 4.4 calls an empty array unset.
+exec "$venv/bin/python" -m pytest ${selection[@]+"${selection[@]}"} ${pytest_arguments[@]+"${pytest_arguments[@]}"}

@@ -85,7 +85,7 @@ def _predict(model: nn.Module, replica: dict, score_threshold: float
     with torch.no_grad():
         data = model.data_preprocessor(batch, False)
         # Not rescaled: the matrices lead back to the source, not the scale factor.
-        sample = model.predict(**data, rescale=False)[0]
+        sample = model.predict(data['inputs'], data['data_samples'], rescale=False)[0]
     found = sample.pred_instances[sample.pred_instances.scores >= score_threshold]
     return found.bboxes, found.labels, found.scores
 

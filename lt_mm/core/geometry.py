@@ -103,10 +103,10 @@ def is_axis_aligned(matrices: Tensor, tolerance: float = 1e-6) -> Tensor:
     """
     linear = matrices[..., :2, :2].abs()
     perspective = matrices[..., 2, :2].abs() * 1000
-    scale = linear.amax(dim=(-2, -1)).clamp(min=torch.finfo(linear.dtype).tiny)
-    limit = tolerance * scale
-    straight = (linear[..., 0, 1] <= limit) & (linear[..., 1, 0] <= limit)
-    swapped = (linear[..., 0, 0] <= limit) & (linear[..., 1, 1] <= limit)
+    # Each row by itself: a view may squeeze one axis and stretch the other.
+    small = linear <= tolerance * linear.amax(dim=-1, keepdim=True)
+    straight = small[..., 0, 1] & small[..., 1, 0]
+    swapped = small[..., 0, 0] & small[..., 1, 1]
     flat = (perspective <= tolerance * matrices[..., 2, 2:].abs()).all(dim=-1)
     return (straight | swapped) & flat
 
@@ -161,21 +161,39 @@ def invert(matrices: Tensor) -> Tensor:
         gives a matrix of zeros with a last entry of one, so that no NaN appears;
         test with :func:`is_invertible` what such a view may be used for.
     """
-    wide = matrices.double()
-    invertible = is_invertible(wide)[..., None, None]
-    identity = torch.eye(3, dtype=wide.dtype, device=wide.device)
-    collapsed = torch.zeros_like(identity)
-    collapsed[2, 2] = 1
-    inverse = torch.linalg.inv(torch.where(invertible, wide, identity))
+    adjugate, det = _adjugate_and_determinant(matrices.double())
+    invertible = is_invertible(matrices)[..., None, None]
+    collapsed = torch.zeros_like(adjugate)
+    collapsed[..., 2, 2] = 1
+    inverse = adjugate / torch.where(invertible, det[..., None, None], 1)
     return torch.where(invertible, inverse, collapsed)
 
 
 def is_invertible(matrices: Tensor) -> Tensor:
-    """Whether views can be inverted: (..., 3, 3) to (...,) bool."""
+    """Whether views can be inverted: (..., 3, 3) to (...,) bool.
+
+    Not where the determinant is below 1e-12 (an image squeezed to a line), and not
+    where it cannot be told from the rounding of its own terms.
+    """
     wide = matrices.double()
-    # The determinant written out: no factorisation, no device synchronisation.
-    det = (wide[..., 0, :] * torch.linalg.cross(wide[..., 1, :], wide[..., 2, :])).sum(-1)
-    return det.isfinite() & (det.abs() > 1e-12)
+    adjugate, det = _adjugate_and_determinant(wide)
+    first, second, third = wide.abs().unbind(dim=-2)
+    terms = first * (second.roll(-1, -1) * third.roll(-2, -1)
+                     + second.roll(-2, -1) * third.roll(-1, -1))
+    finite = adjugate.isfinite().all(dim=-1).all(dim=-1) & det.isfinite()
+    return finite & (det.abs() > 1e-12) & (det.abs() > 1e-14 * terms.sum(dim=-1))
+
+
+def _adjugate_and_determinant(wide: Tensor) -> Tuple[Tensor, Tensor]:
+    """(..., 3, 3) and (...,), so that the inverse is their quotient.
+
+    Written out: a factorisation loses rows of very different size, raises for
+    singular views and makes the device wait.
+    """
+    first, second, third = wide.unbind(dim=-2)
+    columns = [torch.linalg.cross(second, third), torch.linalg.cross(third, first),
+               torch.linalg.cross(first, second)]
+    return torch.stack(columns, dim=-1), (first * columns[0]).sum(dim=-1)
 
 
 def points_to_source(points: Tensor, matrices: Tensor) -> Tensor:
@@ -225,7 +243,8 @@ def visible_fraction(boxes_xyxy: Tensor, whole_xyxy: Tensor,
     inside = torch.minimum(boxes_xyxy.clamp(min=0), limit)
     area = _areas(inside)
     whole = _areas(whole_xyxy.to(area))
-    fraction = torch.where(whole > 0, area / whole.clamp(min=1e-12), area.new_zeros(()))
+    has_area = whole > 0
+    fraction = torch.where(has_area, area / torch.where(has_area, whole, 1), 0)
     return fraction.clamp(0, 1).float()
 
 

@@ -69,10 +69,11 @@ def _applies(head: nn.Module) -> bool:
 
 
 def _wrap(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
-    if not hasattr(head, 'loss_module'):
+    names = {cls.__name__ for cls in type(head).__mro__}
+    if 'RegressionHead' in names or not hasattr(head, 'loss_module'):
         raise UnsupportedHeadError(
-            f'{type(head).__name__} has no loss_module; expected a head with logits '
-            'and a classification loss')
+            f'{type(head).__name__} gives no class logits; expected a classification '
+            "head such as dict(type='LinearClsHead', num_classes=..., in_channels=...)")
     return give_class(head, ClsConsistency, options)
 
 

@@ -206,6 +206,8 @@ class ConsistencyHead:
 
         Works on the host: ``source_ids`` are numbers from the metainfo.
         """
+        if all(schedule.is_zero for schedule in self.lt_options.schedules.values()):
+            return
         sizes = Counter(source_ids)
         whole = min(sizes.values(), default=2) > 1
         self._lt_excess = 0 if whole else self._lt_excess + 1

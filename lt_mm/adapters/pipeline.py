@@ -35,6 +35,8 @@ _RECORDED_WITHOUT_BOXES = frozenset([
 _IMAGE_ONLY = ('RandomErasing', )
 # Result keys by which stock transforms tell what they did.
 _TELLING_KEYS = ('img_shape', 'flip', 'flip_direction', 'scale_factor')
+# Result keys that a transform need not hand on for the record to stay.
+_OWN_KEYS = frozenset(['sample_idx', 'source_shape', 'applied_transforms'])
 
 
 class AppliedTransform(NamedTuple):
@@ -166,7 +168,7 @@ class InvertiblePipeline(BaseTransform):
         """
         _check_entry(results)
         if not self._num_loading:
-            return self._augment(TracedResults(results), self.transforms)
+            return self._augment(_enter(results), self.transforms)
         for _ in range(self.max_refetch + 1):
             loaded = self._load(TracedResults(results))
             if loaded is None:
@@ -196,7 +198,8 @@ class InvertiblePipeline(BaseTransform):
 
     def _augment(self, results: TracedResults,
                  transforms: Sequence[Callable]) -> Optional[dict]:
-        results.setdefault('source_shape', _shape_of(results))
+        if results.get('source_shape') is None:
+            results['source_shape'] = _shape_of(results)
         mixed = results.pop('mix_results', None)
         for transform in transforms:
             if transform in self._mixers and mixed is not None:
@@ -218,10 +221,13 @@ class InvertiblePipeline(BaseTransform):
                 return None
             if 'data_samples' in output:
                 _publish(output['data_samples'], results,
-                         results['sample_idx'] + self.sample_idx_offset)
+                         results['sample_idx'] + self.sample_idx_offset,
+                         self._only_loads_and_packs())
                 return output
             if not isinstance(output, TracedResults):
                 output = TracedResults(output)
+            for key in _OWN_KEYS.intersection(results):
+                output.setdefault(key, results[key])
             self._follow_boxes(transform, before, output)
         except LostTraceError as error:
             raise LostTraceError(_lost_message(transform, error)) from error
@@ -235,6 +241,7 @@ class InvertiblePipeline(BaseTransform):
         boxes = output.get('gt_bboxes')
         if before is None:
             if boxes is not None and not isinstance(boxes, TracedBoxes):
+                _refuse_late_boxes(output)
                 output['gt_bboxes'] = _start_trace(
                     boxes, output['sample_idx'] + self.sample_idx_offset)
                 output['source_shape'] = _shape_of(output)
@@ -261,8 +268,12 @@ class InvertiblePipeline(BaseTransform):
         rows = _match_rows(before.tensor.numpy(), np.asarray(values).reshape(-1, 4))
         if rows is None:
             raise LostTraceError('it is declared image_only, but its boxes are not '
-                                 'found (or found twice) among those before it')
+                                 'found, in their order, among those before it')
         return before[rows]
+
+    def _only_loads_and_packs(self) -> bool:
+        """Whether nothing comes between this pipeline's own loading and packing."""
+        return 0 < self._num_loading == len(self.transforms) - 1
 
     # -- mixing ----------------------------------------------------------------
 
@@ -306,12 +317,40 @@ def _check_entry(results: dict) -> None:
     boxes = [results.get('gt_bboxes')]
     boxes += [mixed.get('gt_bboxes') for mixed in results.get('mix_results') or ()]
     for box_set in boxes:
-        if box_set is not None and not isinstance(box_set, TracedBoxes):
+        if box_set is not None and not _is_recorded(box_set):
             raise LostTraceError(
                 'the sample arrives with gt_bboxes that nobody has recorded since they '
                 'were loaded; wrap the pipeline that loads them too: '
                 "dataset=dict(..., pipeline=[dict(type='lt_mm.InvertiblePipeline', "
                 'transforms=[...])])')
+
+
+def _is_recorded(boxes: Any) -> bool:
+    return isinstance(boxes, TracedBoxes) and boxes.is_recorded()
+
+
+def _enter(results: dict) -> TracedResults:
+    """A sample that another pipeline loaded.
+
+    What happened since then to an image without boxes was recorded nowhere.
+    """
+    results = TracedResults(results)
+    boxes = results.get('gt_bboxes')
+    if boxes is not None and len(boxes) == 0:
+        boxes = boxes.clone()
+        boxes.trace = boxes.trace.with_unknown_image()
+        results['gt_bboxes'] = boxes
+    return results
+
+
+def _refuse_late_boxes(results: dict) -> None:
+    """Boxes that are loaded after the image was moved do not lie where they say."""
+    applied = results.get('applied_transforms')
+    if applied:
+        names = ', '.join(step.name for step in applied)
+        raise LostTraceError(
+            f'the annotations are loaded after {names}, in pixels of another image; '
+            'expected the transforms that load at the start of the pipeline')
 
 
 def _start_trace(boxes: Any, image_id: int) -> TracedBoxes:
@@ -325,18 +364,19 @@ def _start_trace(boxes: Any, image_id: int) -> TracedBoxes:
 
 
 def _records_without_boxes(transform: Any) -> bool:
-    nested = getattr(transform, 'transforms', None)
-    if isinstance(nested, (list, tuple)):
-        return all(_records_without_boxes(inner) for inner in nested)
-    return _loads(transform) or type(transform).__name__ in _RECORDED_WITHOUT_BOXES
+    nested = getattr(transform, 'transforms', ())
+    known = _loads(transform) or type(transform).__name__ in _RECORDED_WITHOUT_BOXES
+    # RandomApply holds a Compose, RandomChoice a list of them: both can be walked.
+    return known and all(_records_without_boxes(inner) for inner in nested)
 
 
 def _match_rows(before: np.ndarray, after: np.ndarray) -> Optional[np.ndarray]:
     """Rows of ``before`` (n, 4) that ``after`` (k, 4) shows again, to 0.01 px.
 
     Returns:
-        (k,) int64, or None where a row of ``after`` is not found, or where equal rows
-        were kept in part, so that it is open which of them.
+        (k,) int64, ascending, or None where a row of ``after`` is not found, where
+        equal rows were kept in part, so that it is open which of them, or where the
+        order differs: mirrored boxes may take one another's place.
     """
     both = np.concatenate([before, after]).round(2)
     _, keys = np.unique(both, axis=0, return_inverse=True)
@@ -350,7 +390,7 @@ def _match_rows(before: np.ndarray, after: np.ndarray) -> Optional[np.ndarray]:
     kept = np.flatnonzero(count_new[old] > 0)
     rows = np.empty(len(after), dtype=np.int64)
     rows[np.argsort(new, kind='stable')] = kept[np.argsort(old[kept], kind='stable')]
-    return rows
+    return rows if (np.diff(rows) > 0).all() else None
 
 
 def _shape_of(results: dict) -> Optional[Tuple[int, int]]:
@@ -386,8 +426,16 @@ def _same(value: Any, other: Any) -> bool:
     return value == other
 
 
-def _publish(sample: BaseDataElement, results: dict, source_id: int) -> None:
-    """Writes the record into a packed data sample."""
+def _publish(sample: BaseDataElement, results: dict, source_id: int,
+             is_untouched: bool) -> None:
+    """Writes the record into a packed data sample.
+
+    Args:
+        sample: The data sample.
+        results: What was packed.
+        source_id: The source image's id.
+        is_untouched: Whether the image is as it was loaded.
+    """
     boxes = results.get('gt_bboxes')
     facts = dict(
         source_id=int(source_id),
@@ -396,7 +444,7 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int) -> None:
         else tuple(results['img'].shape[:2]),
         applied_transforms=results.get('applied_transforms', []))
     image_matrix = _image_matrix(boxes)
-    if boxes is None and not facts['applied_transforms']:
+    if boxes is None and is_untouched:
         image_matrix = np.eye(3)
     if image_matrix is not None:
         facts['source_matrix'] = image_matrix
@@ -410,7 +458,7 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int) -> None:
 
 def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:
     boxes = instances.bboxes
-    if not isinstance(boxes, TracedBoxes) or boxes.trace is None:
+    if not _is_recorded(boxes):
         raise LostTraceError(
             'the boxes that arrive at packing have no record; wrap the whole pipeline, '
             'from loading to packing, or every part of it that loads, mixes or packs')

@@ -48,9 +48,14 @@ class SourceTrackingSampler:
 
         Raises:
             MissingRecordError: If ``gt_instances`` carries no record.
+            UnsupportedHeadError: If the stock sampler gives no plain result.
         """
         result = self.sampler.sample(assign_result, pred_instances, gt_instances,
                                      **kwargs)
+        if not isinstance(result, SamplingResult):
+            raise UnsupportedHeadError(
+                f'{type(self.sampler).__name__} gives more than a SamplingResult; '
+                "expected a sampler such as dict(type='RandomSampler', ...)")
         missing = [name for name in _RECORD_FIELDS if name not in gt_instances]
         if missing or 'source_id' not in gt_instances:
             raise MissingRecordError(
@@ -126,7 +131,8 @@ class BBoxConsistency(ConsistencyHead):
         Boxes of rotated or sheared replicas are not restored exactly; they stay out.
         """
         if not self.reg_class_agnostic:
-            each = deltas.view(len(deltas), -1, self.bbox_coder.encode_size)
+            size = self.bbox_coder.encode_size
+            each = deltas.unflatten(1, (deltas.shape[1] // size, size))
             deltas = each[torch.arange(len(each), device=each.device), positives.labels]
         with torch.autocast(deltas.device.type, enabled=False):
             boxes = self.bbox_coder.decode(positives.priors.float(), deltas.float())

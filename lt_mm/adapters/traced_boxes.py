@@ -44,7 +44,7 @@ class Trace:
         ids = np.stack([np.full(count, image_id), np.arange(count)], axis=1)
         return cls(
             source_ids=ids.astype(np.int64),
-            source_boxes=boxes_xyxy.detach().double().numpy().reshape(-1, 4),
+            source_boxes=np.array(boxes_xyxy.detach(), np.float64).reshape(-1, 4),
             matrices=np.tile(np.eye(3), (count, 1, 1)),
             image_matrix=np.eye(3),
             image_id=image_id)
@@ -73,12 +73,18 @@ class Trace:
         return replace(self, image_matrix=None)
 
     def overlaid(self, rows: np.ndarray, other: 'Trace') -> 'Trace':
-        """This record with the rows (n,) bool taken from another of equal length."""
+        """This record with the k rows marked in (n,) bool taken from another of k."""
+
+        def overlay(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+            both = mine.copy()
+            both[rows] = theirs
+            return both
+
         return replace(
             self,
-            source_ids=np.where(rows[:, None], other.source_ids, self.source_ids),
-            source_boxes=np.where(rows[:, None], other.source_boxes, self.source_boxes),
-            matrices=np.where(rows[:, None, None], other.matrices, self.matrices))
+            source_ids=overlay(self.source_ids, other.source_ids),
+            source_boxes=overlay(self.source_boxes, other.source_boxes),
+            matrices=overlay(self.matrices, other.matrices))
 
     @staticmethod
     def cat(traces: Sequence['Trace']) -> 'Trace':
@@ -121,17 +127,29 @@ class TracedBoxes(HorizontalBoxes):
         self.mask_rows: Optional[np.ndarray] = None
         self.mask_count = 0
         self.trace = trace
+        self._is_tainted = False
         self._stamp()
 
     # -- what is known ---------------------------------------------------------
 
     def _stamp(self) -> None:
         """Remembers the coordinates that the trace speaks of."""
-        self._stamped = self.tensor.clone()
+        self._stamped = (self.tensor.clone(), self.tensor, _version(self.tensor))
 
     def written_behind(self) -> bool:
-        """Whether coordinates were changed other than by this class's methods."""
-        return not torch.equal(self._stamped, self.tensor)
+        """Whether coordinates were written other than by this class's methods.
+
+        Also where the same numbers were written: the boxes of a mirrored image may
+        look like those before.
+        """
+        values, tensor, version = self._stamped
+        return (self._is_tainted or self.tensor is not tensor
+                or _version(tensor) != version or not torch.equal(values, tensor))
+
+    def is_recorded(self) -> bool:
+        """Whether the trace speaks of every row and of the coordinates as they are."""
+        return (self.trace is not None and self.mask_rows is None
+                and not self.written_behind())
 
     def _refuse_if_written_behind(self) -> None:
         if self.written_behind():
@@ -161,8 +179,19 @@ class TracedBoxes(HorizontalBoxes):
         memo[id(self)] = result
         result.__dict__.update(self.__dict__)
         result.tensor = self.tensor.clone()
-        result._stamped = self._stamped.clone()
+        result._is_tainted = self.written_behind()
+        result._stamp()
         return result
+
+    def __getstate__(self) -> dict:
+        """A process that unpickles counts a tensor's versions anew."""
+        state = dict(self.__dict__, _is_tainted=self.written_behind())
+        del state['_stamped']
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._stamp()
 
     def clone(self) -> 'TracedBoxes':
         return self.__deepcopy__({})
@@ -217,7 +246,7 @@ class TracedBoxes(HorizontalBoxes):
         if replaced.trace is None or self.mask_count != len(replaced):
             return False
         from_masks = self.mask_rows >= 0
-        inherited = replaced.trace[self.mask_rows]
+        inherited = replaced.trace[self.mask_rows[from_masks]]
         if from_masks.all():
             self.trace = inherited
         else:
@@ -282,6 +311,11 @@ register_box_converter('hbox', 'lt_traced_hbox', lambda boxes: boxes)
 
 class LostTraceError(ValueError):
     """A transform broke the record of where boxes come from."""
+
+
+def _version(tensor: Tensor) -> Optional[int]:
+    """How often a tensor was written in place; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _has_record(boxes: BaseBoxes) -> bool:

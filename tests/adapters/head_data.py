@@ -1,0 +1,149 @@
+"""Small stock models and recorded batches for the tests of wrapped heads."""
+import copy
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS as MMDET_MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.structures import DataSample
+from torch import nn
+
+import lt_mm  # noqa: F401  (registers the classes)
+
+SHAPE = (64, 96)
+BOXES = [[8., 10., 40., 50.], [50., 20., 90., 60.]]
+LABELS = [1, 0]
+
+
+def roi_head_config(**bbox_head: Any) -> dict:
+    """A stock StandardRoIHead, narrow."""
+    return dict(
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(
+            type='SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=3, sampling_ratio=0),
+            out_channels=8,
+            featmap_strides=[8]),
+        bbox_head=dict(
+            type='Shared2FCBBoxHead',
+            in_channels=8,
+            fc_out_channels=16,
+            roi_feat_size=3,
+            num_classes=3,
+            bbox_coder=dict(
+                type='DeltaXYWHBBoxCoder',
+                target_means=[0., 0., 0., 0.],
+                target_stds=[0.1, 0.1, 0.2, 0.2]),
+            reg_class_agnostic=False,
+            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False),
+            loss_bbox=dict(type='L1Loss')) | bbox_head)
+
+
+def rcnn_train_cfg(sampler: Optional[dict] = None) -> ConfigDict:
+    return ConfigDict(
+        assigner=dict(
+            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5,
+            match_low_quality=False, ignore_iof_thr=-1),
+        sampler=sampler or dict(
+            type='RandomSampler', num=32, pos_fraction=0.5, neg_pos_ub=-1,
+            add_gt_as_proposals=True),
+        pos_weight=-1,
+        debug=False)
+
+
+def build_roi_head(config: dict, sampler: Optional[dict] = None) -> nn.Module:
+    """Builds a (wrapped) RoI head the way the stock detectors do."""
+    init_default_scope('mmdet')
+    config = copy.deepcopy(config)
+    config.update(train_cfg=rcnn_train_cfg(sampler), test_cfg=ConfigDict(
+        score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20))
+    return _with_random_weights(MMDET_MODELS.build(config))
+
+
+def det_sample(source_id: int, flip: bool = False,
+               instances: Sequence[int] = (0, 1), visibility: float = 1.0
+               ) -> DetDataSample:
+    """A replica of the source: identity, or mirrored; some instances lost."""
+    height, width = SHAPE
+    matrix = torch.eye(3, dtype=torch.float64)
+    boxes = torch.tensor(BOXES)[list(instances)].reshape(-1, 4)
+    if flip:
+        matrix[0, 0], matrix[0, 2] = -1, width
+        boxes = torch.stack([width - boxes[:, 2], boxes[:, 1],
+                             width - boxes[:, 0], boxes[:, 3]], dim=1)
+    facts = dict(source_id=source_id, source_shape=SHAPE, recorded_shape=SHAPE,
+                 img_shape=SHAPE, img_path=f'{source_id}.png')
+    count = len(instances)
+    gt = InstanceData(
+        bboxes=boxes,
+        labels=torch.tensor(LABELS)[list(instances)].reshape(-1),
+        source_ids=torch.tensor([[source_id, i] for i in instances]).reshape(-1, 2),
+        source_matrices=matrix.expand(count, 3, 3).clone(),
+        visibility=torch.full((count, ), visibility))
+    gt.set_metainfo(facts)
+    sample = DetDataSample(gt_instances=gt, metainfo=facts)
+    sample.ignored_instances = InstanceData(
+        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    return sample
+
+
+def roi_inputs(samples: List[DetDataSample], seed: int = 0
+               ) -> Tuple[Tuple[torch.Tensor], List[InstanceData]]:
+    """Features and proposals around the objects, the same for equal seeds."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = SHAPE
+    features = torch.randn(len(samples), 8, height // 8, width // 8, generator=generator)
+    proposals = []
+    for sample in samples:
+        near = sample.gt_instances.bboxes.repeat_interleave(6, dim=0)
+        near = near + 4 * torch.randn(near.shape, generator=generator)
+        far = 30 * torch.rand(20, 4, generator=generator)
+        far[:, 2:] += far[:, :2] + 1
+        proposals.append(InstanceData(bboxes=torch.cat([near, far])))
+    return (features.requires_grad_(), ), proposals
+
+
+def roi_losses(head: nn.Module, samples: List[DetDataSample], seed: int = 0
+               ) -> Tuple[Dict[str, torch.Tensor], torch.Tensor]:
+    """Losses of one step and the features they were computed from."""
+    features, proposals = roi_inputs(samples, seed)
+    torch.manual_seed(seed)  # the RoI sampler draws
+    np.random.seed(seed)
+    return head.loss(features, proposals, copy.deepcopy(samples)), features[0]
+
+
+def total(losses: Dict[str, torch.Tensor]) -> torch.Tensor:
+    """What MMEngine would sum: every key with 'loss' in it."""
+    return sum(value.sum() for key, value in losses.items() if 'loss' in key)
+
+
+def _with_random_weights(head: nn.Module) -> nn.Module:
+    """The same weights for heads of the same kind; none zero, as some are at first."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return head
+
+
+def build_cls_head(config: dict) -> nn.Module:
+    init_default_scope('mmpretrain')
+    config = copy.deepcopy(config) if isinstance(config, dict) else config
+    return _with_random_weights(MMPRETRAIN_MODELS.build(config))
+
+
+def cls_samples(source_ids: Sequence[int], labels: Optional[Sequence[Any]] = None
+                ) -> List[DataSample]:
+    """Recorded classification samples; labels default to the source id modulo 3."""
+    samples = []
+    for i, source_id in enumerate(source_ids):
+        sample = DataSample()
+        sample.set_gt_label(source_id % 3 if labels is None else labels[i])
+        sample.set_metainfo(dict(source_id=source_id, source_shape=(32, 32)))
+        samples.append(sample)
+    return samples

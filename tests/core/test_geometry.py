@@ -1,0 +1,459 @@
+"""Views: builders, maps, inverses, and what happens where there is no inverse."""
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as tv
+from torchvision.tv_tensors import BoundingBoxes
+
+from lt_mm.core import geometry
+from tests import reference
+
+SIZES = [(17, 11), (11, 17), (1, 1), (480, 640)]  # (height, width)
+DIRECTIONS = ['horizontal', 'vertical', 'diagonal']
+
+_many = settings(max_examples=150, deadline=None)
+
+coordinates = st.floats(-500, 1500)
+sides = st.floats(0, 800)
+boxes = st.tuples(coordinates, coordinates, sides, sides).map(
+    lambda v: [v[0], v[1], v[0] + v[2], v[1] + v[3]])
+box_lists = st.lists(boxes, max_size=5)
+translations = st.tuples(coordinates, coordinates).map(
+    lambda v: geometry.translation_matrix(*v))
+scales = st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(
+    lambda v: geometry.scale_matrix(*v))
+flips = st.tuples(st.integers(1, 900), st.integers(1, 900),
+                  st.sampled_from(DIRECTIONS)).map(
+                      lambda v: geometry.flip_matrix(v[:2], v[2]))
+quarter_turns = st.tuples(coordinates, coordinates, st.integers(-4, 4)).map(
+    lambda v: geometry.rotation_matrix(v[:2], 90 * v[2]))
+rotations = st.tuples(coordinates, coordinates, st.floats(-360, 360)).map(
+    lambda v: geometry.rotation_matrix(v[:2], v[2]))
+# Six factors within [0.3, 3]: pixels below 1e6, so float64 leaves 1e-10 px.
+gentle_scales = st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)).map(
+    lambda v: geometry.scale_matrix(*v))
+straight_views = st.lists(translations | gentle_scales | flips | quarter_turns,
+                          min_size=1, max_size=6)
+# Anything that is a float: zeros, denormals, 1e30.
+wild_entries = st.floats(-1e30, 1e30) | st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e12])
+wild_views = st.lists(wild_entries, min_size=9, max_size=9).map(
+    lambda v: np.array(v).reshape(3, 3))
+
+
+def _compose(matrices):
+    total = np.eye(3)
+    for matrix in matrices:
+        total = matrix @ total
+    return total
+
+
+def _tensor(values, *shape):
+    return torch.tensor(np.asarray(values, dtype=np.float64).reshape(shape))
+
+
+def _boxes(*rows):
+    return _tensor(rows, -1, 4)
+
+
+def _perspective():
+    return np.array([[1.1, 0.1, 5], [-0.2, 0.9, 3], [1e-4, -2e-4, 1]])
+
+
+class TestBuilders:
+
+    @pytest.mark.parametrize('direction', DIRECTIONS)
+    @pytest.mark.parametrize('shape', SIZES)
+    def test_flip_moves_points(self, shape, direction):
+        moved = reference.move_point(3, 5, geometry.flip_matrix(shape, direction))
+        assert moved == reference.flip_point(3, 5, shape, direction)
+
+    @pytest.mark.parametrize('direction', DIRECTIONS)
+    @pytest.mark.parametrize('shape', SIZES)
+    def test_flip_swaps_the_edges_of_the_image(self, shape, direction):
+        height, width = shape
+        whole = np.array([0, 0, width, height])
+        moved = reference.move_box(whole, geometry.flip_matrix(shape, direction))
+        np.testing.assert_array_equal(moved, whole)
+
+    @pytest.mark.parametrize('direction', ['horizontal', 'vertical'])
+    def test_flip_equals_torchvision(self, direction):
+        box = [[2.0, 3.0, 7.0, 11.0]]
+        flip = dict(horizontal=tv.horizontal_flip, vertical=tv.vertical_flip)[direction]
+        theirs = flip(BoundingBoxes(box, format='XYXY', canvas_size=(17, 11)))
+        ours = reference.move_box(box[0], geometry.flip_matrix((17, 11), direction))
+        np.testing.assert_allclose(ours, theirs[0].numpy())
+
+    def test_flip_follows_the_pixels(self):
+        image = np.arange(17 * 11).reshape(17, 11)
+        matrix = geometry.flip_matrix(image.shape, 'horizontal')
+        # The pixel in column 2 covers [2, 3].
+        x1, _, x2, _ = reference.move_box([2, 0, 3, 1], matrix)
+        np.testing.assert_array_equal(
+            image[:, ::-1][:, int(x1):int(x2)], image[:, 2:3])
+
+    def test_flip_takes_the_shape_of_a_colour_image(self):
+        np.testing.assert_array_equal(
+            geometry.flip_matrix((17, 11, 3), 'horizontal'),
+            geometry.flip_matrix((17, 11), 'horizontal'))
+
+    @pytest.mark.parametrize('direction', ['left', None, 'Horizontal'])
+    def test_unknown_flip(self, direction):
+        with pytest.raises(ValueError, match=f'{direction!r}.*vertical'):
+            geometry.flip_matrix((4, 4), direction)
+
+    def test_translation(self):
+        matrix = geometry.translation_matrix(3, -2.5)
+        assert reference.move_point(10, 20, matrix) == (13, 17.5)
+
+    def test_scale(self):
+        assert reference.move_point(10, 20, geometry.scale_matrix(2, 0.5)) == (20, 10)
+
+    @pytest.mark.parametrize('angle', [0, 30, 90, -90, 180, 400, -17.3])
+    @pytest.mark.parametrize('center', [(0, 0), (5.5, 8.5), (-3, 200)])
+    def test_rotation(self, center, angle):
+        matrix = geometry.rotation_matrix(center, angle)
+        np.testing.assert_allclose(
+            reference.move_point(7, 2, matrix),
+            reference.rotate_point(7, 2, center, angle), atol=1e-9)
+
+    def test_rotation_equals_opencv(self):
+        theirs = cv2.getRotationMatrix2D((5.5, 8.5), -33, 1)  # positive: other way round
+        np.testing.assert_allclose(geometry.rotation_matrix((5.5, 8.5), 33)[:2], theirs)
+
+    def test_rotation_is_clockwise_on_the_screen(self):
+        # The point right of the centre goes below it.
+        matrix = geometry.rotation_matrix((0, 0), 90)
+        np.testing.assert_allclose(reference.move_point(1, 0, matrix), (0, 1), atol=1e-12)
+
+    def test_scale_about_points(self):
+        centers = np.array([[3.0, 4.0], [-10.0, 0.5]])
+        matrices = geometry.scale_about_matrices(centers, 2, 0.25)
+        for center, matrix in zip(centers, matrices):
+            np.testing.assert_allclose(
+                reference.move_point(7, 2, matrix),
+                reference.scale_about_point(7, 2, center, 2, 0.25))
+
+    def test_scale_about_no_points(self):
+        assert geometry.scale_about_matrices(np.zeros((0, 2)), 2, 3).shape == (0, 3, 3)
+
+    @pytest.mark.parametrize('matrix', [
+        geometry.translation_matrix(1, 2), geometry.scale_matrix(1, 2),
+        geometry.flip_matrix((3, 4), 'diagonal'), geometry.rotation_matrix((1, 2), 3),
+        geometry.scale_about_matrices(np.zeros((1, 2), np.float32), 1, 2)[0]
+    ])
+    def test_builders_give_float64(self, matrix):
+        assert matrix.shape == (3, 3) and matrix.dtype == np.float64
+
+
+class TestIsAxisAligned:
+
+    @pytest.mark.parametrize('matrix, expected', [
+        (np.eye(3), True),
+        (geometry.scale_matrix(1e-3, 1e3), True),
+        (geometry.scale_matrix(-2, 5), True),
+        (geometry.translation_matrix(1e6, -1e6), True),
+        (geometry.flip_matrix((17, 11), 'diagonal'), True),
+        (geometry.rotation_matrix((5, 8), 90), True),
+        (geometry.rotation_matrix((5, 8), 180), True),
+        (geometry.rotation_matrix((5, 8), -270), True),
+        (geometry.rotation_matrix((5, 8), 45), False),
+        (geometry.rotation_matrix((5, 8), 0.01), False),
+        (geometry.rotation_matrix((5, 8), 90.01), False),
+        (geometry.rotation_matrix((5, 8), 1e-6), True),
+        ([[1, 0.01, 0], [0, 1, 0], [0, 0, 1]], False),
+        ([[1, 0, 0], [0.01, 1, 0], [0, 0, 1]], False),
+        ([[0, 1, 0], [1, 0.01, 0], [0, 0, 1]], False),
+        ([[1, 1e-9, 0], [1e-9, 1, 0], [0, 0, 1]], True),
+        # A shear of a squeezed axis, small beside the other axis.
+        ([[1000, 0, 0], [5e-4, 1e-4, 0], [0, 0, 1]], False),
+        ([[0, 1000, 0], [1e-4, 5e-4, 0], [0, 0, 1]], False),
+        ([[1, 0, 0], [0, 1, 0], [1e-4, 0, 1]], False),
+        ([[1, 0, 0], [0, 1, 0], [0, 1e-4, 1]], False),
+        ([[1, 0, 0], [0, 1, 0], [1e-12, 0, 1]], True),
+        ([[5, 0, 0], [0, 5, 0], [0, 0, 5]], True),
+    ])
+    def test_by_hand(self, matrix, expected):
+        assert geometry.is_axis_aligned(_tensor(matrix, 3, 3)).item() is expected
+
+    @_many
+    @given(straight_views)
+    def test_chains_of_straight_views(self, chain):
+        assert geometry.is_axis_aligned(_tensor(_compose(chain), 3, 3))
+
+    @_many
+    @given(straight_views, st.floats(1, 89), straight_views)
+    def test_a_rotation_in_the_chain_is_seen(self, before, angle, after):
+        # Uneven scales around a rotation can turn it into nearly nothing.
+        total = _compose([*before, geometry.rotation_matrix((3, 4), angle), *after])
+        seen = bool(geometry.is_axis_aligned(_tensor(total, 3, 3)))
+        assert not seen or reference.keeps_boxes_straight(total)
+
+    def test_batch(self):
+        views = torch.eye(3).expand(2, 4, 3, 3)
+        assert geometry.is_axis_aligned(views).shape == (2, 4)
+        assert geometry.is_axis_aligned(torch.zeros(0, 3, 3)).shape == (0, )
+
+    def test_float32_matrix_of_a_quarter_turn(self):
+        turn = _tensor(geometry.rotation_matrix((5, 8), 90), 3, 3).float()
+        assert geometry.is_axis_aligned(turn)
+
+    def test_tolerance(self):
+        view = _tensor([[1, 0.01, 0], [0, 1, 0], [0, 0, 1]], 3, 3)
+        assert geometry.is_axis_aligned(view, tolerance=0.1)
+
+
+class TestMaps:
+
+    @_many
+    @given(box_lists, st.lists(rotations | scales | flips, min_size=1, max_size=3))
+    def test_boxes_equal_the_reference(self, rows, chain):
+        matrix = _compose(chain)
+        matrices = np.tile(matrix, (len(rows), 1, 1))
+        moved = geometry.map_boxes(_tensor(rows, -1, 4), _tensor(matrices, -1, 3, 3))
+        expected = reference.move_boxes(rows, matrices)
+        np.testing.assert_allclose(moved.numpy(), expected, rtol=1e-9, atol=1e-6)
+
+    def test_every_box_has_its_own_view(self):
+        matrices = [geometry.translation_matrix(1, 2), geometry.rotation_matrix((0, 0), 30),
+                    _perspective()]
+        rows = [[0, 0, 4, 4], [1, 2, 3, 4], [10, 20, 30, 50]]
+        moved = geometry.map_boxes(_boxes(*rows), _tensor(matrices, 3, 3, 3))
+        np.testing.assert_allclose(moved.numpy(), reference.move_boxes(rows, matrices))
+
+    def test_perspective_equals_opencv(self):
+        points = np.array([[0.0, 0], [17, 0], [3, 11], [120, 90]])
+        theirs = cv2.perspectiveTransform(points[None], _perspective())[0]
+        ours = geometry.map_points(torch.tensor(points), _tensor(_perspective(), 3, 3))
+        np.testing.assert_allclose(ours.numpy(), theirs)
+
+    def test_flipped_box_is_ordered(self):
+        view = _tensor(geometry.flip_matrix((17, 11), 'diagonal'), 3, 3)
+        moved = geometry.map_boxes(_boxes([1, 2, 4, 7]), view[None])
+        assert moved.tolist() == [[7, 10, 10, 15]]
+
+    @pytest.mark.parametrize('shape', [(), (1, ), (5, ), (0, ), (2, 3), (2, 0)])
+    def test_batch_shapes(self, shape):
+        rows, views = torch.rand(*shape, 4), torch.eye(3).expand(*shape, 3, 3)
+        for move in (geometry.map_boxes, geometry.boxes_to_source,
+                     geometry.boxes_to_replica):
+            assert move(rows, views).shape == (*shape, 4)
+        points = torch.rand(*shape, 7, 2)
+        for move in (geometry.map_points, geometry.points_to_source,
+                     geometry.points_to_replica):
+            torch.testing.assert_close(move(points, views), points)
+
+    def test_one_view_for_many_boxes(self):
+        view = _tensor(geometry.translation_matrix(2, 3), 3, 3)
+        moved = geometry.map_boxes(torch.zeros(4, 4).double(), view)
+        assert moved.tolist() == [[2, 3, 2, 3]] * 4
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+    def test_keeps_the_dtype_of_the_boxes(self, dtype):
+        view = _tensor(geometry.scale_matrix(2, 2), 1, 3, 3)
+        moved = geometry.map_boxes(torch.ones(1, 4, dtype=dtype), view)
+        assert moved.dtype == dtype and moved.tolist() == [[2, 2, 2, 2]]
+
+    def test_computes_in_the_wider_dtype(self):
+        # In float32 the sum of a far shift and its inverse loses the box.
+        far = _tensor(geometry.translation_matrix(1e9, 0), 1, 3, 3)
+        back = _tensor(geometry.translation_matrix(-1e9, 0), 1, 3, 3)
+        box = torch.tensor([[1.25, 2, 3, 4]])
+        assert torch.equal(geometry.map_boxes(box, back @ far), box)
+        near = torch.tensor([[1.25, 2]])
+        once = geometry.map_points(near.double(), far[0])
+        assert torch.equal(geometry.points_to_source(once, far[0]).float(), near)
+
+    def test_gradients(self):
+        torch.manual_seed(0)
+        rows = torch.tensor([[1.0, 2, 30, 40], [5, 6, 17, 11]]).double().requires_grad_()
+        points = torch.rand(2, 3, 2).double().mul(50).requires_grad_()
+        views = _tensor([_perspective(), geometry.rotation_matrix((3, 4), 25)], 2, 3, 3)
+        for move, values in [(geometry.map_boxes, rows), (geometry.boxes_to_source, rows),
+                             (geometry.boxes_to_replica, rows),
+                             (geometry.map_points, points),
+                             (geometry.points_to_source, points)]:
+            assert torch.autograd.gradcheck(lambda v: move(v, views), (values, ))
+
+    def test_gradient_reaches_every_side(self):
+        rows = torch.tensor([[1.0, 2, 30, 40]], requires_grad=True)
+        view = _tensor(geometry.flip_matrix((50, 60), 'horizontal'), 1, 3, 3)
+        (geometry.boxes_to_source(rows, view) * torch.tensor([1.0, 10, 100, 1000])
+         ).sum().backward()
+        assert rows.grad.tolist() == [[-100, 10, -1, 1000]]
+
+
+class TestInverse:
+
+    @_many
+    @given(box_lists, straight_views)
+    def test_round_trip(self, rows, chain):
+        views = _tensor(np.tile(_compose(chain), (len(rows), 1, 1)), -1, 3, 3)
+        source = _tensor(rows, -1, 4)
+        back = geometry.boxes_to_source(geometry.boxes_to_replica(source, views), views)
+        torch.testing.assert_close(back, source, rtol=0, atol=1e-6)
+
+    @_many
+    @given(st.lists(st.tuples(coordinates, coordinates), max_size=5),
+           st.lists(rotations | scales | flips | translations, min_size=1, max_size=5))
+    def test_round_trip_of_points_through_any_affine_view(self, points, chain):
+        view, source = _tensor(_compose(chain), 3, 3), _tensor(points, -1, 2)
+        back = geometry.points_to_source(geometry.points_to_replica(source, view), view)
+        torch.testing.assert_close(back, source, rtol=0, atol=1e-6)
+
+    def test_rotated_box_comes_back_larger(self):
+        view = _tensor(geometry.rotation_matrix((50, 50), 45), 1, 3, 3)
+        box = _boxes([40, 40, 60, 60])
+        back = geometry.boxes_to_source(geometry.boxes_to_replica(box, view), view)
+        torch.testing.assert_close(back, _boxes([30, 30, 70, 70]))
+
+    @pytest.mark.parametrize('matrix', [
+        geometry.rotation_matrix((5, 8), 33), geometry.scale_matrix(1e-3, 40),
+        _perspective(), geometry.scale_matrix(1e-5, 1e-5), np.eye(3) * 7
+    ])
+    def test_equals_cramer(self, matrix):
+        found = geometry.invert(_tensor(matrix, 3, 3)).numpy()
+        np.testing.assert_allclose(found, reference.inverse(matrix), rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize('shape', [(), (0, ), (4, ), (2, 3)])
+    def test_batch_shapes_and_dtype(self, shape):
+        views = torch.eye(3).expand(*shape, 3, 3)
+        found = geometry.invert(views)
+        assert found.shape == (*shape, 3, 3) and found.dtype == torch.float64
+        assert geometry.is_invertible(views).shape == shape
+
+    @pytest.mark.parametrize('matrix, expected', [
+        (np.eye(3), True),
+        (geometry.scale_matrix(0, 1), False),
+        (geometry.scale_matrix(1, 0), False),
+        (np.zeros((3, 3)), False),
+        (np.ones((3, 3)), False),
+        (geometry.scale_matrix(1e-8, 1e-8), False),
+        (geometry.scale_matrix(1e-3, 1e-3), True),
+        (geometry.translation_matrix(1e12, 1e12), True),
+        (geometry.scale_matrix(1e8, 1e-8), True),
+        # Rank one; its determinant is a rounding error far above any fixed threshold.
+        (np.outer([1e9 / 3, 1e9 / 7, 1e9 / 11], [0.1, 0.3, 0.7]), False),
+        (np.array([[0.1, 0.3, 0], [0.2, 0.6, 0], [0, 0, 1e6]]) * 1e6, False),
+        (np.full((3, 3), np.nan), False),
+        (np.diag([np.inf, 1, 1]), False),
+        (np.diag([1e200, 1e200, 1]), False),
+    ])
+    def test_is_invertible(self, matrix, expected):
+        assert geometry.is_invertible(_tensor(matrix, 3, 3)).item() is expected
+
+    @pytest.mark.parametrize('matrix', [
+        geometry.scale_matrix(0, 1), np.zeros((3, 3)), np.ones((3, 3)),
+        np.full((3, 3), np.nan), np.diag([np.inf, 1, 1])
+    ])
+    def test_without_inverse_everything_goes_to_the_origin(self, matrix):
+        view = _tensor(matrix, 3, 3)
+        found = geometry.invert(view)
+        assert found.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+        assert geometry.boxes_to_source(_boxes([1, 2, 3, 4]), view[None]).tolist() == [[0] * 4]
+
+    def test_a_bad_view_does_not_disturb_its_neighbours(self):
+        good = geometry.rotation_matrix((5, 8), 33)
+        views = _tensor([good, np.zeros((3, 3)), good], 3, 3, 3)
+        found = geometry.invert(views)
+        for row in (0, 2):
+            np.testing.assert_allclose(
+                found[row].numpy(), reference.inverse(good), atol=1e-12)
+
+    def test_without_inverse_the_gradient_is_zero(self):
+        rows = _boxes([1, 2, 3, 4]).requires_grad_()
+        geometry.boxes_to_source(rows, torch.zeros(1, 3, 3)).sum().backward()
+        assert rows.grad.tolist() == [[0, 0, 0, 0]]
+
+
+class TestExtremes:
+
+    @settings(max_examples=300, deadline=None)
+    @given(wild_views, boxes)
+    def test_no_nan(self, matrix, row):
+        view, box = _tensor(matrix, 3, 3), _boxes(row)
+        points = box.reshape(2, 2)
+        for value in (geometry.map_boxes(box, view[None]), geometry.invert(view),
+                      geometry.boxes_to_source(box, view[None]),
+                      geometry.map_points(points, view),
+                      geometry.points_to_source(points, view)):
+            assert not value.isnan().any()
+        assert geometry.invert(view).isfinite().all()
+
+    @settings(max_examples=200, deadline=None)
+    @given(boxes, st.floats(-20, 20), st.floats(-20, 20))
+    def test_perspective_horizons(self, row, px, py):
+        matrix = np.array([[1, 0, 0], [0, 1, 0], [px, py, 1]])
+        moved = geometry.map_boxes(_boxes(row), _tensor(matrix, 1, 3, 3))
+        assert moved.isfinite().all()
+        assert (moved[:, :2] <= moved[:, 2:]).all()
+
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+    def test_point_on_the_horizon_goes_far_away(self, dtype):
+        view = _tensor([[1, 0, 0], [0, 1, 0], [-0.01, 0, 1]], 3, 3)
+        points = torch.tensor([[100.0, 50]], dtype=dtype, requires_grad=True)
+        moved = geometry.map_points(points, view)
+        assert moved.isfinite().all() and moved.abs().min() > 1e6
+        moved.sum().backward()
+        assert points.grad.isfinite().all()
+
+    @pytest.mark.parametrize('factor', [1e-6, 1e6])
+    def test_huge_and_tiny_scales_still_round_trip(self, factor):
+        view = _tensor(geometry.scale_matrix(factor, 1 / factor), 1, 3, 3)
+        box = _boxes([1, 2, 17, 11])
+        back = geometry.boxes_to_source(geometry.boxes_to_replica(box, view), view)
+        torch.testing.assert_close(back, box, rtol=0, atol=1e-6)
+
+
+class TestVisibleFraction:
+
+    @pytest.mark.parametrize('box, whole, expected', [
+        ([2, 3, 6, 9], [2, 3, 6, 9], 1.0),
+        ([0, 3, 4, 9], [-4, 3, 4, 9], 0.5),       # clipped already
+        ([-4, 3, 4, 9], [-4, 3, 4, 9], 0.5),      # not clipped yet
+        ([7, 13, 11, 17], [7, 13, 15, 21], 0.25),
+        ([20, 3, 30, 9], [20, 3, 30, 9], 0.0),    # beside the image
+        ([2, 3, 2, 9], [2, 3, 2, 9], 0.0),        # a line
+        ([2, 3, 6, 9], [2, 3, 2, 9], 0.0),        # the whole has no area
+        ([6, 9, 2, 3], [2, 3, 6, 9], 0.0),        # crossed sides
+        ([-100, -100, 100, 100], [0, 0, 1, 1], 1.0),  # never above one
+        ([1, 1, 1 + 1e-7, 1 + 1e-7], [1, 1, 1 + 2e-7, 1 + 1e-7], 0.5),
+    ])
+    def test_by_hand(self, box, whole, expected):
+        found = geometry.visible_fraction(_boxes(box), _boxes(whole), (17, 11))
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(expected, abs=1e-6)
+
+    @_many
+    @given(box_lists, st.sampled_from(SIZES))
+    def test_equals_the_reference(self, rows, shape):
+        whole = _tensor(rows, -1, 4)
+        found = geometry.visible_fraction(whole, whole, shape)
+        expected = [reference.visible_fraction(row, row, shape) for row in rows]
+        np.testing.assert_allclose(found.numpy(), np.array(expected, np.float32),
+                                   rtol=1e-5, atol=1e-7)
+
+    def test_mixed_dtypes(self):
+        found = geometry.visible_fraction(
+            torch.tensor([[0.0, 0, 2, 2]]), _boxes([0, 0, 4, 2]), (17, 11))
+        assert found.tolist() == [0.5]
+
+    def test_takes_the_shape_of_a_colour_image(self):
+        box = _boxes([0, 0, 4, 2])
+        assert geometry.visible_fraction(box, box, (17, 11, 3)).tolist() == [1]
+
+    def test_empty(self):
+        none = torch.zeros(0, 4)
+        assert geometry.visible_fraction(none, none, (17, 11)).shape == (0, )
+
+    def test_whole_box_below_any_threshold(self):
+        box = _boxes([0, 0, 1, 1e-57])
+        assert geometry.visible_fraction(box, box, (17, 11)).item() == 1
+
+    def test_infinite_whole(self):
+        whole = _boxes([-math.inf, 0, math.inf, 9])
+        assert geometry.visible_fraction(_boxes([0, 0, 4, 9]), whole, (17, 11)).item() == 0

@@ -1,0 +1,107 @@
+"""Naive twins of the functions of ``lt_mm.core``: float64 numpy and Python loops.
+
+They are written from the definitions, share no code with the package, and handle
+one item at a time.
+"""
+import math
+
+import numpy as np
+
+# ---------------------------------------------------------------------------
+# Geometry: points and boxes moved by 3x3 matrices, edge coordinates
+# ---------------------------------------------------------------------------
+
+
+def move_point(x, y, matrix):
+    """One point moved by one matrix: (x, y)."""
+    rows = [float(row[0]) * x + float(row[1]) * y + float(row[2]) for row in matrix]
+    return rows[0] / rows[2], rows[1] / rows[2]
+
+
+def move_points(points, matrix):
+    """Points (k, 2) moved one after the other: (k, 2) float64."""
+    moved = [move_point(float(x), float(y), matrix) for x, y in points]
+    return np.array(moved, dtype=np.float64).reshape(-1, 2)
+
+
+def move_box(box, matrix):
+    """The axis-aligned hull of the four moved corners of one box: (4,) float64."""
+    x1, y1, x2, y2 = map(float, box)
+    corners = move_points([(x, y) for y in (y1, y2) for x in (x1, x2)], matrix)
+    xs, ys = corners[:, 0], corners[:, 1]
+    return np.array([min(xs), min(ys), max(xs), max(ys)])
+
+
+def move_boxes(boxes, matrices):
+    """Boxes (n, 4), each moved by its own matrix (n, 3, 3): (n, 4) float64."""
+    moved = [move_box(box, matrix) for box, matrix in zip(boxes, matrices)]
+    return np.array(moved, dtype=np.float64).reshape(-1, 4)
+
+
+def inverse(matrix):
+    """The inverse by Cramer's rule; None where the determinant is zero."""
+    a, b, c, d, e, f, g, h, i = (float(value) for row in matrix for value in row)
+    det = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    if det == 0:
+        return None
+    return np.array([[e * i - f * h, c * h - b * i, b * f - c * e],
+                     [f * g - d * i, a * i - c * g, c * d - a * f],
+                     [d * h - e * g, b * g - a * h, a * e - b * d]]) / det
+
+
+def flip_point(x, y, shape, direction):
+    """A point of an image (height, width) after a flip."""
+    height, width = shape
+    if direction in ('horizontal', 'diagonal'):
+        x = width - x
+    if direction in ('vertical', 'diagonal'):
+        y = height - y
+    return x, y
+
+
+def rotate_point(x, y, center, degrees):
+    """A point turned clockwise on the screen, in polar coordinates."""
+    dx, dy = x - center[0], y - center[1]
+    radius, angle = math.hypot(dx, dy), math.atan2(dy, dx) + math.radians(degrees)
+    return center[0] + radius * math.cos(angle), center[1] + radius * math.sin(angle)
+
+
+def scale_about_point(x, y, center, sx, sy):
+    """A point after a resize that leaves ``center`` where it is."""
+    return center[0] + (x - center[0]) * sx, center[1] + (y - center[1]) * sy
+
+
+def clip_box(box, shape):
+    """A box cut at the edges of an image (height, width)."""
+    height, width = shape
+    x1, y1, x2, y2 = map(float, box)
+    return np.array([min(max(x1, 0), width), min(max(y1, 0), height),
+                     min(max(x2, 0), width), min(max(y2, 0), height)])
+
+
+def box_area(box):
+    """Area of a box; 0 where its sides are crossed."""
+    x1, y1, x2, y2 = map(float, box)
+    return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+
+
+def visible_fraction(box, whole, shape):
+    """Area of ``box`` inside an image / area of the whole moved box."""
+    area = box_area(whole)
+    if area == 0:
+        return 0.0
+    return min(box_area(clip_box(box, shape)) / area, 1.0)
+
+
+def keeps_boxes_straight(matrix, size=1000.0):
+    """Whether a box's moved edges stay horizontal or vertical, tried out.
+
+    Moves a square of ``size`` pixels and looks at its four edges.
+    """
+    corners = move_points([(0, 0), (size, 0), (size, size), (0, size)], matrix)
+    extent = np.ptp(corners, axis=0)
+    for start, end in zip(corners, np.roll(corners, -1, axis=0)):
+        step = np.abs(end - start)
+        if min(step[0] - 1e-4 * extent[0], step[1] - 1e-4 * extent[1]) > 0:
+            return False
+    return True

@@ -240,10 +240,9 @@ class InvertiblePipeline(BaseTransform):
         """Starts the trace, or checks that it came through the transform."""
         boxes = output.get('gt_bboxes')
         if before is None:
-            if boxes is not None and not isinstance(boxes, TracedBoxes):
+            if boxes is not None and not _is_recorded(boxes):
                 _refuse_late_boxes(output)
-                output['gt_bboxes'] = _start_trace(
-                    boxes, output['sample_idx'] + self.sample_idx_offset)
+                output['gt_bboxes'] = _start_trace(boxes, self._source_id(output))
                 output['source_shape'] = _shape_of(output)
             return
         if boxes is None:
@@ -258,6 +257,10 @@ class InvertiblePipeline(BaseTransform):
             raise LostTraceError('it wrote coordinates directly into gt_bboxes.tensor')
         if len(before) == 0 and not _records_without_boxes(transform):
             boxes.trace = boxes.trace.with_unknown_image()
+
+    def _source_id(self, results: dict) -> int:
+        # Some samplers give indices as tensors.
+        return int(results['sample_idx']) + self.sample_idx_offset
 
     def _recover(self, transform: Callable, before: TracedBoxes,
                  boxes: Any) -> TracedBoxes:
@@ -438,7 +441,7 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
     """
     boxes = results.get('gt_bboxes')
     facts = dict(
-        source_id=int(source_id),
+        source_id=source_id,
         source_shape=results.get('source_shape'),
         recorded_shape=tuple(results['img_shape'][:2]) if 'img_shape' in results
         else tuple(results['img'].shape[:2]),

@@ -44,7 +44,7 @@ class Trace:
         ids = np.stack([np.full(count, image_id), np.arange(count)], axis=1)
         return cls(
             source_ids=ids.astype(np.int64),
-            source_boxes=np.array(boxes_xyxy.detach(), np.float64).reshape(-1, 4),
+            source_boxes=boxes_xyxy.detach().double().clone().numpy().reshape(-1, 4),
             matrices=np.tile(np.eye(3), (count, 1, 1)),
             image_matrix=np.eye(3),
             image_id=image_id)

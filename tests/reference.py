@@ -86,11 +86,13 @@ def box_area(box):
 
 
 def visible_fraction(box, whole, shape):
-    """Area of ``box`` inside an image / area of the whole moved box."""
+    """Area of ``box`` inside an image and the whole box / area of the whole box."""
     area = box_area(whole)
     if area == 0:
         return 0.0
-    return min(box_area(clip_box(box, shape)) / area, 1.0)
+    x1, y1, x2, y2 = clip_box(box, shape)
+    seen = [max(x1, whole[0]), max(y1, whole[1]), min(x2, whole[2]), min(y2, whole[3])]
+    return min(box_area(seen) / area, 1.0)
 
 
 def keeps_boxes_straight(matrix, size=1000.0):

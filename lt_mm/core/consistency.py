@@ -40,19 +40,21 @@ def categorical_consistency(logits: Tensor,
         avg_factor: n of the formula; N unless given.
 
     Returns:
-        Scalar, >= 0.
+        Scalar, >= 0 up to rounding.
 
     Raises:
-        ValueError: If the shapes do not fit or the temperature is not positive.
+        ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
+            not positive.
     """
-    _check(logits, group_ids, temperature)
+    _check(logits, group_ids, avg_factor, temperature)
+    paired = is_paired(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
-        log_p = F.log_softmax(_wide(logits) / temperature, dim=1)
+        log_p = F.log_softmax(_only(paired, logits) / temperature, dim=1)
         mean = _group_mean(log_p.exp(), group_ids, detach_mean)
         # mean * log(mean) tends to 0 with the mean, and so does its gradient there.
         log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
         divergence = (mean * (log_mean - log_p)).sum(dim=1)
-        return _average(divergence, group_ids, avg_factor)
+        return _average(divergence, paired, avg_factor)
 
 
 def bernoulli_consistency(logits: Tensor,
@@ -71,21 +73,23 @@ def bernoulli_consistency(logits: Tensor,
         avg_factor: n of the formula; N unless given.
 
     Returns:
-        Scalar, >= 0.
+        Scalar, >= 0 up to rounding.
 
     Raises:
-        ValueError: If the shapes do not fit or the temperature is not positive.
+        ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
+            not positive.
     """
-    _check(logits, group_ids, temperature)
+    _check(logits, group_ids, avg_factor, temperature)
+    paired = is_paired(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
-        scaled = _wide(logits) / temperature
+        scaled = _only(paired, logits) / temperature
         divergence = scaled.new_zeros(len(scaled))
         for signed in (scaled, -scaled):  # p and 1 - p, without cancellation
             log_p = F.logsigmoid(signed)
             mean = _group_mean(torch.sigmoid(signed), group_ids, detach_mean)
             log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
             divergence = divergence + (mean * (log_mean - log_p)).sum(dim=1)
-        return _average(divergence, group_ids, avg_factor)
+        return _average(divergence, paired, avg_factor)
 
 
 def box_consistency(boxes_xyxy: Tensor,
@@ -110,24 +114,25 @@ def box_consistency(boxes_xyxy: Tensor,
         avg_factor: n of the formula; N unless given.
 
     Returns:
-        Scalar, >= 0.
+        Scalar, >= 0 up to rounding.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit or ``avg_factor`` is not positive.
     """
-    _check(boxes_xyxy, group_ids)
+    _check(boxes_xyxy, group_ids, avg_factor)
     if boxes_xyxy.shape[1] != 4:
         raise ValueError(f'boxes have shape {tuple(boxes_xyxy.shape)}; expected (N, 4), '
                          'xyxy, one box for each prediction')
+    paired = is_paired(group_ids)
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
-        boxes = _wide(boxes_xyxy)
+        boxes = _only(paired, boxes_xyxy)
         center, sigma = _gaussians(boxes)
         mean_center, mean_sigma = _gaussians(_group_mean(boxes, group_ids, detach_mean))
         variance = sigma.square()
         offset = (mean_center - center).square()
         divergence = ((sigma / mean_sigma).log() +
                       (mean_sigma.square() + offset) / (2 * variance) - 0.5).sum(dim=1)
-        return _average(divergence, group_ids, avg_factor)
+        return _average(divergence, paired, avg_factor)
 
 
 def _gaussians(boxes_xyxy: Tensor) -> Tuple[Tensor, Tensor]:
@@ -147,20 +152,25 @@ def _group_mean(values: Tensor, group_ids: Tensor, detach: bool) -> Tensor:
     return sums[numbers] / counts[numbers, None]
 
 
-def _average(divergence: Tensor, group_ids: Tensor,
-             avg_factor: Optional[float]) -> Tensor:
+def _average(divergence: Tensor, paired: Tensor, avg_factor: Optional[float]) -> Tensor:
     if avg_factor is None:
         avg_factor = max(len(divergence), 1)
-    paired = torch.where(is_paired(group_ids), divergence, 0)
-    return paired.sum() / avg_factor
+    return torch.where(paired, divergence, 0).sum() / avg_factor
 
 
-def _wide(values: Tensor) -> Tensor:
-    """float32 at least: half precision loses small divergences."""
-    return values if values.dtype == torch.float64 else values.float()
+def _only(paired: Tensor, predictions: Tensor) -> Tensor:
+    """Predictions (N, D) in float32 at least, with zeros for the unpaired.
+
+    Half precision loses small divergences. An unpaired prediction may be anything, as
+    a box that no matrix brings back; left in, its overflow would be 0 in the term but
+    0 * inf, NaN, in the gradient.
+    """
+    wide = predictions if predictions.dtype == torch.float64 else predictions.float()
+    return torch.where(paired[:, None], wide, 0)
 
 
-def _check(predictions: Tensor, group_ids: Tensor, temperature: float = 1.0) -> None:
+def _check(predictions: Tensor, group_ids: Tensor, avg_factor: Optional[float],
+           temperature: float = 1.0) -> None:
     if predictions.dim() != 2 or group_ids.shape != predictions.shape[:1]:
         raise ValueError(
             f'predictions have shape {tuple(predictions.shape)} and group ids '
@@ -169,3 +179,6 @@ def _check(predictions: Tensor, group_ids: Tensor, temperature: float = 1.0) -> 
         raise ValueError(f'group ids are {group_ids.dtype}; expected integers')
     if not temperature > 0:
         raise ValueError(f'temperature is {temperature}; expected a positive number')
+    if avg_factor is not None and not avg_factor > 0:
+        raise ValueError(f'avg_factor is {avg_factor}; expected a positive number, as '
+                         'max(number of predictions, 1)')

@@ -235,14 +235,17 @@ def visible_fraction(boxes_xyxy: Tensor, whole_xyxy: Tensor,
         shape: (height, width) of the image.
 
     Returns:
-        (n,) float32 in [0, 1]: area of the box inside the image / area of the whole
-        moved box; 0 for a box without area.
+        (n,) float32 in [0, 1]: area of the box inside the image and inside the whole
+        box / area of the whole moved box; 0 for a box without area. (A box that was
+        clipped and then rotated can lie outside the whole: nothing of it is seen.)
     """
     height, width = shape[:2]
-    limit = boxes_xyxy.new_tensor([width, height, width, height])
-    inside = torch.minimum(boxes_xyxy.clamp(min=0), limit)
-    area = _areas(inside)
-    whole = _areas(whole_xyxy.to(area))
+    whole_xyxy = whole_xyxy.to(boxes_xyxy)
+    limit = boxes_xyxy.new_tensor([width, height])
+    low = torch.maximum(boxes_xyxy[..., :2], whole_xyxy[..., :2]).clamp(min=0)
+    high = torch.minimum(boxes_xyxy[..., 2:], whole_xyxy[..., 2:]).minimum(limit)
+    area = _areas(torch.cat([low, high], dim=-1))
+    whole = _areas(whole_xyxy)
     has_area = whole > 0
     fraction = torch.where(has_area, area / torch.where(has_area, whole, 1), 0)
     return fraction.clamp(0, 1).float()

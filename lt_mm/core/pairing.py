@@ -105,14 +105,19 @@ def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor,
 
 
 def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Intersection over union: (n, 4) and (k, 4) xyxy to (n, k); 0 without area."""
+    """Intersection over union: (n, 4) and (k, 4) xyxy to (n, k); 0 without area.
+
+    In float32 at least: areas of ordinary boxes overflow in half precision.
+    """
+    if boxes_a.dtype != torch.float64:
+        boxes_a, boxes_b = boxes_a.float(), boxes_b.float()
     low = torch.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
     high = torch.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
     common = (high - low).clamp(min=0).prod(dim=-1)
     area_a = (boxes_a[:, 2:] - boxes_a[:, :2]).clamp(min=0).prod(dim=-1)
     area_b = (boxes_b[:, 2:] - boxes_b[:, :2]).clamp(min=0).prod(dim=-1)
     union = area_a[:, None] + area_b[None] - common
-    return torch.where(union > 0, common / union.clamp(min=1e-12), 0)
+    return torch.where(union > 0, common / torch.where(union > 0, union, 1), 0)
 
 
 def greedy_iou_pairs(boxes_a: Tensor, boxes_b: Tensor, labels_a: Tensor,
@@ -160,7 +165,8 @@ def greedy_iou_groups(boxes: Sequence[Tensor], labels: Sequence[Tensor],
     groups of its own.
 
     Args:
-        boxes: For each replica (n_k, 4) xyxy, restored to the source image.
+        boxes: For each replica (n_k, 4) xyxy, restored to the source image; no
+            gradient.
         labels: For each replica (n_k,) integer classes.
         iou_threshold: Smallest IoU with the mean of a group.
 
@@ -168,15 +174,16 @@ def greedy_iou_groups(boxes: Sequence[Tensor], labels: Sequence[Tensor],
         For each replica (n_k,) int64 group ids; a group that nobody joined has one
         member.
     """
-    sums, counts, classes = boxes[0].clone(), boxes[0].new_ones(len(boxes[0])), labels[0]
-    groups = [torch.arange(len(boxes[0]))]
+    boxes = [own.detach() for own in boxes]
+    sums, counts, classes = boxes[0], boxes[0].new_ones(len(boxes[0])), labels[0]
+    groups = [torch.arange(len(sums), device=sums.device)]
     for own, own_labels in zip(boxes[1:], labels[1:]):
-        ids = torch.full((len(own), ), UNPAIRED)
+        ids = torch.full((len(own), ), UNPAIRED, device=own.device)
         rows, joined = greedy_iou_pairs(own, sums / counts[:, None], own_labels, classes,
                                         iou_threshold)
         ids[rows] = joined
         new = ids == UNPAIRED
-        ids[new] = len(sums) + torch.arange(int(new.sum()))
+        ids[new] = len(sums) + torch.arange(int(new.sum()), device=own.device)
         sums = torch.cat([sums, torch.zeros_like(own[new])]).index_add(0, ids, own)
         counts = torch.cat([counts, counts.new_zeros(int(new.sum()))]).index_add(
             0, ids, counts.new_ones(len(own)))

@@ -7,6 +7,10 @@ RhoConfig = Union[float, int, Mapping]
 _KINDS = ('constant', 'linear', 'cosine')
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class RhoSchedule:
     """rho as a function of the finished part of training.
@@ -31,11 +35,13 @@ class RhoSchedule:
             raise ValueError(f'rho has type={self.kind!r}; expected one of {_KINDS}')
         for name in ('start', 'end'):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f'rho has {name}={value}; expected a finite number >= 0')
-        if not 0 <= self.begin < self.finish <= 1:
+            if not (_is_number(value) and math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f'rho has {name}={value!r}; expected a finite number >= 0')
+        if not (_is_number(self.begin) and _is_number(self.finish)
+                and 0 <= self.begin < self.finish <= 1):
             raise ValueError(
-                f'rho moves from {self.begin} to {self.finish}; expected parts of '
+                f'rho moves from {self.begin!r} to {self.finish!r}; expected parts of '
                 'training with 0 <= begin < finish <= 1')
 
     @classmethod
@@ -43,7 +49,8 @@ class RhoSchedule:
         """From a number or ``dict(type='linear', start=0, end=1, begin=0, finish=0.5)``.
 
         Raises:
-            ValueError: For an unknown type, negative rho or an interval upside down.
+            ValueError: For an unknown type or key, a rho that is no finite number >= 0,
+                or an interval upside down.
         """
         if isinstance(rho, Mapping):
             unknown = set(rho) - {'type', 'start', 'end', 'begin', 'finish'}
@@ -52,7 +59,7 @@ class RhoSchedule:
                                  'type, start, end, begin, finish')
             options = dict(rho)
             return cls(kind=options.pop('type', 'linear'), **options)
-        if isinstance(rho, bool) or not isinstance(rho, (int, float)):
+        if not _is_number(rho):
             raise ValueError(f'rho is {rho!r}; expected a number or a dict such as '
                              "dict(type='linear', start=0, end=1, finish=0.5)")
         return cls(end=float(rho))

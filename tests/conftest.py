@@ -4,11 +4,17 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Iterator
 
+import hypothesis
 import pytest
 import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
+
+# The same examples in every run; `pytest --hypothesis-profile explore` draws new ones.
+hypothesis.settings.register_profile('explore', deadline=None)
+hypothesis.settings.register_profile('fixed', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('fixed')
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 

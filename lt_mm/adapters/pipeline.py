@@ -456,7 +456,8 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
         instances = sample.get(name)
         if instances is not None and 'bboxes' in instances:
             _publish_instances(instances, facts['recorded_shape'])
-            instances.set_metainfo(facts)
+            # Heads that see only the instances tell images apart by the path.
+            instances.set_metainfo(dict(facts, img_path=results.get('img_path')))
 
 
 def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:

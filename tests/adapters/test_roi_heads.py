@@ -248,6 +248,14 @@ def test_samples_without_a_record(roi):
         roi_losses(wrapped(roi=roi), samples)
 
 
+def test_two_images_with_one_id():
+    """As ConcatDataset gives them, where both data sets count from 0."""
+    samples = [det_sample(3), det_sample(3, flip=True)]
+    samples[1].gt_instances.set_metainfo(dict(img_path='elsewhere/3.png'))
+    with pytest.raises(MissingRecordError, match='sample_idx_offset'):
+        roi_losses(wrapped(), samples)
+
+
 def test_stock_sampler_below_a_wrapped_box_head():
     config = roi_head_config()
     config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'])

@@ -40,6 +40,6 @@ say "4/4 the picture of replicas and their restored predictions"
 python tools/analysis/draw_replicas.py "$config" "$checkpoint" "$work_dir/replicas.png"
 
 say "done. Under $work_dir:"
-say "  log         $(find "$work_dir" -name '20*.log' | sort | tail -n 1)"
+say "  log         $(grep -l 'Epoch(train)' "$work_dir"/*/*.log | sort | tail -n 1)"
 say "  checkpoint  $checkpoint"
 say "  picture     $work_dir/replicas.png"

@@ -220,8 +220,7 @@ class InvertiblePipeline(BaseTransform):
             if output is None:
                 return None
             if 'data_samples' in output:
-                _publish(output['data_samples'], results,
-                         results['sample_idx'] + self.sample_idx_offset,
+                _publish(output['data_samples'], results, self._source_id(results),
                          self._only_loads_and_packs())
                 return output
             if not isinstance(output, TracedResults):

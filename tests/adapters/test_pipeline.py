@@ -618,6 +618,14 @@ class Shift(BaseTransform):
             results['gt_bboxes'].clip_((height, width))
         return results
 
+    def test_a_tensor_as_index_becomes_a_number(self):
+        """Stock samplers may give indices as tensors."""
+        sample = make_sample(sample_idx=torch.tensor(4))
+        packed = run(pipeline_of([], sample_idx_offset=10), sample)['data_samples']
+        assert type(packed.source_id) is int and packed.source_id == 14
+        assert packed.gt_instances.source_id == 14
+        assert (packed.gt_instances.source_ids[:, 0] == 14).all()
+
 
 class TestVisibility:
 

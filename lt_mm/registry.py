@@ -10,7 +10,6 @@ the root.
 from typing import Callable, TypeVar
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
-from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TASK_UTILS as ROOT_TASK_UTILS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
@@ -26,7 +25,6 @@ def _child_of(root: Registry) -> Registry:
 
 
 DATA_SAMPLERS = _child_of(ROOT_DATA_SAMPLERS)
-HOOKS = _child_of(ROOT_HOOKS)
 MODELS = _child_of(ROOT_MODELS)
 TASK_UTILS = _child_of(ROOT_TASK_UTILS)
 TRANSFORMS = _child_of(ROOT_TRANSFORMS)

@@ -91,9 +91,7 @@ class LossTransformHead:
     - ``bbox_head`` of ``StandardRoIHead`` and its subclasses. Their data samples go to
       the RoI head only, so ``train_cfg.rcnn.sampler`` must be a
       ``dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)``;
-    - ``roi_head`` itself: wraps the box head and the sampler in it. This form also sees
-      the data samples, so it alone notices batch augments that resize after the
-      pipeline (``BatchSyncRandomResize``) and refuses them.
+    - ``roi_head`` itself: wraps the box head and the sampler in it.
 
     The loss gets ``loss_lt_cls`` and ``loss_lt_bbox``, each rho * term. Logged beside
     them and not summed: ``lt_kl_cls``, ``lt_kl_bbox`` (the terms without rho),

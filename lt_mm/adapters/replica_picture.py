@@ -2,8 +2,13 @@
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
+import mmcv
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
@@ -58,7 +63,7 @@ def draw_replicas(config: str, checkpoint: str, out: str, index: Optional[int] =
     restored = [boxes_to_source(boxes, _matrix_of(replica).expand(len(boxes), 3, 3))
                 for (boxes, _, _), replica in zip(predictions, replicas)]
     groups = greedy_iou_groups(restored, [labels for _, labels, _ in predictions])
-    source = _image_of(dataset.get_data_info(index)['img_path'])
+    source = mmcv.imread(dataset.get_data_info(index)['img_path'], channel_order='rgb')
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     return _draw(out, source, replicas, predictions, restored, groups, classes)
 
@@ -100,18 +105,9 @@ def _matrix_of(replica: dict) -> Tensor:
     return torch.from_numpy(matrix)
 
 
-def _image_of(path: str) -> np.ndarray:
-    import mmcv
-    return mmcv.imread(path, channel_order='rgb')
-
-
 def _draw(out: str, source: np.ndarray, replicas: List[dict], predictions: List[Tuple],
           restored: List[Tensor], groups: List[Tensor], classes: Tuple[str, ...]
           ) -> Dict[str, int]:
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     all_groups = torch.cat(groups)
     sizes = torch.bincount(all_groups) if len(all_groups) else all_groups
     palette = colormaps['tab10' if len(sizes) <= 10 else 'tab20'].colors
@@ -145,7 +141,6 @@ def _draw(out: str, source: np.ndarray, replicas: List[dict], predictions: List[
 
 
 def _draw_boxes(axes: Any, boxes: Tensor, styles: List[dict], names: List[str]) -> None:
-    from matplotlib.patches import Rectangle
     axes.set_axis_off()
     for (x1, y1, x2, y2), style, name in zip(boxes.tolist(), styles, names):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))

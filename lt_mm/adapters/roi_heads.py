@@ -31,16 +31,25 @@ _RECORD_FIELDS = ('source_ids', 'source_matrices', 'visibility')
 class SourceTrackingSampler:
     """A stock RoI sampler whose results know the source of every positive.
 
+    Below a RoI head whose box head alone is wrapped, it also puts
+    :class:`RoIConsistency` in front of the RoI head, so that both forms of the config
+    make the same checks.
+
     Args:
         sampler: Config of the stock sampler, or a built one.
-        **context: Arguments that the RoI head gives its sampler (``context``); go to
-            the stock sampler.
+        context: The RoI head, as it gives itself to its sampler; goes on to the stock
+            sampler.
+        **kwargs: Further arguments of the stock sampler.
     """
 
-    def __init__(self, sampler: Any, **context: Any) -> None:
+    def __init__(self, sampler: Any, context: Any = None, **kwargs: Any) -> None:
         if isinstance(sampler, dict):
-            sampler = TASK_UTILS.build(sampler, default_args=context)
+            sampler = TASK_UTILS.build(
+                sampler, default_args=dict(context=context, **kwargs))
         self.sampler = sampler
+        box_head = getattr(context, 'bbox_head', None)
+        if isinstance(context, StandardRoIHead) and isinstance(box_head, BBoxConsistency):
+            give_class(context, RoIConsistency, box_head.lt_options)
 
     def sample(self, assign_result: Any, pred_instances: InstanceData,
                gt_instances: InstanceData, **kwargs: Any) -> SamplingResult:

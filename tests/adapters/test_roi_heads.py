@@ -263,11 +263,12 @@ def test_stock_sampler_below_a_wrapped_box_head():
         roi_losses(build_roi_head(config), replicas())
 
 
-def test_batch_augments_that_resize_are_refused():
+@pytest.mark.parametrize('roi', [True, False], ids=['roi_head', 'bbox_head'])
+def test_batch_augments_that_resize_are_refused(roi):
     samples = replicas()
     samples[0].set_metainfo(dict(img_shape=(128, 192)))
     with pytest.raises(MissingRecordError, match='BatchSyncRandomResize'):
-        roi_losses(wrapped(), samples)
+        roi_losses(wrapped(roi=roi), samples)
 
 
 def test_training_without_replicas_stops():

@@ -1,4 +1,8 @@
 """Training with the real Runner, from config files, on small made data."""
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -203,3 +207,24 @@ def test_classifier_trains_by_bare_names(pictures, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert recorded(runner)[0]['lt_num_pairs'] == 8
+
+
+def test_two_processes_train_on_the_cpu(shapes, tmp_path):
+    """The real launcher: groups stay whole on each rank, and both ranks finish."""
+    cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
+    cfg.merge_from_dict(detector_options(shapes, custom_hooks=[]))
+    cfg.dump(str(tmp_path / 'small.py'))
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--standalone',
+        '--nproc-per-node', '2', str(CONFIGS.parent / 'tools' / 'train.py'),
+        str(tmp_path / 'small.py'), '--launcher', 'pytorch', '--work-dir', str(tmp_path)
+    ]
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True,
+                          timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    steps = [step for step in map(json.loads, scalars) if 'lt_num_pairs' in step]
+    assert len(steps) == 2  # 8 sources, each twice, in batches of 4, on two ranks
+    assert all(step['lt_num_pairs'] > 0 for step in steps)
+    assert (tmp_path / 'epoch_1.pth').is_file()

@@ -6,7 +6,7 @@ from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
 from lt_mm.adapters.head import (ConsistencyHead, ConsistencyOptions,
-                                 UnsupportedHeadError, give_class, register_wrap,
+                                 UnsupportedHeadError, add_consistency, register_wrap,
                                  source_ids_of)
 from lt_mm.core.pairing import is_paired
 
@@ -74,7 +74,7 @@ def _wrap(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
         raise UnsupportedHeadError(
             f'{type(head).__name__} gives no class logits; expected a classification '
             "head such as dict(type='LinearClsHead', num_classes=..., in_channels=...)")
-    return give_class(head, ClsConsistency, options)
+    return add_consistency(ClsConsistency, head, options)
 
 
 register_wrap(_applies, _wrap)

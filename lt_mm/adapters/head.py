@@ -1,13 +1,10 @@
 """``LossTransformHead``: the wrapper around stock heads, and what all wraps share.
 
 A wrapped head *is* the stock head: :class:`LossTransformHead` builds it with the stock
-registry and then gives the instance a class that derives from its own, the way
-``torch.distributed.fsdp.fully_shard`` and ``torch.nn.utils.parametrize`` do. So
+registry and then puts a front before its class (see :mod:`lt_mm.adapters.fronts`). So
 parameter names, state dicts, predictions and ``isinstance`` are those of the stock
-head by construction, and the overridden methods are also the ones that the head's own
-code calls. Nothing but that one instance changes.
+head by construction.
 """
-import functools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
@@ -16,6 +13,7 @@ import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
+from lt_mm.adapters.fronts import Front, put_in_front
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
 from lt_mm.core.pairing import is_paired
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
@@ -23,6 +21,7 @@ from lt_mm.registry import MODELS, register
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 _PAIRINGS = ('gt', 'gt_nearest')
+_MIXED_LABELS = ('refuse', 'average')
 # Batches without whole groups, in excess of those with, before training is stopped.
 # A few are normal: a data set replaces an image whose augmentations all fail.
 _PATIENCE = 10
@@ -53,16 +52,19 @@ class ConsistencyOptions:
     rho: RhoConfig = 1.0
     rho_cls: Optional[RhoConfig] = None
     rho_bbox: Optional[RhoConfig] = None
+    rho_mask: Optional[RhoConfig] = None
     detach_mean: bool = False
     min_visibility: float = 0.3
     pairing: str = 'gt'
     temperature: float = 1.0
     activation: str = 'auto'
+    mixed_labels: str = 'refuse'
     schedules: Dict[str, RhoSchedule] = field(init=False)
 
     def __post_init__(self) -> None:
         _check_choice('pairing', self.pairing, _PAIRINGS)
         _check_choice('activation', self.activation, _ACTIVATIONS)
+        _check_choice('mixed_labels', self.mixed_labels, _MIXED_LABELS)
         if not self.temperature > 0:
             raise ValueError(f'temperature is {self.temperature}; expected a number > 0')
         if not 0 <= self.min_visibility <= 1:
@@ -70,11 +72,12 @@ class ConsistencyOptions:
                              'fraction in [0, 1]')
         self.schedules = {
             kind: RhoSchedule.from_config(self.rho if own is None else own)
-            for kind, own in (('cls', self.rho_cls), ('bbox', self.rho_bbox))
+            for kind, own in (('cls', self.rho_cls), ('bbox', self.rho_bbox),
+                              ('mask', self.rho_mask))
         }
 
     def rho_now(self, kind: str) -> float:
-        """rho of the term of one kind ('cls' or 'bbox') at this point of training."""
+        """rho of the term of one kind ('cls', 'bbox', 'mask') at this point of training."""
         schedule = self.schedules[kind]
         return schedule.at(0.0 if schedule.is_constant else training_progress())
 
@@ -108,6 +111,7 @@ class LossTransformHead:
             of the stock head, bit for bit.
         rho_cls: Own weight of the class term.
         rho_bbox: Own weight of the box term.
+        rho_mask: Own weight of the mask term.
         detach_mean: Whether the mean prediction counts as constant in the gradient.
         min_visibility: Instances less visible than this pair with nothing.
         pairing: 'gt': all predictions assigned to one annotation are positives of each
@@ -115,6 +119,9 @@ class LossTransformHead:
             restored box is nearest to the annotation (the paper's Resort).
         temperature: Divides the logits in the class term.
         activation: 'softmax' or 'sigmoid' for the class term; 'auto' goes by the head.
+        mixed_labels: What a classifier does where stock batch augments (Mixup, CutMix)
+            mix each replica with another image: 'refuse' raises; 'average' trains all
+            replicas of a source on the mean of their soft labels.
         **overrides: Further arguments, which the stock detectors add to their heads
             (``train_cfg``, ``test_cfg``); go to the stock head.
 
@@ -128,12 +135,15 @@ class LossTransformHead:
 
     def __new__(cls, head: Any, rho: RhoConfig = 1.0,
                 rho_cls: Optional[RhoConfig] = None,
-                rho_bbox: Optional[RhoConfig] = None, detach_mean: bool = False,
+                rho_bbox: Optional[RhoConfig] = None,
+                rho_mask: Optional[RhoConfig] = None, detach_mean: bool = False,
                 min_visibility: float = 0.3, pairing: str = 'gt',
                 temperature: float = 1.0, activation: str = 'auto',
-                **overrides: Any) -> nn.Module:
-        options = ConsistencyOptions(rho, rho_cls, rho_bbox, detach_mean, min_visibility,
-                                     pairing, temperature, activation)
+                mixed_labels: str = 'refuse', **overrides: Any) -> nn.Module:
+        options = ConsistencyOptions(
+            rho=rho, rho_cls=rho_cls, rho_bbox=rho_bbox, rho_mask=rho_mask,
+            detach_mean=detach_mean, min_visibility=min_visibility, pairing=pairing,
+            temperature=temperature, activation=activation, mixed_labels=mixed_labels)
         if not isinstance(head, nn.Module):
             head = MODELS.build({**head, **overrides})
         elif overrides:
@@ -162,25 +172,21 @@ def register_wrap(applies, wrap) -> None:
     _WRAPS.append((applies, wrap))
 
 
-class ConsistencyHead:
-    """Base of the classes that a wrapped head gets in front of its own.
+class ConsistencyHead(Front):
+    """Base of the fronts that add the term to a head's loss.
 
     Attributes:
         lt_options: The options of the wrap.
     """
+    prefix = 'LossTransform'
     lt_options: ConsistencyOptions
     _lt_excess = 0
-
-    def __reduce__(self):
-        # The class is made at run time, so pickle and deepcopy make it again.
-        adapter, stock = type(self).__bases__
-        return _new_instance, (adapter, stock), self.__dict__
 
     def _term(self, kind: str, compute, losses: Dict[str, Tensor]) -> None:
         """Adds rho * term and its unweighted value to the losses.
 
         Args:
-            kind: 'cls' or 'bbox'.
+            kind: 'cls', 'bbox' or 'mask'.
             compute: Function without arguments that gives the term, a scalar.
             losses: The loss dict of the stock head.
         """
@@ -223,22 +229,12 @@ class ConsistencyHead:
             f'has nothing to compare; {SAMPLER_REMEDY}')
 
 
-def give_class(module: nn.Module, adapter: Type[ConsistencyHead],
-               options: ConsistencyOptions) -> nn.Module:
-    """Puts ``adapter`` in front of the module's own class; the module is modified."""
-    module.__class__ = _class_with(adapter, type(module))
-    module.lt_options = options
-    return module
-
-
-@functools.lru_cache(maxsize=None)
-def _class_with(adapter: type, stock: type) -> type:
-    return type(f'LossTransform{stock.__name__}', (adapter, stock), {})
-
-
-def _new_instance(adapter: type, stock: type) -> nn.Module:
-    cls = _class_with(adapter, stock)
-    return cls.__new__(cls)
+def add_consistency(front: Type[ConsistencyHead], head: nn.Module,
+                    options: ConsistencyOptions) -> nn.Module:
+    """Puts ``front`` before the head's own class; the head is modified."""
+    put_in_front(front, head)
+    head.lt_options = options
+    return head
 
 
 def source_ids_of(samples: Sequence[Any]) -> List[int]:

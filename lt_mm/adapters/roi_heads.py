@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from lt_mm.adapters.head import (RECORD_REMEDY, ConsistencyHead, ConsistencyOptions,
-                                 MissingRecordError, UnsupportedHeadError, give_class,
+                                 MissingRecordError, UnsupportedHeadError, add_consistency,
                                  paired_share, register_wrap, source_ids_of)
 from lt_mm.core.consistency import box_consistency
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
@@ -49,7 +49,7 @@ class SourceTrackingSampler:
         self.sampler = sampler
         box_head = getattr(context, 'bbox_head', None)
         if isinstance(context, StandardRoIHead) and isinstance(box_head, BBoxConsistency):
-            give_class(context, RoIConsistency, box_head.lt_options)
+            add_consistency(RoIConsistency, context, box_head.lt_options)
 
     def sample(self, assign_result: Any, pred_instances: InstanceData,
                gt_instances: InstanceData, **kwargs: Any) -> SamplingResult:
@@ -240,7 +240,7 @@ def _wrap_bbox_head(head: BBoxHead, options: ConsistencyOptions) -> nn.Module:
         raise UnsupportedHeadError(
             f'{type(head).__name__} predicts several instances for one RoI, so its '
             'predictions cannot be grouped by instance; use Shared2FCBBoxHead')
-    return give_class(head, BBoxConsistency, options)
+    return add_consistency(BBoxConsistency, head, options)
 
 
 def _wrap_roi_head(head: StandardRoIHead, options: ConsistencyOptions) -> nn.Module:
@@ -251,7 +251,7 @@ def _wrap_roi_head(head: StandardRoIHead, options: ConsistencyOptions) -> nn.Mod
     _wrap_bbox_head(head.bbox_head, options)
     if head.bbox_sampler is not None:  # None where the config has no train_cfg
         head.bbox_sampler = SourceTrackingSampler(head.bbox_sampler)
-    return give_class(head, RoIConsistency, options)
+    return add_consistency(RoIConsistency, head, options)
 
 
 register_wrap(lambda head: isinstance(head, BBoxHead), _wrap_bbox_head)

@@ -22,6 +22,8 @@ from lt_mm.core.pairing import compact_ids, is_paired
 
 # Smallest side of a box in pixels, so that a collapsed prediction has a finite KL.
 MIN_BOX_SIDE = 1e-2
+# Share of a box side's distribution that is spread over all bins of the group.
+BIN_FLOOR = 1e-3
 
 
 def categorical_consistency(logits: Tensor,
@@ -83,13 +85,8 @@ def bernoulli_consistency(logits: Tensor,
     paired = is_paired(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
         scaled = _only(paired, logits) / temperature
-        divergence = scaled.new_zeros(len(scaled))
-        for signed in (scaled, -scaled):  # p and 1 - p, without cancellation
-            log_p = F.logsigmoid(signed)
-            mean = _group_mean(torch.sigmoid(signed), group_ids, detach_mean)
-            log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
-            divergence = divergence + (mean * (log_mean - log_p)).sum(dim=1)
-        return _average(divergence, paired, avg_factor)
+        divergence = _bernoulli_divergence(scaled, group_ids, detach_mean)
+        return _average(divergence.sum(dim=1), paired, avg_factor)
 
 
 def box_consistency(boxes_xyxy: Tensor,
@@ -135,21 +132,153 @@ def box_consistency(boxes_xyxy: Tensor,
         return _average(divergence, paired, avg_factor)
 
 
+def mask_consistency(mask_logits: Tensor,
+                     inside: Tensor,
+                     group_ids: Tensor,
+                     temperature: float = 1.0,
+                     detach_mean: bool = False,
+                     avg_factor: Optional[float] = None) -> Tensor:
+    """Term for masks: the mean Bernoulli KL over the pixels of a canonical grid.
+
+    A pixel counts for those masks of a group that say something about it, where at
+    least two do; their mean is taken pixel by pixel.
+
+    Args:
+        mask_logits: (N, H, W), unnormalised, on the same grid of the source instance
+            for all masks of a group (:func:`lt_mm.core.geometry.masks_to_source`);
+            receives gradient.
+        inside: (N, H, W) bool, whether the mask says something about the pixel.
+        group_ids: (N,) integer, as in :func:`categorical_consistency`.
+        temperature: Divides the logits before the sigmoid.
+        detach_mean: Whether the mean counts as constant in the gradient.
+        avg_factor: n of the formula; N unless given.
+
+    Returns:
+        Scalar, >= 0 up to rounding.
+
+    Raises:
+        ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
+            not positive.
+    """
+    if mask_logits.dim() != 3 or inside.shape != mask_logits.shape:
+        raise ValueError(f'masks have shape {tuple(mask_logits.shape)} and inside '
+                         f'{tuple(inside.shape)}; expected (N, H, W) both')
+    logits, inside = mask_logits.flatten(1), inside.flatten(1)
+    _check(logits, group_ids, avg_factor, temperature)
+    paired = is_paired(group_ids)
+    with torch.autocast(logits.device.type, enabled=False):
+        scaled = _only(paired, logits) / temperature
+        seen = inside.to(scaled) * paired[:, None]
+        shared = (seen > 0) & (_group_sum(seen, group_ids) > 1)
+        divergence = _bernoulli_divergence(scaled, group_ids, detach_mean, weights=seen)
+        pixels = shared.sum(dim=1)
+        mean = torch.where(shared, divergence, 0).sum(dim=1) / pixels.clamp(min=1)
+        return _average(mean, paired, avg_factor)
+
+
+def side_consistency(side_logits: Tensor,
+                     positions: Tensor,
+                     group_ids: Tensor,
+                     detach_mean: bool = False,
+                     avg_factor: Optional[float] = None) -> Tensor:
+    """Term for boxes whose sides are predicted as distributions (GFL): their true KL.
+
+    Each prediction spreads the probability of a side over K positions of its own. They
+    are brought to common bins, for each group and side 2K + 1 of them around the mean
+    expected position, as wide as the group's widest spacing; a position between two
+    bins is shared by them linearly, one outside counts for the last bin. There the KL
+    of the mean distribution to each is summed over the bins and the four sides. A share
+    ``BIN_FLOOR`` of each distribution is uniform, so that bins which one prediction
+    cannot reach cost a finite amount.
+
+    Args:
+        side_logits: (N, 4, K), unnormalised, for the left, top, right and bottom side
+            in the source image; receives gradient.
+        positions: (N, 4, K), where each lies in the source image, evenly spaced;
+            pixels; no gradient.
+        group_ids: (N,) integer, as in :func:`categorical_consistency`.
+        detach_mean: Whether the mean counts as constant in the gradient.
+        avg_factor: n of the formula; N unless given.
+
+    Returns:
+        Scalar, >= 0 up to rounding.
+
+    Raises:
+        ValueError: If the shapes do not fit or ``avg_factor`` is not positive.
+    """
+    if side_logits.dim() != 3 or positions.shape != side_logits.shape:
+        raise ValueError(f'side logits have shape {tuple(side_logits.shape)} and '
+                         f'positions {tuple(positions.shape)}; expected (N, 4, K) both')
+    _check(side_logits.flatten(1), group_ids, avg_factor)
+    paired = is_paired(group_ids)
+    with torch.autocast(side_logits.device.type, enabled=False):
+        wide = _only(paired, side_logits.flatten(1)).view_as(side_logits)
+        places = torch.where(paired[:, None, None], positions.detach(), 0)
+        spread = _in_common_bins(wide.softmax(dim=2), places, group_ids)
+        log_p = spread.log().flatten(1)
+        mean = _group_mean(spread.flatten(1), group_ids, detach_mean)
+        divergence = (mean * (mean.log() - log_p)).sum(dim=1)
+        return _average(divergence, paired, avg_factor)
+
+
+def _in_common_bins(probabilities: Tensor, positions: Tensor, group_ids: Tensor
+                    ) -> Tensor:
+    """Distributions (N, 4, K) over own positions, over bins of the group: (N, 4, 2K+1)."""
+    count = probabilities.shape[2]
+    expected = (probabilities.detach() * positions).sum(dim=2)
+    middle = _group_mean(expected, group_ids, detach=True)
+    spacing = (positions[..., -1] - positions[..., 0]).abs() / max(count - 1, 1)
+    numbers = compact_ids(group_ids)[:, None].expand(-1, 4)
+    widest = torch.zeros_like(spacing).scatter_reduce_(0, numbers, spacing, 'amax')
+    width = widest.gather(0, numbers).clamp(min=MIN_BOX_SIDE)
+    places = (positions - middle[..., None]) / width[..., None] + count
+    places = places.clamp(0, 2 * count)
+    low = places.floor().clamp(max=2 * count - 1)
+    share = (places - low).to(probabilities)
+    bins = probabilities.new_zeros(*probabilities.shape[:2], 2 * count + 1)
+    bins = bins.scatter_add(2, low.long(), probabilities * (1 - share))
+    bins = bins.scatter_add(2, low.long() + 1, probabilities * share)
+    return (1 - BIN_FLOOR) * bins + BIN_FLOOR / bins.shape[2]
+
+
 def _gaussians(boxes_xyxy: Tensor) -> Tuple[Tensor, Tensor]:
     """Means and standard deviations, both (N, 2), of the Gaussians of boxes (N, 4)."""
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     return (low + high) / 2, (high - low).clamp(min=MIN_BOX_SIDE) / 2
 
 
-def _group_mean(values: Tensor, group_ids: Tensor, detach: bool) -> Tensor:
-    """pbar: for each row of values (N, D) the mean of its group's rows, (N, D)."""
+def _bernoulli_divergence(logits: Tensor, group_ids: Tensor, detach_mean: bool,
+                          weights: Optional[Tensor] = None) -> Tensor:
+    """D_KL(pbar_i || p_i) of every Bernoulli by itself: logits (N, D) to (N, D)."""
+    divergence = torch.zeros_like(logits)
+    for signed in (logits, -logits):  # p and 1 - p, without cancellation
+        log_p = F.logsigmoid(signed)
+        mean = _group_mean(torch.sigmoid(signed), group_ids, detach_mean, weights)
+        log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+        divergence = divergence + mean * (log_mean - log_p)
+    return divergence
+
+
+def _group_mean(values: Tensor, group_ids: Tensor, detach: bool,
+                weights: Optional[Tensor] = None) -> Tensor:
+    """pbar: for each row of values (N, D) the mean of its group's rows, (N, D).
+
+    With weights (N, D) of 0 and 1, the mean of those entries that have 1; 0 where none
+    has.
+    """
     if detach:
         values = values.detach()
+    if weights is None:
+        counts = _group_sum(values.new_ones(len(values), 1), group_ids)
+        return _group_sum(values, group_ids) / counts
+    return _group_sum(values * weights, group_ids) / _group_sum(
+        weights, group_ids).clamp(min=1)
+
+
+def _group_sum(values: Tensor, group_ids: Tensor) -> Tensor:
+    """For each row of values (N, D) the sum of its group's rows, (N, D)."""
     numbers = compact_ids(group_ids)
-    ones = values.new_ones(len(values))
-    counts = values.new_zeros(len(values)).index_add(0, numbers, ones)
-    sums = torch.zeros_like(values).index_add(0, numbers, values)
-    return sums[numbers] / counts[numbers, None]
+    return torch.zeros_like(values).index_add(0, numbers, values)[numbers]
 
 
 def _average(divergence: Tensor, paired: Tensor, avg_factor: Optional[float]) -> Tensor:

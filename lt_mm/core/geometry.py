@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _PERSPECTIVE_FLOOR = 1e-9
+_SMALLEST_SIDE = 1e-6  # pixels; a RoI without area has no inside, and gives no NaN
 
 
 def translation_matrix(dx: float, dy: float) -> np.ndarray:
@@ -223,6 +224,78 @@ def boxes_to_source(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
 def boxes_to_replica(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
     """psi for boxes: moves boxes of source images to replicas; see :func:`map_boxes`."""
     return map_boxes(boxes_xyxy, matrices)
+
+
+def masks_to_source(mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor,
+                    regions_xyxy: Tensor, size: int) -> Tuple[Tensor, Tensor]:
+    """psi^-1 for masks: resamples them on a canonical grid of the source instance.
+
+    Each cell centre of a ``size`` x ``size`` grid over the instance's region in the
+    source image is moved into the replica by the instance's own view, and the mask is
+    read there by bilinear interpolation. No inverse is taken, so rotated, sheared and
+    mirrored replicas are all exact up to interpolation.
+
+    Args:
+        mask_logits: (N, h, w), unnormalised, on a regular grid over the RoI (cell
+            centres at (i + 0.5) / w of its side, as RoIAlign has it); receives
+            gradient.
+        rois_xyxy: (N, 4), the RoI of each mask; pixels of its replica.
+        matrices: (N, 3, 3), views from source to replica.
+        regions_xyxy: (N, 4), region of each instance; pixels of the source image.
+            Equal for the masks that are to be compared.
+        size: Cells of the grid along each side.
+
+    Returns:
+        (N, size, size) logits on the grid, and (N, size, size) bool: whether the cell
+        lies inside the RoI, so that the mask says something about it.
+    """
+    steps = (torch.arange(size, device=rois_xyxy.device, dtype=torch.float64) + 0.5) / size
+    rows, columns = torch.meshgrid(steps, steps, indexing='ij')
+    unit = torch.stack([columns, rows], dim=-1).reshape(1, -1, 2)
+    regions, rois = regions_xyxy.detach().double(), rois_xyxy.detach().double()
+    cells = regions[:, None, :2] + unit * (regions[:, None, 2:] - regions[:, None, :2])
+    sides = (rois[:, None, 2:] - rois[:, None, :2]).clamp(min=_SMALLEST_SIDE)
+    places = (map_points(cells, matrices) - rois[:, None, :2]) / sides
+    inside = ((places >= 0) & (places <= 1)).all(dim=-1)
+    grid = (2 * places.clamp(0, 1) - 1).to(mask_logits.dtype)
+    values = torch.nn.functional.grid_sample(
+        mask_logits[:, None], grid.view(-1, size, size, 2), padding_mode='border',
+        align_corners=False)
+    return values[:, 0], inside.view(-1, size, size)
+
+
+def side_positions_to_source(centers: Tensor, distances: Tensor, matrices: Tensor
+                             ) -> Tuple[Tensor, Tensor]:
+    """Where the sides of boxes may lie, in the source image.
+
+    A head that predicts a distribution of the distance from a point to each side of
+    the box says, for K distances, how likely the side is there.
+
+    Args:
+        centers: (N, 2), the points; pixels of the replicas.
+        distances: (N, K) from the point to the side, in pixels of the replicas.
+        matrices: (N, 3, 3), views from source to replica; axis-aligned
+            (:func:`is_axis_aligned`), others give positions without meaning.
+
+    Returns:
+        (N, 4, K) float64: for the left, top, right and bottom side in the source image
+        its x (left, right) or y (top, bottom) at each distance. And (N, 4) int64: which
+        side of the replica it is there, in the same order; a horizontal flip makes the
+        left side the right one.
+    """
+    directions = centers.new_tensor([[-1, 0], [0, -1], [1, 0], [0, 1]], dtype=torch.float64)
+    places = (centers.double()[:, None, None]
+              + distances.double()[:, None, :, None] * directions[:, None])
+    sources = points_to_source(places.flatten(1, 2), matrices).unflatten(1, (4, -1))
+    away = sources[:, :, -1] - sources[:, :, 0]  # (N, 4, 2), outwards from the point
+    x, y = away.unbind(dim=-1)
+    sides = torch.stack([x.argmin(1), y.argmin(1), x.argmax(1), y.argmax(1)], dim=1)
+    picked = sources.gather(
+        1, sides[:, :, None, None].expand(-1, -1, *sources.shape[2:]))
+    axis = torch.tensor([0, 1, 0, 1], device=picked.device)
+    positions = picked.gather(
+        3, axis.view(1, 4, 1, 1).expand(len(picked), -1, picked.shape[2], 1))
+    return positions[..., 0], sides
 
 
 def visible_fraction(boxes_xyxy: Tensor, whole_xyxy: Tensor,

@@ -9,8 +9,12 @@ from typing import List, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 UNPAIRED = -1
+# Pixels that another class counts for, where a target is traced to its annotation:
+# more than rounding, less than any two annotations of a data set lie apart.
+_LABEL_MISMATCH = 1e-2
 
 
 def compact_ids(ids: Tensor) -> Tensor:
@@ -104,20 +108,82 @@ def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor,
     return torch.where(winner[cells] == rows, group_ids, UNPAIRED)
 
 
-def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Intersection over union: (n, 4) and (k, 4) xyxy to (n, k); 0 without area.
+def group_hulls(boxes_xyxy: Tensor, group_ids: Tensor) -> Tensor:
+    """For each box (N, 4) the smallest box around all of its group: (N, 4)."""
+    numbers = compact_ids(group_ids)[:, None].expand(-1, 4)
+    low = torch.zeros_like(boxes_xyxy).scatter_reduce_(
+        0, numbers, boxes_xyxy, 'amin', include_self=False)
+    high = torch.zeros_like(boxes_xyxy).scatter_reduce_(
+        0, numbers, boxes_xyxy, 'amax', include_self=False)
+    return torch.cat([low[:, :2], high[:, 2:]], dim=1).gather(0, numbers)
 
-    In float32 at least: areas of ordinary boxes overflow in half precision.
+
+def annotation_of_target(targets_xyxy: Tensor, target_labels: Tensor, gt_xyxy: Tensor,
+                         gt_labels: Tensor) -> Tensor:
+    """Which annotation regression targets were made from.
+
+    Args:
+        targets_xyxy: (P, 4), boxes that P predictions are to reach; pixels. Equal to
+            an annotation up to rounding.
+        target_labels: (P,) integer.
+        gt_xyxy: (G, 4) annotations, G > 0 where P > 0.
+        gt_labels: (G,) integer.
+
+    Returns:
+        (P,) int64 rows of ``gt_xyxy``. Of annotations with the same box, the one with
+        the same label.
+    """
+    if not len(targets_xyxy):
+        return target_labels.new_zeros(0, dtype=torch.int64)
+    distance = (targets_xyxy[:, None] - gt_xyxy[None]).abs().sum(dim=2)
+    other_class = target_labels[:, None] != gt_labels[None]
+    return (distance + _LABEL_MISMATCH * other_class).argmin(dim=1)
+
+
+def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """Intersection over union: (..., n, 4) and (..., k, 4) xyxy to (..., n, k).
+
+    0 without area. In float32 at least: areas of ordinary boxes overflow in half
+    precision.
     """
     if boxes_a.dtype != torch.float64:
         boxes_a, boxes_b = boxes_a.float(), boxes_b.float()
-    low = torch.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
-    high = torch.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
+    low = torch.maximum(boxes_a[..., :, None, :2], boxes_b[..., None, :, :2])
+    high = torch.minimum(boxes_a[..., :, None, 2:], boxes_b[..., None, :, 2:])
     common = (high - low).clamp(min=0).prod(dim=-1)
-    area_a = (boxes_a[:, 2:] - boxes_a[:, :2]).clamp(min=0).prod(dim=-1)
-    area_b = (boxes_b[:, 2:] - boxes_b[:, :2]).clamp(min=0).prod(dim=-1)
-    union = area_a[:, None] + area_b[None] - common
+    union = _areas(boxes_a)[..., :, None] + _areas(boxes_b)[..., None, :] - common
     return torch.where(union > 0, common / torch.where(union > 0, union, 1), 0)
+
+
+def _areas(boxes_xyxy: Tensor) -> Tensor:
+    return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def same_source_by_area(boxes_a: Tensor, boxes_b: Tensor, threshold: float = 0.8
+                        ) -> Tensor:
+    """The paper's test, without ids, whether two images are replicas of one source.
+
+    The area that all boxes of one image have together, over that of the other's: of
+    two replicas the restored boxes are alike, and the ratio is near 1. Necessary, not
+    sufficient: two different images can hold boxes of equal area. Where sample ids
+    exist they decide.
+
+    Args:
+        boxes_a: (n, 4) xyxy, restored to the source image; pixels.
+        boxes_b: (k, 4), likewise.
+        threshold: Smallest ratio, in (0, 1].
+
+    Returns:
+        Scalar bool; False where either image has no area to compare.
+
+    Raises:
+        ValueError: If the threshold is out of range.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f'threshold is {threshold}; expected a ratio in (0, 1]')
+    total_a, total_b = _areas(boxes_a).sum(), _areas(boxes_b).sum()
+    least, most = torch.minimum(total_a, total_b), torch.maximum(total_a, total_b)
+    return (least >= threshold * most) & (least > 0)
 
 
 def greedy_iou_pairs(boxes_a: Tensor, boxes_b: Tensor, labels_a: Tensor,
@@ -125,9 +191,7 @@ def greedy_iou_pairs(boxes_a: Tensor, boxes_b: Tensor, labels_a: Tensor,
                      ) -> Tuple[Tensor, Tensor]:
     """`iou` pairing of two replicas: best pair first, each box once, same class.
 
-    All pairs that are mutually best are taken at once, which gives the pairs of the
-    one-by-one greedy algorithm in far fewer steps. Equal IoUs are ordered by row,
-    then column.
+    Equal IoUs are ordered by row, then column.
 
     Args:
         boxes_a: (n, 4) xyxy, restored to the source image; no gradient.
@@ -141,28 +205,90 @@ def greedy_iou_pairs(boxes_a: Tensor, boxes_b: Tensor, labels_a: Tensor,
         ``boxes_a``.
     """
     iou = pairwise_iou(boxes_a.detach(), boxes_b.detach())
-    iou = torch.where(labels_a[:, None] == labels_b[None], iou, -1.0)
-    iou = torch.where(iou >= iou_threshold, iou, -1.0)
-    partner = torch.full((len(boxes_a), ), UNPAIRED, device=iou.device)
-    rows = torch.arange(len(boxes_a), device=iou.device)
-    while iou.numel() and bool((iou > 0).any()):
-        best_b = iou.argmax(dim=1)
-        best_a = iou.argmax(dim=0)
-        mutual = (best_a[best_b] == rows) & (iou.amax(dim=1) > 0)
-        partner = torch.where(mutual, best_b, partner)
-        iou[mutual] = -1.0
-        iou[:, best_b[mutual]] = -1.0
+    allowed = (labels_a[:, None] == labels_b[None]) & (iou >= iou_threshold)
+    partner = _greedy_partners(torch.where(allowed, iou, -1.0)[None])[0]
     matched = partner >= 0
+    rows = torch.arange(len(boxes_a), device=iou.device)
     return rows[matched], partner[matched]
+
+
+def _greedy_partners(iou: Tensor) -> Tensor:
+    """Greedy matching of s pairs of replicas at once: (s, n, k) to (s, n).
+
+    All pairs that are mutually best are taken together, which gives the pairs of the
+    one-by-one algorithm in far fewer steps; each step makes the host wait once.
+
+    Args:
+        iou: Modified; what may not pair is 0 or less.
+
+    Returns:
+        (s, n) int64, the column of each row's partner; ``UNPAIRED`` without one.
+    """
+    partner = torch.full(iou.shape[:2], UNPAIRED, device=iou.device)
+    rows = torch.arange(iou.shape[1], device=iou.device)
+    columns = torch.arange(iou.shape[2], device=iou.device)
+    while iou.numel() and bool((iou > 0).any()):
+        best, best_column = iou.max(dim=2)
+        best_row = iou.argmax(dim=1)
+        mutual = (best_row.gather(1, best_column) == rows) & (best > 0)
+        partner = torch.where(mutual, best_column, partner)
+        taken = torch.where(mutual, best_column, UNPAIRED)
+        used = mutual[:, :, None] | (taken[:, :, None] == columns).any(1, keepdim=True)
+        iou = iou.masked_fill(used, -1.0)
+    return partner
+
+
+def iou_groups(boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor,
+               iou_threshold: float = 0.5) -> Tensor:
+    """`iou` pairing of all replicas of a batch, one replica a source after the other.
+
+    The first replica's boxes open a group each; every further replica is paired with
+    the mean boxes of the groups, greedily by IoU, and what stays over opens groups of
+    its own. All sources are handled at once.
+
+    Args:
+        boxes: (R, K, 4) xyxy, K predictions of each of R replicas, restored to the
+            source image; no gradient.
+        labels: (R, K) integer classes; only equal ones pair.
+        valid: (R, K) bool; False for what takes no part (padding, little confidence).
+        members: (S, m) int64, the replicas of each of S sources, filled up with
+            ``UNPAIRED``.
+        iou_threshold: Smallest IoU with the mean of a group.
+
+    Returns:
+        (R, K) int64 group ids, ``UNPAIRED`` where not ``valid``. A group that nobody
+        joined has one member.
+    """
+    boxes = boxes.detach()
+    (num_replicas, num_boxes), (num_sources, steps) = labels.shape, members.shape
+    sums = boxes.new_zeros(num_sources, steps * num_boxes, 4)
+    counts = boxes.new_zeros(num_sources, steps * num_boxes)
+    classes = labels.new_zeros(num_sources, steps * num_boxes)
+    # One row more than replicas, for the sources that have fewer than the others.
+    groups = torch.full((num_replicas + 1, num_boxes), UNPAIRED, device=boxes.device)
+    slots = torch.arange(num_boxes, device=boxes.device)
+    first_id = torch.arange(num_sources, device=boxes.device)[:, None] * counts.shape[1]
+    for step, replica in enumerate(members.unbind(dim=1)):
+        begin, end = step * num_boxes, (step + 1) * num_boxes
+        present = valid[replica] & (replica != UNPAIRED)[:, None]
+        own = torch.where(present[..., None], boxes[replica], 0)
+        means = sums[:, :begin] / counts[:, :begin, None].clamp(min=1)
+        iou = pairwise_iou(own, means)
+        allowed = (labels[replica][:, :, None] == classes[:, None, :begin]) & (
+            iou >= iou_threshold)
+        partner = _greedy_partners(torch.where(allowed, iou, -1.0))
+        group = torch.where(partner == UNPAIRED, begin + slots, partner)
+        classes[:, begin:end] = labels[replica]
+        sums.scatter_add_(1, group[..., None].expand(-1, -1, 4), own)
+        counts.scatter_add_(1, group, present.to(counts))
+        groups[torch.where(replica == UNPAIRED, num_replicas, replica)] = torch.where(
+            present, group + first_id, UNPAIRED)
+    return groups[:-1]
 
 
 def greedy_iou_groups(boxes: Sequence[Tensor], labels: Sequence[Tensor],
                       iou_threshold: float = 0.5) -> List[Tensor]:
-    """`iou` pairing of any number of replicas, one replica after the other.
-
-    The first replica's boxes open a group each; every further replica is paired with
-    the mean boxes of the groups (:func:`greedy_iou_pairs`), and what stays over opens
-    groups of its own.
+    """:func:`iou_groups` of the replicas of one source, any number of boxes each.
 
     Args:
         boxes: For each replica (n_k, 4) xyxy, restored to the source image; no
@@ -171,22 +297,13 @@ def greedy_iou_groups(boxes: Sequence[Tensor], labels: Sequence[Tensor],
         iou_threshold: Smallest IoU with the mean of a group.
 
     Returns:
-        For each replica (n_k,) int64 group ids; a group that nobody joined has one
-        member.
+        For each replica (n_k,) int64 group ids 0, 1... in order of appearance.
     """
-    boxes = [own.detach() for own in boxes]
-    sums, counts, classes = boxes[0], boxes[0].new_ones(len(boxes[0])), labels[0]
-    groups = [torch.arange(len(sums), device=sums.device)]
-    for own, own_labels in zip(boxes[1:], labels[1:]):
-        ids = torch.full((len(own), ), UNPAIRED, device=own.device)
-        rows, joined = greedy_iou_pairs(own, sums / counts[:, None], own_labels, classes,
-                                        iou_threshold)
-        ids[rows] = joined
-        new = ids == UNPAIRED
-        ids[new] = len(sums) + torch.arange(int(new.sum()), device=own.device)
-        sums = torch.cat([sums, torch.zeros_like(own[new])]).index_add(0, ids, own)
-        counts = torch.cat([counts, counts.new_zeros(int(new.sum()))]).index_add(
-            0, ids, counts.new_ones(len(own)))
-        classes = torch.cat([classes, own_labels[new]])
-        groups.append(ids)
-    return groups
+    sizes = [len(own) for own in boxes]
+    device = boxes[0].device
+    valid = (torch.arange(max(sizes), device=device)
+             < torch.tensor(sizes, device=device)[:, None])
+    groups = iou_groups(pad_sequence([own.detach() for own in boxes], batch_first=True),
+                        pad_sequence(list(labels), batch_first=True), valid,
+                        torch.arange(len(sizes), device=device)[None], iou_threshold)
+    return list(compact_ids(groups[valid]).split(sizes))

@@ -5,7 +5,7 @@ when it meets the prefix and then the locations named below. Every class is also
 put into MMEngine's root registry, so that after
 ``custom_imports=dict(imports=['lt_mm'])`` the bare name ``type='X'`` resolves from
 the scopes ``mmdet`` and ``mmpretrain``, which search their own classes and then
-the root.
+the root. Batch augments exist in MMPretrain alone, whose registry of them is a root.
 """
 from typing import Callable, TypeVar
 
@@ -14,6 +14,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TASK_UTILS as ROOT_TASK_UTILS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
+from mmpretrain.registry import BATCH_AUGMENTS as MMPRETRAIN_BATCH_AUGMENTS
 
 _SCOPE = 'lt_mm'
 _LOCATIONS = ['lt_mm.adapters']
@@ -24,6 +25,7 @@ def _child_of(root: Registry) -> Registry:
     return Registry(root.name, parent=root, scope=_SCOPE, locations=_LOCATIONS)
 
 
+BATCH_AUGMENTS = _child_of(MMPRETRAIN_BATCH_AUGMENTS)
 DATA_SAMPLERS = _child_of(ROOT_DATA_SAMPLERS)
 MODELS = _child_of(ROOT_MODELS)
 TASK_UTILS = _child_of(ROOT_TASK_UTILS)

@@ -1,13 +1,15 @@
 """The consistency term on MMPretrain's classification heads."""
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import torch
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
+from lt_mm.adapters.batch_augments import PREPROCESSOR_REMEDY
 from lt_mm.adapters.head import (ConsistencyHead, ConsistencyOptions,
                                  UnsupportedHeadError, add_consistency, register_wrap,
                                  source_ids_of)
+from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
 
 # Losses of MMPretrain that read the logits as independent Bernoullis.
@@ -28,16 +30,16 @@ class ClsConsistency(ConsistencyHead):
 
     def _get_loss(self, cls_score: Tensor, data_samples: List[Any],
                   **kwargs: Any) -> Dict[str, Tensor]:
-        losses = super()._get_loss(cls_score, data_samples, **kwargs)
         if not isinstance(cls_score, Tensor) or cls_score.dim() != 2:
             raise UnsupportedHeadError(
                 f'{type(self).__name__} predicts {type(cls_score).__name__}; the '
                 'consistency term needs logits of shape (N, C)')
-        self._refuse_mixed_labels(data_samples)
         source_ids = source_ids_of(data_samples)
         self._watch_groups(source_ids)
         # The pairs are formed here: samples with the same source image.
         group_ids = torch.tensor(source_ids, device=cls_score.device)
+        self._settle_labels(data_samples, group_ids)
+        losses = super()._get_loss(cls_score, data_samples, **kwargs)
         self._term('cls', lambda: self._class_term(
             cls_score, group_ids, self._is_sigmoid()), losses)
         paired = is_paired(group_ids)
@@ -51,17 +53,65 @@ class ClsConsistency(ConsistencyHead):
                 or bool(getattr(loss, 'use_sigmoid', False))
                 or type(loss).__name__ in _SIGMOID_LOSSES)
 
-    def _refuse_mixed_labels(self, data_samples: List[Any]) -> None:
-        if isinstance(self, MultiLabelClsHead) or 'gt_score' not in data_samples[0]:
+    def _settle_labels(self, data_samples: List[Any], group_ids: Tensor) -> None:
+        """Makes sure that replicas of one source are trained on one and the same label.
+
+        With ``mixed_labels='average'`` and labels that no grouped augment mixed, this
+        writes their means into ``gt_score`` of the samples. Otherwise it only looks, at
+        the cost of one synchronisation with the device, and of none where the labels
+        cannot be mixed.
+        """
+        mixed_alike = 'mix_lambda' in data_samples[0]
+        if mixed_alike and all(sample.mix_lambda == 1 for sample in data_samples):
             return
-        scores = torch.stack([sample.gt_score for sample in data_samples])
-        if bool((scores.amax(dim=1) < scores.sum(dim=1)).any()):
-            raise ValueError(
-                'the labels of the batch are mixed (gt_score): stock batch_augments '
-                'such as Mixup or CutMix mix each replica with another image, so '
-                'replicas of one source no longer show the same thing and their '
-                'predictions must not be pulled together; remove '
-                'model.train_cfg.augments (or data_preprocessor.batch_augments)')
+        scores = _soft_labels(data_samples)
+        if scores is None:
+            return
+        if mixed_alike:
+            _check_mixed_alike(scores, group_ids)
+        elif self.lt_options.mixed_labels == 'average':
+            for sample, score in zip(data_samples,
+                                     average_over_replicas(scores, group_ids)):
+                sample.set_gt_score(score)
+        else:
+            # A multi-label target sums to anything, so there only a difference tells.
+            _refuse_mixed(scores, group_ids,
+                          one_hot=not isinstance(self, MultiLabelClsHead))
+
+
+def _soft_labels(data_samples: List[Any]) -> Optional[Tensor]:
+    """(N, num_classes) ``gt_score`` of a batch; None where no label can be mixed."""
+    if 'gt_score' not in data_samples[0]:
+        return None
+    scores = torch.stack([sample.gt_score for sample in data_samples])
+    return scores if scores.is_floating_point() else None
+
+
+def _check_mixed_alike(scores: Tensor, group_ids: Tensor) -> None:
+    if not bool(replicas_agree(scores, group_ids)):
+        raise ValueError(
+            'replicas of one source have different labels (gt_score) after a grouped '
+            'batch augment; expected equal ones. Either they differed before it, so '
+            'check what the data set gives for one image, or the augment does not mix '
+            'all replicas of a source alike: use lt_mm.GroupedMixup or '
+            'lt_mm.GroupedCutMix in model.train_cfg.augments')
+
+
+def _refuse_mixed(scores: Tensor, group_ids: Tensor, one_hot: bool) -> None:
+    mixed = ~replicas_agree(scores, group_ids)
+    if one_hot:
+        mixed = mixed | (scores.amax(dim=1) < scores.sum(dim=1)).any()
+    if bool(mixed):
+        raise ValueError(
+            'the labels of the batch are mixed (gt_score): stock batch_augments such as '
+            'Mixup or CutMix mix each replica with another image, so replicas of one '
+            'source no longer show the same thing and their predictions must not be '
+            f'pulled together. Mix replicas alike: {PREPROCESSOR_REMEDY} with '
+            "dict(type='lt_mm.GroupedMixup', alpha=...) or lt_mm.GroupedCutMix in "
+            'model.train_cfg.augments; or train all replicas of a source on the mean of '
+            "their labels: head=dict(type='lt_mm.LossTransformHead', "
+            "mixed_labels='average', ...); or remove model.train_cfg.augments (or "
+            'data_preprocessor.batch_augments)')
 
 
 def _applies(head: nn.Module) -> bool:

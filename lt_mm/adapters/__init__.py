@@ -3,13 +3,21 @@
 The only place that imports the frameworks. Importing it registers the classes.
 """
 from lt_mm.adapters import cls_heads
+from lt_mm.adapters.batch_augments import (Cutout, GroupedClsDataPreprocessor,
+                                           GroupedCutMix, GroupedMixup)
+from lt_mm.adapters.cifar_backbones import CifarDenseNet, CifarResNet
 from lt_mm.adapters.head import LossTransformHead
+from lt_mm.adapters.nasnet_mobile import NASNetMobile
 from lt_mm.adapters.pipeline import InvertiblePipeline
 from lt_mm.adapters.roi_heads import SourceTrackingSampler
 from lt_mm.adapters.sampler import (GroupedRepeatAugSampler,
                                     InfiniteGroupedRepeatAugSampler)
+from lt_mm.adapters.supcon_head import SupConHead
 
 __all__ = [
-    'GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler', 'InvertiblePipeline',
-    'LossTransformHead', 'SourceTrackingSampler', 'cls_heads'
+    'CifarDenseNet', 'CifarResNet', 'Cutout', 'GroupedClsDataPreprocessor',
+    'GroupedCutMix', 'GroupedMixup', 'GroupedRepeatAugSampler',
+    'InfiniteGroupedRepeatAugSampler', 'InvertiblePipeline', 'LossTransformHead',
+    'NASNetMobile', 'SourceTrackingSampler', 'SupConHead',
+    'cls_heads'
 ]

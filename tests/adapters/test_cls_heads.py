@@ -299,15 +299,121 @@ def test_single_incomplete_batches_do_not_stop_training():
         head.loss(feats, cls_samples(ids))
 
 
+def samples_with_scores(scores, ids=IDS, **metainfo):
+    samples = cls_samples(ids)
+    for sample, score in zip(samples, scores):
+        sample.set_gt_score(score)
+        sample.set_metainfo(metainfo)
+    return samples
+
+
+def soft_labels(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(6, 3, generator=generator).softmax(dim=1)
+
+
+def alike(scores):
+    """The scores of the first replica for all replicas of a source."""
+    return torch.stack([scores[IDS.index(source)] for source in IDS])
+
+
 def test_mixed_labels_are_refused():
-    samples = cls_samples(IDS)
-    for sample in samples:
-        sample.set_gt_score(torch.tensor([0.7, 0.3, 0.0]))
+    samples = samples_with_scores([torch.tensor([0.7, 0.3, 0.0])] * 6)
+    with pytest.raises(ValueError, match='labels of the batch are mixed') as error:
+        wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)
+    for remedy in ("data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor'",
+                   "dict(type='lt_mm.GroupedMixup'", "mixed_labels='average'"):
+        assert remedy in str(error.value)
+    # one-hot scores are labels in another form
+    samples = samples_with_scores([torch.tensor([0., 1., 0.])] * 6)
+    losses = wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)
+    total(losses).backward()
+    assert losses['loss_lt_cls'] > 0
+
+
+def test_one_hot_labels_that_differ_between_replicas_are_refused():
+    """CutMix with a box as large as the image leaves one-hot labels."""
+    samples = samples_with_scores(torch.eye(3)[[0, 0, 2, 2, 1, 2]])
     with pytest.raises(ValueError, match='labels of the batch are mixed'):
         wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)
-    for sample in samples:  # one-hot scores are labels in another form
-        sample.set_gt_score(torch.tensor([0., 1., 0.]))
-    assert 'loss_lt_cls' in wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)
+
+
+@pytest.mark.parametrize('name', ['linear', 'label smoothing', 'sigmoid', 'multi-label'])
+def test_average_trains_replicas_on_the_mean_label(name):
+    scores, source_ids = soft_labels(), torch.tensor(IDS)
+    mean = torch.stack([scores[source_ids == source].mean(dim=0) for source in IDS])
+    stock = build_cls_head(HEADS[name])
+    leaf, feats = feats_for(HEADS[name])
+    expected = stock.loss(feats, samples_with_scores(mean))['loss']
+    expected.backward()
+    head = wrapped(HEADS[name], mixed_labels='average', rho=0)
+    other_leaf, other_feats = feats_for(HEADS[name])
+    samples = samples_with_scores(scores)
+    losses = head.loss(other_feats, samples)
+    total(losses).backward()
+    torch.testing.assert_close(losses['loss'], expected)
+    torch.testing.assert_close(other_leaf.grad, leaf.grad)
+    assert abs(expected - stock.loss(feats, samples_with_scores(scores))['loss']) > 1e-4
+    for sample, label in zip(samples, mean):
+        torch.testing.assert_close(sample.gt_score, label)
+
+
+def test_average_leaves_labels_that_nobody_mixed():
+    scores = torch.eye(3)[[1, 1, 2, 2, 1, 2]]
+    head, stock = wrapped(LINEAR, mixed_labels='average', rho=0), build_cls_head(LINEAR)
+    _, feats = feats_for(LINEAR)
+    losses = head.loss(feats, samples_with_scores(scores))
+    total(losses).backward()
+    assert torch.equal(losses['loss'],
+                       stock.loss(feats, samples_with_scores(scores))['loss'])
+
+
+@pytest.mark.parametrize('mixed_labels', ['refuse', 'average'])
+def test_labels_that_a_grouped_augment_mixed(mixed_labels):
+    head, stock = wrapped(LINEAR, mixed_labels=mixed_labels), build_cls_head(LINEAR)
+    scores = alike(soft_labels())
+    leaf, feats = feats_for(LINEAR)
+    losses = head.loss(feats, samples_with_scores(scores, mix_lambda=0.3))
+    total(losses).backward()
+    assert torch.equal(losses['loss'],
+                       stock.loss(feats, samples_with_scores(scores))['loss'])
+    # The groups are still the sources.
+    torch.testing.assert_close(losses['lt_kl_cls'], categorical_consistency(
+        head(feats), torch.tensor(IDS)))
+    assert losses['lt_num_pairs'] == 6 and leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('mixed_labels', ['refuse', 'average'])
+def test_a_grouped_augment_that_gives_replicas_different_labels(mixed_labels):
+    head = wrapped(LINEAR, mixed_labels=mixed_labels)
+    with pytest.raises(ValueError, match='different labels .* after a grouped'):
+        head.loss(feats_for(LINEAR)[1], samples_with_scores(soft_labels(), mix_lambda=0.3))
+
+
+def test_multi_label_targets_are_not_mixed_labels():
+    targets = alike(torch.tensor([[1., 1., 0.], [0., 0., 0.], [1., 1., 1.], [0., 1., 1.],
+                                  [0., 0., 1.], [1., 0., 0.]]))
+    head = wrapped(MULTI_LABEL)
+    losses = head.loss(feats_for(MULTI_LABEL)[1], samples_with_scores(targets))
+    total(losses).backward()
+    assert losses['loss_lt_cls'] > 0
+    targets[4, 0] = 0.5  # the third replica of the first source
+    with pytest.raises(ValueError, match='labels of the batch are mixed'):
+        head.loss(feats_for(MULTI_LABEL)[1], samples_with_scores(targets))
+
+
+def test_labels_are_not_looked_at_where_they_cannot_be_mixed(monkeypatch):
+    """Looking makes the host wait for the device."""
+    def look(*args):
+        raise AssertionError('the labels were compared')
+
+    monkeypatch.setattr('lt_mm.adapters.cls_heads.replicas_agree', look)
+    head, (_, feats) = wrapped(LINEAR), feats_for(LINEAR)
+    one_hot = torch.eye(3)[[1, 1, 2, 2, 1, 2]]
+    for samples in (cls_samples(IDS), samples_with_scores(one_hot, mix_lambda=1.0)):
+        total(head.loss(feats, samples)).backward(retain_graph=True)
+    average = wrapped(LINEAR, mixed_labels='average')
+    total(average.loss(feats, samples_with_scores(soft_labels()))).backward()
 
 
 def test_unsupported_heads():

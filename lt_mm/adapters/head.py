@@ -20,7 +20,7 @@ from lt_mm.core.schedules import RhoConfig, RhoSchedule
 from lt_mm.registry import MODELS, register
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
-_PAIRINGS = ('gt', 'gt_nearest')
+_PAIRINGS = ('gt', 'gt_nearest', 'iou')
 _MIXED_LABELS = ('refuse', 'average')
 # Batches without whole groups, in excess of those with, before training is stopped.
 # A few are normal: a data set replaces an image whose augmentations all fail.
@@ -59,6 +59,10 @@ class ConsistencyOptions:
     temperature: float = 1.0
     activation: str = 'auto'
     mixed_labels: str = 'refuse'
+    iou_threshold: float = 0.5
+    score_threshold: float = 0.5
+    max_candidates: int = 100
+    mask_grid: int = 28
     schedules: Dict[str, RhoSchedule] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,9 +71,14 @@ class ConsistencyOptions:
         _check_choice('mixed_labels', self.mixed_labels, _MIXED_LABELS)
         if not self.temperature > 0:
             raise ValueError(f'temperature is {self.temperature}; expected a number > 0')
-        if not 0 <= self.min_visibility <= 1:
-            raise ValueError(f'min_visibility is {self.min_visibility}; expected a '
-                             'fraction in [0, 1]')
+        for name in ('min_visibility', 'iou_threshold', 'score_threshold'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; expected a fraction '
+                                 'in [0, 1]')
+        for name in ('max_candidates', 'mask_grid'):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise ValueError(f'{name} is {getattr(self, name)!r}; expected a '
+                                 'positive integer')
         self.schedules = {
             kind: RhoSchedule.from_config(self.rho if own is None else own)
             for kind, own in (('cls', self.rho_cls), ('bbox', self.rho_bbox),
@@ -91,16 +100,20 @@ class LossTransformHead:
 
     - MMPretrain classification heads with logits of shape (N, C), multi-label ones
       included;
-    - ``bbox_head`` of ``StandardRoIHead`` and its subclasses. Their data samples go to
-      the RoI head only, so ``train_cfg.rcnn.sampler`` must be a
-      ``dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)``;
-    - ``roi_head`` itself: wraps the box head and the sampler in it.
+    - MMDetection's single-stage heads ``RetinaHead``, ``SSDHead``, ``ATSSHead``,
+      ``GFLHead``, ``FCOSHead``, ``YOLOXHead``, ``DETRHead``, ``DeformableDETRHead``,
+      ``DINOHead``, and ``RPNHead``, with subclasses that keep their losses;
+    - ``roi_head``: ``StandardRoIHead``, ``CascadeRoIHead`` and their subclasses; wraps
+      the box heads, the mask heads and the RoI samplers in it;
+    - ``bbox_head`` or ``mask_head`` of such a RoI head by itself. Data samples go to
+      the RoI head only, so ``train_cfg.rcnn.sampler`` must then be a
+      ``dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)``.
 
-    The loss gets ``loss_lt_cls`` and ``loss_lt_bbox``, each rho * term. Logged beside
-    them and not summed: ``lt_kl_cls``, ``lt_kl_bbox`` (the terms without rho),
-    ``lt_num_pairs`` (paired predictions), ``lt_paired_share`` (share of the instances,
-    or of the images of a classifier, that have a pair). The stock loss is computed
-    once and stays as it is.
+    The loss gets ``loss_lt_cls``, ``loss_lt_bbox`` and ``loss_lt_mask``, each
+    rho * term. Logged beside them and not summed: ``lt_kl_cls``, ``lt_kl_bbox``,
+    ``lt_kl_mask`` (the terms without rho), ``lt_num_pairs`` (paired predictions),
+    ``lt_paired_share`` (share of the instances, or of the images of a classifier, that
+    have a pair). The stock loss is computed once and stays as it is.
 
     Args:
         head: Config of the stock head (or a built one).
@@ -116,12 +129,19 @@ class LossTransformHead:
         min_visibility: Instances less visible than this pair with nothing.
         pairing: 'gt': all predictions assigned to one annotation are positives of each
             other. 'gt_nearest': of those, in each replica, only the one whose
-            restored box is nearest to the annotation (the paper's Resort).
-        temperature: Divides the logits in the class term.
+            restored box is nearest to the annotation (the paper's Resort). 'iou', for
+            fine-tuning: no annotation; confident predictions of one class are matched
+            greedily by the IoU of their restored boxes.
+        temperature: Divides the logits in the class and mask terms.
         activation: 'softmax' or 'sigmoid' for the class term; 'auto' goes by the head.
         mixed_labels: What a classifier does where stock batch augments (Mixup, CutMix)
             mix each replica with another image: 'refuse' raises; 'average' trains all
             replicas of a source on the mean of their soft labels.
+        iou_threshold: With 'iou', the smallest IoU of a prediction and its group.
+        score_threshold: With 'iou', the smallest confidence of a prediction.
+        max_candidates: With 'iou', at most so many predictions of an image take part,
+            the most confident ones.
+        mask_grid: Cells along each side of the grid on which masks are compared.
         **overrides: Further arguments, which the stock detectors add to their heads
             (``train_cfg``, ``test_cfg``); go to the stock head.
 
@@ -139,11 +159,15 @@ class LossTransformHead:
                 rho_mask: Optional[RhoConfig] = None, detach_mean: bool = False,
                 min_visibility: float = 0.3, pairing: str = 'gt',
                 temperature: float = 1.0, activation: str = 'auto',
-                mixed_labels: str = 'refuse', **overrides: Any) -> nn.Module:
+                mixed_labels: str = 'refuse', iou_threshold: float = 0.5,
+                score_threshold: float = 0.5, max_candidates: int = 100,
+                mask_grid: int = 28, **overrides: Any) -> nn.Module:
         options = ConsistencyOptions(
             rho=rho, rho_cls=rho_cls, rho_bbox=rho_bbox, rho_mask=rho_mask,
             detach_mean=detach_mean, min_visibility=min_visibility, pairing=pairing,
-            temperature=temperature, activation=activation, mixed_labels=mixed_labels)
+            temperature=temperature, activation=activation, mixed_labels=mixed_labels,
+            iou_threshold=iou_threshold, score_threshold=score_threshold,
+            max_candidates=max_candidates, mask_grid=mask_grid)
         if not isinstance(head, nn.Module):
             head = MODELS.build({**head, **overrides})
         elif overrides:
@@ -158,9 +182,12 @@ def wrap_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
         if applies(head):
             return wrap(head, options)
     raise UnsupportedHeadError(
-        f'LossTransformHead cannot wrap {type(head).__name__}; expected an MMPretrain '
-        'classification head with logits, a BBoxHead of a StandardRoIHead, or a '
-        'StandardRoIHead. Wrap one of these, or leave this head as it is: head='
+        f'LossTransformHead cannot wrap {type(head).__name__}: nothing tells which of its '
+        'predictions show the same instance; expected an MMPretrain classification head '
+        'with logits, a StandardRoIHead or CascadeRoIHead, a BBoxHead, an FCNMaskHead, or '
+        'a RetinaHead, SSDHead, ATSSHead, GFLHead, FCOSHead, YOLOXHead, DETRHead, '
+        'DeformableDETRHead, DINOHead or RPNHead. Wrap one of these, or leave this head as '
+        'it is: head='
         f"dict(type='{type(head).__name__}', ...)")
 
 

@@ -1,39 +1,39 @@
-"""The consistency term on the box heads of MMDetection's two-stage detectors.
+"""The consistency term on the box and mask heads of MMDetection's two-stage detectors.
 
-How the record reaches the box head: the stock RoI head gives each image's
+How the record reaches the heads: the stock RoI head gives each image's
 ``gt_instances`` to its RoI sampler. :class:`SourceTrackingSampler` wraps that sampler
-and attaches what the positives need to the ``SamplingResult``, which the stock RoI
-head then hands to ``bbox_head.loss_and_target``.
+and attaches them to the ``SamplingResult``, which the stock RoI head then hands to
+``loss_and_target`` of its heads.
 """
-from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
 
 import torch
-from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from lt_mm.adapters.head import (RECORD_REMEDY, ConsistencyHead, ConsistencyOptions,
-                                 MissingRecordError, UnsupportedHeadError, add_consistency,
-                                 paired_share, register_wrap, source_ids_of)
-from lt_mm.core.consistency import box_consistency
-from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
-from lt_mm.core.pairing import (UNPAIRED, groups_across_replicas,
-                                is_paired, nearest_in_each_replica)
+from lt_mm.adapters.detections import (DetectionConsistency, Detections, check_record,
+                                       image_matrices, image_numbers, of_annotations,
+                                       pair_annotations, pair_overlapping,
+                                       refuse_moved_image)
+from lt_mm.adapters.head import (ConsistencyHead, ConsistencyOptions, MissingRecordError,
+                                 UnsupportedHeadError, add_consistency, register_wrap,
+                                 source_ids_of)
+from lt_mm.core.consistency import mask_consistency
+from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
+from lt_mm.core.pairing import group_hulls
 from lt_mm.registry import TASK_UTILS, register
-
-_RECORD_FIELDS = ('source_ids', 'source_matrices', 'visibility')
 
 
 @register(TASK_UTILS)
 class SourceTrackingSampler:
     """A stock RoI sampler whose results know the source of every positive.
 
-    Below a RoI head whose box head alone is wrapped, it also puts
-    :class:`RoIConsistency` in front of the RoI head, so that both forms of the config
-    make the same checks.
+    Below a RoI head of which only the box or mask head is wrapped, it also puts a
+    front before the RoI head, so that both forms of the config make the same checks.
 
     Args:
         sampler: Config of the stock sampler, or a built one.
@@ -47,9 +47,9 @@ class SourceTrackingSampler:
             sampler = TASK_UTILS.build(
                 sampler, default_args=dict(context=context, **kwargs))
         self.sampler = sampler
-        box_head = getattr(context, 'bbox_head', None)
-        if isinstance(context, StandardRoIHead) and isinstance(box_head, BBoxConsistency):
-            add_consistency(RoIConsistency, context, box_head.lt_options)
+        wrapped = _wrapped_heads(context)
+        if wrapped and not isinstance(context, ConsistencyHead):
+            add_consistency(_front_of(context), context, wrapped[0].lt_options)
 
     def sample(self, assign_result: Any, pred_instances: InstanceData,
                gt_instances: InstanceData, **kwargs: Any) -> SamplingResult:
@@ -65,91 +65,89 @@ class SourceTrackingSampler:
             raise UnsupportedHeadError(
                 f'{type(self.sampler).__name__} gives more than a SamplingResult; '
                 "expected a sampler such as dict(type='RandomSampler', ...)")
-        missing = [name for name in _RECORD_FIELDS if name not in gt_instances]
-        if missing or 'source_id' not in gt_instances:
-            raise MissingRecordError(
-                f'gt_instances has no {", ".join(missing or ["source_id"])}, so nothing '
-                'tells which predictions show the same instance; ' + RECORD_REMEDY)
+        check_record(gt_instances)
         result.gt_record = gt_instances
         return result
 
 
-@dataclass
-class _Positives:
-    """The positive predictions of a batch, P in all; the record of each."""
-    rows: Tensor  # (P,) int64, rows of the head's predictions
-    replicas: Tensor  # (P,) int64, image of the batch
-    instances: Tensor  # (P,) int64, instance of the batch
-    source_ids: Tensor  # (P, 2) int64
-    matrices: Tensor  # (P, 3, 3) float64
-    visibility: Tensor  # (P,)
-    labels: Tensor  # (P,) int64
-    priors: Tensor  # (P, 4)
-    gt_bboxes: Tensor  # (P, 4)
-    num_instances: int
-
-
-class BBoxConsistency(ConsistencyHead):
-    """Front of a box head of a two-stage detector, with `gt` pairing."""
+class BBoxConsistency(DetectionConsistency):
+    """Front of a box head of a two-stage detector."""
 
     def loss_and_target(self, cls_score: Tensor, bbox_pred: Tensor, rois: Tensor,
                         sampling_results: List[SamplingResult], *args: Any,
                         **kwargs: Any) -> dict:
         result = super().loss_and_target(cls_score, bbox_pred, rois, sampling_results,
                                          *args, **kwargs)
-        losses = result['loss_bbox']
-        records = [_record_of(sampled) for sampled in sampling_results]
-        self._watch_groups(source_ids_of(records))
-        positives = _gather(sampling_results, records)
-        group_ids = self._pair(positives)
-        rows = positives.rows
-        if self.with_cls:
-            self._term('cls', lambda: self._class_term(
-                cls_score[rows], group_ids, self.loss_cls.use_sigmoid,
-                avg_factor=max(len(cls_score), 1)), losses)
-        if self.with_reg:
-            self._term('bbox', lambda: self._box_term(
-                bbox_pred[rows], group_ids, positives, max(len(bbox_pred), 1)), losses)
-        losses['lt_num_pairs'] = is_paired(group_ids).sum().float()
-        losses['lt_paired_share'] = paired_share(
-            group_ids, positives.instances, positives.num_instances)
+
+        def decode(rows: Tensor, labels: Tensor) -> Tensor:
+            return self._decode(bbox_pred[rows], rois[rows, 1:], labels)
+
+        # Images are laid out as positives, then negatives.
+        detections = Detections(
+            logits=cls_score if self.with_cls else None,
+            decode=decode if self.with_reg else None,
+            counts=[len(sampled.priors) for sampled in sampling_results],
+            records=_records_of(sampling_results),
+            positives=[torch.arange(len(sampled.pos_priors), device=rois.device)
+                       for sampled in sampling_results],
+            annotations=_annotations_of(sampling_results),
+            sigmoid=self.with_cls and self.loss_cls.use_sigmoid,
+            avg_factor=max(len(rois), 1))
+        self._add_terms(detections, result['loss_bbox'])
         return result
 
-    def _pair(self, positives: _Positives) -> Tensor:
-        """Forms the pairs: positives of one annotation in different replicas."""
-        visible = positives.visibility >= self.lt_options.min_visibility
-        visible = visible & is_invertible(positives.matrices)
-        group_ids = groups_across_replicas(positives.source_ids, positives.replicas,
-                                           visible)
-        if self.lt_options.pairing == 'gt_nearest':
-            with torch.no_grad():
-                distances = self._distances_to_annotation(positives)
-            group_ids = nearest_in_each_replica(group_ids, positives.replicas, distances)
-        return group_ids
-
-    def _distances_to_annotation(self, positives: _Positives) -> Tensor:
-        """(P,) distance in source pixels of restored RoIs to restored annotations."""
-        restored = boxes_to_source(positives.priors, positives.matrices)
-        annotated = boxes_to_source(positives.gt_bboxes, positives.matrices)
-        return (restored - annotated).norm(dim=1)
-
-    def _box_term(self, deltas: Tensor, group_ids: Tensor, positives: _Positives,
-                  avg_factor: int) -> Tensor:
-        """Box term of the positives' decoded boxes, restored to the source image.
-
-        Boxes of rotated or sheared replicas are not restored exactly; they stay out.
-        """
+    def _decode(self, deltas: Tensor, priors: Tensor, labels: Tensor) -> Tensor:
         if not self.reg_class_agnostic:
             size = self.bbox_coder.encode_size
             each = deltas.unflatten(1, (deltas.shape[1] // size, size))
-            deltas = each[torch.arange(len(each), device=each.device), positives.labels]
-        with torch.autocast(deltas.device.type, enabled=False):
-            boxes = self.bbox_coder.decode(positives.priors.float(), deltas.float())
-            restored = boxes_to_source(boxes, positives.matrices)
-        exact = is_axis_aligned(positives.matrices)
-        return box_consistency(
-            restored, torch.where(exact, group_ids, UNPAIRED),
-            detach_mean=self.lt_options.detach_mean, avg_factor=avg_factor)
+            deltas = each[torch.arange(len(each), device=each.device), labels]
+        return self.bbox_coder.decode(priors.float(), deltas.float())
+
+
+class MaskConsistency(ConsistencyHead):
+    """Front of a mask head: the masks of an instance on one grid of the source."""
+
+    def loss_and_target(self, mask_preds: Tensor,
+                        sampling_results: List[SamplingResult], *args: Any,
+                        **kwargs: Any) -> dict:
+        result = super().loss_and_target(mask_preds, sampling_results, *args, **kwargs)
+        records = _records_of(sampling_results)
+        self._watch_groups(source_ids_of(records))
+        self._term('mask', lambda: self._mask_term(mask_preds, sampling_results, records),
+                   result['loss_mask'])
+        return result
+
+    def _mask_term(self, mask_preds: Tensor, sampling_results: List[SamplingResult],
+                   records: List[InstanceData]) -> Tensor:
+        annotations = _annotations_of(sampling_results)
+        rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
+        labels = of_annotations('labels', records, annotations)
+        matrices = of_annotations('source_matrices', records, annotations)
+        group_ids, boxes = self._pair(rois, labels, records, annotations)
+        channels = torch.zeros_like(labels) if self.class_agnostic else labels
+        rows = torch.arange(len(labels), device=labels.device)
+        masks, inside = masks_to_source(
+            mask_preds[rows, channels], rois, matrices, group_hulls(boxes, group_ids),
+            self.lt_options.mask_grid)
+        return mask_consistency(
+            masks, inside, group_ids, temperature=self.lt_options.temperature,
+            detach_mean=self.lt_options.detach_mean, avg_factor=max(len(mask_preds), 1))
+
+    def _pair(self, rois: Tensor, labels: Tensor, records: List[InstanceData],
+              annotations: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Group ids (P,), and restored boxes (P, 4) whose hull is the instance."""
+        matrices = of_annotations('source_matrices', records, annotations)
+        if self.lt_options.pairing != 'iou':
+            annotated = of_annotations('bboxes', records, annotations)
+            group_ids, _ = pair_annotations(records, annotations,
+                                            self.lt_options.min_visibility)
+            return group_ids, boxes_to_source(annotated, matrices)
+        views = image_matrices(records, rois.device)[image_numbers(annotations)]
+        restored = boxes_to_source(rois, views)
+        group_ids = pair_overlapping(
+            restored, labels, is_invertible(views), [len(own) for own in annotations],
+            source_ids_of(records), self.lt_options.iou_threshold)
+        return group_ids, restored
 
 
 class RoIConsistency(ConsistencyHead):
@@ -158,72 +156,60 @@ class RoIConsistency(ConsistencyHead):
     def loss(self, x: Tuple[Tensor], rpn_results_list: List[InstanceData],
              batch_data_samples: List[Any]) -> Dict[str, Tensor]:
         for sample in batch_data_samples:
-            _refuse_moved_batch(sample)
+            refuse_moved_image(sample)
         losses = super().loss(x, rpn_results_list, batch_data_samples)
-        if 'loss_lt_cls' not in losses:
-            raise UnsupportedHeadError(
-                f'{type(self).__name__} does not use bbox_head.loss_and_target, so the '
-                'consistency term was not added; wrap a StandardRoIHead or a subclass '
-                'that keeps its bbox_loss')
+        for key in self._keys_of_terms():
+            if key not in losses:
+                raise UnsupportedHeadError(
+                    f'{type(self).__name__} does not use loss_and_target of its wrapped '
+                    f'heads: {key} was not added; wrap a StandardRoIHead, a '
+                    'CascadeRoIHead, or a subclass that keeps bbox_loss and mask_loss')
         return losses
 
-
-def _record_of(sampled: SamplingResult) -> InstanceData:
-    if not hasattr(sampled, 'gt_record'):
-        raise MissingRecordError(
-            'the RoI sampler does not pass on the sources of the positives; wrap the '
-            "whole RoI head, roi_head=dict(type='lt_mm.LossTransformHead', head=<stock "
-            'roi_head>), or its sampler: train_cfg.rcnn.sampler = '
-            "dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)")
-    return sampled.gt_record
+    def _keys_of_terms(self) -> List[str]:
+        kinds = {BBoxConsistency: 'cls', MaskConsistency: 'mask'}
+        return [f'loss_lt_{kind}' for head in _wrapped_heads(self)
+                for front, kind in kinds.items() if isinstance(head, front)]
 
 
-def _refuse_moved_batch(sample: Any) -> None:
-    """Batch augments resize images after the pipeline, behind the record's back."""
-    recorded = sample.get('recorded_shape')
-    if recorded is not None and tuple(sample.img_shape[:2]) != tuple(recorded):
-        raise MissingRecordError(
-            f'an image of the batch is {tuple(sample.img_shape[:2])} (height, width), '
-            f'but left the pipeline as {tuple(recorded)}: a batch augment resized it, '
-            'so its matrices no longer hold; remove BatchSyncRandomResize or '
-            'BatchResize from model.data_preprocessor.batch_augments and resize in '
-            "the pipeline, dict(type='RandomResize', ...)")
+class CascadeConsistency(RoIConsistency):
+    """Front of a cascade, whose losses carry the stage before their name."""
+
+    def _keys_of_terms(self) -> List[str]:
+        # Without a proposal the stock cascade ends after a stage; the first one is run.
+        return [f's0.{key}' for key in super()._keys_of_terms()]
 
 
-def _gather(sampling_results: List[SamplingResult],
-            records: List[InstanceData]) -> _Positives:
-    """Collects the positives; images are laid out as positives, then negatives."""
-    device = sampling_results[0].pos_priors.device
-    first_row, first_instance = 0, 0
-    rows, replicas, instances = [], [], []
-    for image, sampled in enumerate(sampling_results):
-        count = len(sampled.pos_priors)
-        rows.append(torch.arange(first_row, first_row + count, device=device))
-        replicas.append(torch.full((count, ), image, device=device))
-        instances.append(sampled.pos_assigned_gt_inds.long() + first_instance)
-        first_row += count + len(sampled.neg_priors)
-        first_instance += len(records[image].source_ids)
+def _front_of(roi_head: nn.Module) -> type:
+    return CascadeConsistency if isinstance(roi_head, CascadeRoIHead) else RoIConsistency
 
-    def of_positives(name: str) -> Tensor:
-        return torch.cat([
-            record[name][sampled.pos_assigned_gt_inds.long()]
-            for record, sampled in zip(records, sampling_results)
-        ])
 
-    def sampled_as(name: str) -> Tensor:
-        return torch.cat([getattr(sampled, name) for sampled in sampling_results])
+def _heads_of(roi_head: nn.Module, name: str) -> List[nn.Module]:
+    """The box or mask heads of a RoI head: one, or one a stage."""
+    heads = getattr(roi_head, name, None)
+    if heads is None:
+        return []
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
 
-    return _Positives(
-        rows=torch.cat(rows),
-        replicas=torch.cat(replicas),
-        instances=torch.cat(instances),
-        source_ids=of_positives('source_ids'),
-        matrices=of_positives('source_matrices'),
-        visibility=of_positives('visibility'),
-        labels=sampled_as('pos_gt_labels'),
-        priors=sampled_as('pos_priors'),
-        gt_bboxes=sampled_as('pos_gt_bboxes'),
-        num_instances=first_instance)
+
+def _wrapped_heads(roi_head: nn.Module) -> List[nn.Module]:
+    heads = _heads_of(roi_head, 'bbox_head') + _heads_of(roi_head, 'mask_head')
+    return [head for head in heads if isinstance(head, ConsistencyHead)]
+
+
+def _records_of(sampling_results: List[SamplingResult]) -> List[InstanceData]:
+    for sampled in sampling_results:
+        if not hasattr(sampled, 'gt_record'):
+            raise MissingRecordError(
+                'the RoI sampler does not pass on the sources of the positives; wrap the '
+                "whole RoI head, roi_head=dict(type='lt_mm.LossTransformHead', "
+                'head=<stock roi_head>), or its sampler: train_cfg.rcnn.sampler = '
+                "dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)")
+    return [sampled.gt_record for sampled in sampling_results]
+
+
+def _annotations_of(sampling_results: List[SamplingResult]) -> List[Tensor]:
+    return [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results]
 
 
 def _wrap_bbox_head(head: BBoxHead, options: ConsistencyOptions) -> nn.Module:
@@ -243,16 +229,36 @@ def _wrap_bbox_head(head: BBoxHead, options: ConsistencyOptions) -> nn.Module:
     return add_consistency(BBoxConsistency, head, options)
 
 
-def _wrap_roi_head(head: StandardRoIHead, options: ConsistencyOptions) -> nn.Module:
-    if not isinstance(getattr(head, 'bbox_head', None), BBoxHead):
+def _wrap_mask_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+    if getattr(type(head), 'loss_and_target', None) is not FCNMaskHead.loss_and_target:
         raise UnsupportedHeadError(
-            f'{type(head).__name__} has no single BBoxHead; expected a StandardRoIHead '
-            "or a subclass with bbox_head=dict(type='Shared2FCBBoxHead', ...)")
-    _wrap_bbox_head(head.bbox_head, options)
-    if head.bbox_sampler is not None:  # None where the config has no train_cfg
+            f'{type(head).__name__} predicts masks in a form of its own; expected an '
+            'FCNMaskHead or a subclass that keeps its loss_and_target. Wrap '
+            'roi_head.bbox_head and the RoI sampler alone, and leave the mask head as '
+            'it is')
+    return add_consistency(MaskConsistency, head, options)
+
+
+def _wrap_roi_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+    boxes, masks = _heads_of(head, 'bbox_head'), _heads_of(head, 'mask_head')
+    if not boxes or not all(isinstance(box_head, BBoxHead) for box_head in boxes):
+        raise UnsupportedHeadError(
+            f'{type(head).__name__} has no BBoxHead; expected a StandardRoIHead, a '
+            'CascadeRoIHead or a subclass with '
+            "bbox_head=dict(type='Shared2FCBBoxHead', ...)")
+    for box_head in boxes:
+        _wrap_bbox_head(box_head, options)
+    for mask_head in masks:
+        _wrap_mask_head(mask_head, options)
+    # Without train_cfg a RoI head has no sampler.
+    if isinstance(head.bbox_sampler, list):
+        head.bbox_sampler = [SourceTrackingSampler(own) for own in head.bbox_sampler]
+    elif head.bbox_sampler is not None:
         head.bbox_sampler = SourceTrackingSampler(head.bbox_sampler)
-    return add_consistency(RoIConsistency, head, options)
+    return add_consistency(_front_of(head), head, options)
 
 
 register_wrap(lambda head: isinstance(head, BBoxHead), _wrap_bbox_head)
-register_wrap(lambda head: isinstance(head, StandardRoIHead), _wrap_roi_head)
+register_wrap(lambda head: isinstance(head, FCNMaskHead), _wrap_mask_head)
+register_wrap(lambda head: isinstance(head, (StandardRoIHead, CascadeRoIHead)),
+              _wrap_roi_head)

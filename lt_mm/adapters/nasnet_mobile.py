@@ -82,7 +82,9 @@ class NASNetMobile(BaseBackbone):
             x: (N, 3, H, W), normalised images.
 
         Returns:
-            Tuple of one tensor (N, 1056, H / 32, W / 32), rounded up.
+            Tuple of one tensor (N, 1056, h, w) with stride 32, where
+            h = ceil(floor((H - 1) / 2) / 16): the first layer alone does not pad.
+            7 for 224 pixels.
         """
         before = self.conv0(x)
         x = self.cell_stem_0(before)

@@ -1,0 +1,19 @@
+# With LossTransform-v1: as many images a step and an epoch as the plain run.
+_base_ = 'mobilenet_v2_ft.py'
+
+train_dataloader = dict(
+    sampler=dict(
+        _delete_=True,
+        type='lt_mm.GroupedRepeatAugSampler',
+        num_repeats=2,
+        mode='v1'),
+    dataset=dict(pipeline=[
+        dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)
+    ]))
+
+model = dict(
+    head=dict(
+        _delete_=True,
+        type='lt_mm.LossTransformHead',
+        head=_base_.model.head,
+        rho=1.0))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 _PERSPECTIVE_FLOOR = 1e-9
-_SMALLEST_SIDE = 1e-6  # pixels; a RoI without area has no inside, and gives no NaN
+_SMALLEST_SIDE = 1e-6  # pixels; a RoI with a smaller one counts as without area
 
 
 def translation_matrix(dx: float, dy: float) -> np.ndarray:
@@ -246,20 +246,24 @@ def masks_to_source(mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor,
         size: Cells of the grid along each side.
 
     Returns:
-        (N, size, size) logits on the grid, and (N, size, size) bool: whether the cell
-        lies inside the RoI, so that the mask says something about it.
+        (N, size, size) logits on the grid, in float32 or wider, and (N, size, size)
+        bool: whether the cell lies inside the RoI, so that the mask says something
+        about it. A RoI without area has no inside.
     """
     steps = (torch.arange(size, device=rois_xyxy.device, dtype=torch.float64) + 0.5) / size
     rows, columns = torch.meshgrid(steps, steps, indexing='ij')
     unit = torch.stack([columns, rows], dim=-1).reshape(1, -1, 2)
     regions, rois = regions_xyxy.detach().double(), rois_xyxy.detach().double()
     cells = regions[:, None, :2] + unit * (regions[:, None, 2:] - regions[:, None, :2])
-    sides = (rois[:, None, 2:] - rois[:, None, :2]).clamp(min=_SMALLEST_SIDE)
-    places = (map_points(cells, matrices) - rois[:, None, :2]) / sides
-    inside = ((places >= 0) & (places <= 1)).all(dim=-1)
-    grid = (2 * places.clamp(0, 1) - 1).to(mask_logits.dtype)
+    sides = rois[:, None, 2:] - rois[:, None, :2]
+    places = ((map_points(cells, matrices) - rois[:, None, :2])
+              / sides.clamp(min=_SMALLEST_SIDE))
+    inside = ((places >= 0) & (places <= 1) & (sides >= _SMALLEST_SIDE)).all(dim=-1)
+    # In half precision a place would be off by parts of a mask's cell.
+    wide = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
+    grid = (2 * places.clamp(0, 1) - 1).to(wide)
     values = torch.nn.functional.grid_sample(
-        mask_logits[:, None], grid.view(-1, size, size, 2), padding_mode='border',
+        wide[:, None], grid.view(-1, size, size, 2), padding_mode='border',
         align_corners=False)
     return values[:, 0], inside.view(-1, size, size)
 
@@ -273,7 +277,8 @@ def side_positions_to_source(centers: Tensor, distances: Tensor, matrices: Tenso
 
     Args:
         centers: (N, 2), the points; pixels of the replicas.
-        distances: (N, K) from the point to the side, in pixels of the replicas.
+        distances: (N, K) from the point to the side, ascending, K > 1; pixels of the
+            replicas.
         matrices: (N, 3, 3), views from source to replica; axis-aligned
             (:func:`is_axis_aligned`), others give positions without meaning.
 
@@ -283,7 +288,8 @@ def side_positions_to_source(centers: Tensor, distances: Tensor, matrices: Tenso
         side of the replica it is there, in the same order; a horizontal flip makes the
         left side the right one.
     """
-    directions = centers.new_tensor([[-1, 0], [0, -1], [1, 0], [0, 1]], dtype=torch.float64)
+    axes = torch.eye(2, dtype=torch.float64, device=centers.device)
+    directions = torch.cat([-axes, axes])
     places = (centers.double()[:, None, None]
               + distances.double()[:, None, :, None] * directions[:, None])
     sources = points_to_source(places.flatten(1, 2), matrices).unflatten(1, (4, -1))
@@ -292,7 +298,7 @@ def side_positions_to_source(centers: Tensor, distances: Tensor, matrices: Tenso
     sides = torch.stack([x.argmin(1), y.argmin(1), x.argmax(1), y.argmax(1)], dim=1)
     picked = sources.gather(
         1, sides[:, :, None, None].expand(-1, -1, *sources.shape[2:]))
-    axis = torch.tensor([0, 1, 0, 1], device=picked.device)
+    axis = torch.arange(4, device=picked.device) % 2
     positions = picked.gather(
         3, axis.view(1, 4, 1, 1).expand(len(picked), -1, picked.shape[2], 1))
     return positions[..., 0], sides

@@ -2,8 +2,9 @@
 
 A pairing is written as *group ids*: an integer for each prediction, equal for
 predictions that are positives of each other, negative for those that pair with
-nothing. It takes O(N) memory where the indicator itself would take N x N. All
-functions have outputs of fixed size, so none makes the host wait for the device.
+nothing. It takes O(N) memory where the indicator itself would take N x N. Only the
+greedy matching by IoU makes the host wait for the device; all other functions have
+outputs of fixed size.
 """
 from typing import List, Sequence, Tuple
 
@@ -143,16 +144,19 @@ def annotation_of_target(targets_xyxy: Tensor, target_labels: Tensor, gt_xyxy: T
 def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     """Intersection over union: (..., n, 4) and (..., k, 4) xyxy to (..., n, k).
 
-    0 without area. In float32 at least: areas of ordinary boxes overflow in half
-    precision.
+    0 without area. In float32 or wider.
     """
-    if boxes_a.dtype != torch.float64:
-        boxes_a, boxes_b = boxes_a.float(), boxes_b.float()
+    boxes_a, boxes_b = _wide(boxes_a), _wide(boxes_b)
     low = torch.maximum(boxes_a[..., :, None, :2], boxes_b[..., None, :, :2])
     high = torch.minimum(boxes_a[..., :, None, 2:], boxes_b[..., None, :, 2:])
     common = (high - low).clamp(min=0).prod(dim=-1)
     union = _areas(boxes_a)[..., :, None] + _areas(boxes_b)[..., None, :] - common
     return torch.where(union > 0, common / torch.where(union > 0, union, 1), 0)
+
+
+def _wide(boxes_xyxy: Tensor) -> Tensor:
+    """In float32 at least: areas of ordinary boxes overflow in half precision."""
+    return boxes_xyxy if boxes_xyxy.dtype == torch.float64 else boxes_xyxy.float()
 
 
 def _areas(boxes_xyxy: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ def same_source_by_area(boxes_a: Tensor, boxes_b: Tensor, threshold: float = 0.8
     """
     if not 0 < threshold <= 1:
         raise ValueError(f'threshold is {threshold}; expected a ratio in (0, 1]')
-    total_a, total_b = _areas(boxes_a).sum(), _areas(boxes_b).sum()
+    total_a, total_b = _areas(_wide(boxes_a)).sum(), _areas(_wide(boxes_b)).sum()
     least, most = torch.minimum(total_a, total_b), torch.maximum(total_a, total_b)
     return (least >= threshold * most) & (least > 0)
 
@@ -259,7 +263,7 @@ def iou_groups(boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor,
         (R, K) int64 group ids, ``UNPAIRED`` where not ``valid``. A group that nobody
         joined has one member.
     """
-    boxes = boxes.detach()
+    boxes = _wide(boxes.detach())
     (num_replicas, num_boxes), (num_sources, steps) = labels.shape, members.shape
     sums = boxes.new_zeros(num_sources, steps * num_boxes, 4)
     counts = boxes.new_zeros(num_sources, steps * num_boxes)

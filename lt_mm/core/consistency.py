@@ -206,9 +206,10 @@ def side_consistency(side_logits: Tensor,
     Raises:
         ValueError: If the shapes do not fit or ``avg_factor`` is not positive.
     """
-    if side_logits.dim() != 3 or positions.shape != side_logits.shape:
-        raise ValueError(f'side logits have shape {tuple(side_logits.shape)} and '
-                         f'positions {tuple(positions.shape)}; expected (N, 4, K) both')
+    shape = tuple(side_logits.shape)
+    if len(shape) != 3 or shape[1] != 4 or not shape[2] or positions.shape != shape:
+        raise ValueError(f'side logits have shape {shape} and positions '
+                         f'{tuple(positions.shape)}; expected (N, 4, K) both, K > 0')
     _check(side_logits.flatten(1), group_ids, avg_factor)
     paired = is_paired(group_ids)
     with torch.autocast(side_logits.device.type, enabled=False):

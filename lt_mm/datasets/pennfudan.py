@@ -6,25 +6,26 @@ read.
 """
 
 import hashlib
-import io
 import re
 import zipfile
 import zlib
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple, Union
 
 import numpy as np
-from PIL import Image
 
 from lt_mm.datasets.coco_json import (SPLITS, CocoSplit, mask_to_annotation, remove_stale_json,
                                       write_split)
+from lt_mm.datasets.source_files import (FolderFiles, SourceFiles, decode_image,
+                                         points_outside, read_labels)
 
 GENERATOR = 'lt_mm.datasets.pennfudan'
 PENNFUDAN_CLASSES = ('person', )
 DEFAULT_NUM_VAL = 50
 
 _IMAGE = re.compile(r'(?P<root>(?:.*/)?)PNGImages/(?P<name>[^/.][^/]*)\.png')
+_PATTERNS = [depth + part for depth in ('', '*/') for part in ('PNGImages/*', 'PedMasks/*')]
 _EXPECTED = 'PNGImages/NAME.png with PedMasks/NAME_mask.png, alone or in one folder'
 
 
@@ -101,25 +102,6 @@ def split_names(names: Iterable[str], num_val: int, seed: int = 0) -> Tuple[List
     return [name for name in everything if name not in val], sorted(val)
 
 
-class _Folder:
-    """Files of an unpacked archive, by names relative to the folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        parts = [path.glob(depth + part) for depth in ('', '*/')
-                 for part in ('PNGImages/*', 'PedMasks/*')]
-        self.names = {file.relative_to(path).as_posix() for part in parts for file in part}
-
-    def __enter__(self) -> '_Folder':
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        pass
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-
 class _Zip:
     """Files of an archive; they are read by name into memory, and nothing is unpacked."""
 
@@ -130,7 +112,7 @@ class _Zip:
         except zipfile.BadZipFile as error:
             raise self._damaged() from error
         self.names = set(self._zip.namelist())
-        outside = sorted(filter(_points_outside, self.names))
+        outside = sorted(filter(points_outside, self.names))
         if outside:
             self._zip.close()
             raise ValueError(f'{path} has the entry {outside[0]!r}, which points out of the '
@@ -154,20 +136,14 @@ class _Zip:
                           '54 MB) or the folder unpacked from it. Download it again')
 
 
-def _points_outside(name: str) -> bool:
-    """Whether a zip entry is absolute, names a drive or climbs; backslashes count as slashes."""
-    path = PurePosixPath(name.replace('\\', '/'))
-    return path.is_absolute() or '..' in path.parts or ':' in name
-
-
-def _open_source(source: Path) -> Union[_Folder, _Zip]:
+def _open_source(source: Path) -> Union[FolderFiles, _Zip]:
     if not source.exists():
         raise FileNotFoundError(f'{source} does not exist; expected PennFudanPed.zip or the '
                                 'folder unpacked from it')
-    return _Folder(source) if source.is_dir() else _Zip(source)
+    return FolderFiles(source, _PATTERNS) if source.is_dir() else _Zip(source)
 
 
-def _find_pairs(files: Union[_Folder, _Zip]) -> Dict[str, Tuple[str, str]]:
+def _find_pairs(files: SourceFiles) -> Dict[str, Tuple[str, str]]:
     """By image name, in sorted order, the file names of the image and of its mask."""
     matches = sorted(filter(None, map(_IMAGE.fullmatch, files.names)), key=lambda m: m['name'])
     if not matches:
@@ -185,18 +161,7 @@ def _find_pairs(files: Union[_Folder, _Zip]) -> Dict[str, Tuple[str, str]]:
     return pairs
 
 
-def _decode(files: Union[_Folder, _Zip], name: str, data: bytes) -> Image.Image:
-    """Decode an image completely, so that a truncated one is noticed here."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError) as error:  # Pillow's errors for what is not, or not all of, a PNG
-        raise ValueError(f'{name} in {files.path} cannot be read as an image ({error}); expected a '
-                         'complete PNG. Unpack or download it again') from error
-    return image
-
-
-def _write(files: Union[_Folder, _Zip], pairs: Dict[str, Tuple[str, str]], val: set, out_dir: Path,
+def _write(files: SourceFiles, pairs: Dict[str, Tuple[str, str]], val: set, out_dir: Path,
            seed: int) -> Dict[str, CocoSplit]:
     """Write images, then both json files."""
     image_dir = out_dir / 'images'
@@ -206,8 +171,8 @@ def _write(files: Union[_Folder, _Zip], pairs: Dict[str, Tuple[str, str]], val: 
     for image_id, (name, (image_file, mask_file)) in enumerate(pairs.items(), start=1):
         split = 'val' if name in val else 'train'
         data = files.read(image_file)
-        width, height = _decode(files, image_file, data).size
-        labels = _read_labels(files, mask_file, (height, width))
+        width, height = decode_image(files, image_file, data).size
+        labels = read_labels(files, mask_file, (height, width))
         (image_dir / f'{name}.png').write_bytes(data)
         images[split].append(
             dict(id=image_id, file_name=f'{name}.png', height=height, width=width))
@@ -225,13 +190,3 @@ def _write(files: Union[_Folder, _Zip], pairs: Dict[str, Tuple[str, str]], val: 
                            annotations[split], PENNFUDAN_CLASSES)
         for split in SPLITS
     }
-
-
-def _read_labels(files: Union[_Folder, _Zip], name: str, shape: Tuple[int, int]) -> np.ndarray:
-    """(H, W) integers: 0 is the ground, every other value one instance."""
-    labels = np.array(_decode(files, name, files.read(name)))
-    if labels.shape != shape:
-        raise ValueError(f'the mask {name} in {files.path} is an array of shape {labels.shape}; '
-                         f'expected one channel and the size of its image, {shape}. Unpack or '
-                         'download it again')
-    return labels

@@ -2,10 +2,11 @@
 
 The only place that imports the frameworks. Importing it registers the classes.
 """
-from lt_mm.adapters import cls_heads
+from lt_mm.adapters import cls_heads, dense_heads
 from lt_mm.adapters.batch_augments import (Cutout, GroupedClsDataPreprocessor,
                                            GroupedCutMix, GroupedMixup)
 from lt_mm.adapters.cifar_backbones import CifarDenseNet, CifarResNet
+from lt_mm.adapters.freezing import Frozen
 from lt_mm.adapters.head import LossTransformHead
 from lt_mm.adapters.nasnet_mobile import NASNetMobile
 from lt_mm.adapters.pipeline import InvertiblePipeline
@@ -13,11 +14,13 @@ from lt_mm.adapters.roi_heads import SourceTrackingSampler
 from lt_mm.adapters.sampler import (GroupedRepeatAugSampler,
                                     InfiniteGroupedRepeatAugSampler)
 from lt_mm.adapters.supcon_head import SupConHead
+from lt_mm.adapters.torchvision_anchors import TorchvisionAnchorGenerator
+from lt_mm.adapters.torchvision_backbone import TorchvisionBackbone
 
 __all__ = [
-    'CifarDenseNet', 'CifarResNet', 'Cutout', 'GroupedClsDataPreprocessor',
+    'CifarDenseNet', 'CifarResNet', 'Cutout', 'Frozen', 'GroupedClsDataPreprocessor',
     'GroupedCutMix', 'GroupedMixup', 'GroupedRepeatAugSampler',
     'InfiniteGroupedRepeatAugSampler', 'InvertiblePipeline', 'LossTransformHead',
-    'NASNetMobile', 'SourceTrackingSampler', 'SupConHead',
-    'cls_heads'
+    'NASNetMobile', 'SourceTrackingSampler', 'SupConHead', 'TorchvisionAnchorGenerator',
+    'TorchvisionBackbone', 'cls_heads', 'dense_heads'
 ]

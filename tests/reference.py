@@ -107,3 +107,67 @@ def keeps_boxes_straight(matrix, size=1000.0):
         if min(step[0] - 1e-4 * extent[0], step[1] - 1e-4 * extent[1]) > 0:
             return False
     return True
+
+
+# ---------------------------------------------------------------------------
+# Geometry: masks and the sides of boxes
+# ---------------------------------------------------------------------------
+
+
+def read_bilinear(grid, x, y):
+    """A grid (h, w) of numbers at the centres of unit cells, read at the point (x, y).
+
+    Between the centres bilinear, beyond the outermost ones like the nearest of them.
+    """
+    height, width = grid.shape
+    x, y = min(max(x - 0.5, 0), width - 1), min(max(y - 0.5, 0), height - 1)
+    total = 0.0
+    for row in range(height):
+        for column in range(width):
+            weight = max(1 - abs(x - column), 0) * max(1 - abs(y - row), 0)
+            total += weight * float(grid[row, column])
+    return total
+
+
+def cell_centers(box, height, width):
+    """(x, y) of the centres of height x width equal cells of a box: (h, w, 2)."""
+    x1, y1, x2, y2 = map(float, box)
+    return np.array([[(x1 + (column + 0.5) / width * (x2 - x1),
+                       y1 + (row + 0.5) / height * (y2 - y1))
+                      for column in range(width)] for row in range(height)])
+
+
+def mask_to_source(mask, roi, matrix, region, size):
+    """One mask (h, w) over a RoI, read at the cells of a grid over a source region.
+
+    Returns (size, size) values, and by how many pixels each cell lies inside the RoI,
+    negative outside. The RoI must have an area.
+    """
+    height, width = mask.shape
+    x1, y1, x2, y2 = map(float, roi)
+    values, depths = np.zeros((size, size)), np.zeros((size, size))
+    centers = cell_centers(region, size, size)
+    for row in range(size):
+        for column in range(size):
+            x, y = move_point(*centers[row, column], matrix)
+            depths[row, column] = min(x - x1, x2 - x, y - y1, y2 - y)
+            values[row, column] = read_bilinear(
+                mask, (x - x1) / (x2 - x1) * width, (y - y1) / (y2 - y1) * height)
+    return values, depths
+
+
+def side_positions(center, distances, matrix):
+    """One point and its distances to the sides of a box, seen in the source image.
+
+    Returns (4, K): x of the left, y of the top, x of the right and y of the bottom side
+    at each distance; and which side of the replica each of the four is.
+    """
+    back, found = inverse(matrix), {}
+    for side, (dx, dy) in enumerate([(-1, 0), (0, -1), (1, 0), (0, 1)]):
+        ray = move_points([(center[0] + d * dx, center[1] + d * dy) for d in distances],
+                          back)
+        forward = ray[-1] - ray[0]
+        axis = int(abs(forward[1]) > abs(forward[0]))
+        found[axis if forward[axis] < 0 else axis + 2] = ray[:, axis], side
+    return (np.array([found[side][0] for side in range(4)]),
+            [found[side][1] for side in range(4)])

@@ -248,7 +248,7 @@ def masks_to_source(mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor,
     Returns:
         (N, size, size) logits on the grid, in float32 or wider, and (N, size, size)
         bool: whether the cell lies inside the RoI, so that the mask says something
-        about it. A RoI without area has no inside.
+        about it. A RoI without area, or that is not a number, has no inside.
     """
     steps = (torch.arange(size, device=rois_xyxy.device, dtype=torch.float64) + 0.5) / size
     rows, columns = torch.meshgrid(steps, steps, indexing='ij')
@@ -258,6 +258,8 @@ def masks_to_source(mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor,
     sides = rois[:, None, 2:] - rois[:, None, :2]
     places = ((map_points(cells, matrices) - rois[:, None, :2])
               / sides.clamp(min=_SMALLEST_SIDE))
+    # NaN is outside too; grid_sample's backward reads beyond its memory at it.
+    places = places.nan_to_num(nan=-1.0)
     inside = ((places >= 0) & (places <= 1) & (sides >= _SMALLEST_SIDE)).all(dim=-1)
     # In half precision a place would be off by parts of a mask's cell.
     wide = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()

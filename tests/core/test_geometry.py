@@ -17,6 +17,7 @@ SIZES = [(17, 11), (11, 17), (1, 1), (480, 640)]  # (height, width)
 DIRECTIONS = ['horizontal', 'vertical', 'diagonal']
 
 _many = settings(max_examples=150, deadline=None)
+_some = settings(max_examples=50, deadline=None)
 
 coordinates = st.floats(-500, 1500)
 sides = st.floats(0, 800)
@@ -407,6 +408,345 @@ class TestExtremes:
         box = _boxes([1, 2, 17, 11])
         back = geometry.boxes_to_source(geometry.boxes_to_replica(box, view), view)
         torch.testing.assert_close(back, box, rtol=0, atol=1e-6)
+
+
+SHAPE = (60, 80)  # (height, width) of the replicas of the mask tests
+REGION = [20.0, 15.0, 52.0, 39.0]
+SHEAR = np.array([[1, 0.3, -8], [-0.1, 1, 4], [0, 0, 1]])
+REPLICAS = {
+    'identity': np.eye(3),
+    'horizontal flip': geometry.flip_matrix(SHAPE, 'horizontal'),
+    'vertical flip': geometry.flip_matrix(SHAPE, 'vertical'),
+    'crop': geometry.translation_matrix(-19.3, -11.6),
+    'uneven scale': geometry.scale_matrix(1.7, 0.6),
+    'quarter turn': geometry.rotation_matrix((40, 30), 90),
+    'rotation': geometry.rotation_matrix((33, 20), 25),
+    'shear': SHEAR,
+    'all of it': geometry.flip_matrix(SHAPE, 'horizontal')
+                 @ geometry.rotation_matrix((33, 20), -40)
+                 @ geometry.scale_matrix(0.8, 1.3) @ SHEAR,
+}
+every_replica = pytest.mark.parametrize('matrix', REPLICAS.values(), ids=REPLICAS)
+
+
+def _wave(x, y):
+    return 2 * np.sin(x / 9) + np.cos(y / 7 + x / 15)
+
+
+def _plane(x, y):
+    return 3 + 0.5 * x - 0.8 * y
+
+
+def _roi(matrix, margins=(3, 4, 5, 2), region=REGION):
+    """Around the moved region, with so many pixels to spare on each side."""
+    x1, y1, x2, y2 = reference.move_box(region, matrix)
+    left, top, right, bottom = margins
+    return [x1 - left, y1 - top, x2 + right, y2 + bottom]
+
+
+def _drawn(field, roi, matrix, shape):
+    """What a head predicts that knows the field: its value at each cell of the RoI."""
+    back = reference.inverse(matrix)
+    return np.array([[field(*reference.move_point(x, y, back)) for x, y in row]
+                     for row in reference.cell_centers(roi, *shape)])
+
+
+def _field_on_grid(field, size, region=REGION):
+    centers = reference.cell_centers(region, size, size)
+    return field(centers[..., 0], centers[..., 1])
+
+
+def _masks_to_source(masks, rois, matrices, regions, size):
+    """The function for arrays; values and inside as arrays."""
+    values, inside = geometry.masks_to_source(
+        torch.tensor(np.asarray(masks)), _boxes(*rois), _tensor(matrices, -1, 3, 3),
+        _boxes(*regions), size)
+    assert inside.dtype == torch.bool and inside.shape == values.shape
+    return values.numpy(), inside.numpy()
+
+
+class TestMasksToSource:
+
+    @_some
+    @given(chains=st.lists(st.lists(gentle_scales | flips | rotations, min_size=1,
+                                    max_size=3), min_size=1, max_size=3),
+           shape=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+           size=st.integers(1, 4), seed=st.integers(0, 999))
+    def test_equals_the_reference(self, chains, shape, size, seed):
+        """Each mask with a view, a RoI and a region of its own, which overlap partly."""
+        random = np.random.default_rng(seed)
+        matrices = [_compose(chain) for chain in chains]
+        regions = [[x, y, x + w, y + h] for x, y, w, h in
+                   random.uniform(5, 60, (len(chains), 4))]
+        rois = [_roi(matrix, random.uniform(-1, 2, 4) * 0.4 * np.ptp(
+            np.reshape(reference.move_box(region, matrix), (2, 2)), axis=0).min(), region)
+            for matrix, region in zip(matrices, regions)]
+        masks = random.normal(size=(len(chains), *shape))
+        values, inside = _masks_to_source(masks, rois, matrices, regions, size)
+        for row, case in enumerate(zip(masks, rois, matrices, regions)):
+            expected, depth = reference.mask_to_source(*case, size)
+            np.testing.assert_allclose(values[row], expected, rtol=0, atol=1e-6)
+            clear = np.abs(depth) > 1e-6
+            np.testing.assert_array_equal(inside[row][clear], (depth >= 0)[clear])
+
+    @every_replica
+    def test_restores_a_plane_exactly(self, matrix):
+        """A field that bilinear interpolation holds, and RoIs that leave room."""
+        roi = _roi(matrix)
+        mask = _drawn(_plane, roi, matrix, (17, 23))
+        values, inside = _masks_to_source([mask], [roi], [matrix], [REGION], 9)
+        assert inside.all()
+        np.testing.assert_allclose(values[0], _field_on_grid(_plane, 9), atol=1e-9)
+
+    def test_replicas_of_one_instance_agree(self):
+        """All at once, each with a RoI of its own; only interpolation sets them apart."""
+        matrices = list(REPLICAS.values())
+        rois = [_roi(matrix, np.roll((3, 4, 5, 2), i)) for i, matrix in enumerate(matrices)]
+        masks = [_drawn(_wave, *case, (28, 28)) for case in zip(rois, matrices)]
+        values, inside = _masks_to_source(
+            masks, rois, matrices, [REGION] * len(matrices), 14)
+        assert inside.all()
+        expected = np.tile(_field_on_grid(_wave, 14), (len(matrices), 1, 1))
+        np.testing.assert_allclose(values, expected, atol=0.03)
+
+    @pytest.mark.parametrize('direction', DIRECTIONS)
+    def test_a_mask_that_was_not_mirrored_back_does_not_agree(self, direction):
+        matrix = geometry.flip_matrix(SHAPE, direction)
+        roi = _roi(matrix, (3, 3, 3, 3))
+        mask = _drawn(_wave, roi, matrix, (28, 28))
+        # The plain RoI, as if the replica were the source itself.
+        values, inside = _masks_to_source([mask], [_roi(np.eye(3), (3, 3, 3, 3))],
+                                          [np.eye(3)], [REGION], 14)
+        assert inside.all()
+        assert np.abs(values[0] - _field_on_grid(_wave, 14)).mean() > 0.3
+
+    @every_replica
+    def test_a_roi_that_sees_a_part(self, matrix):
+        """The left and upper half of the moved region; the rest is outside."""
+        x1, y1, x2, y2 = _roi(matrix)
+        roi = [x1, y1, (x1 + x2) / 2, (y1 + y2) / 2]
+        mask = _drawn(_plane, roi, matrix, (20, 20))
+        values, inside = _masks_to_source([mask], [roi], [matrix], [REGION], 10)
+        _, depth = reference.mask_to_source(mask, roi, matrix, REGION, 10)
+        np.testing.assert_array_equal(inside[0], depth >= 0)
+        assert 10 < inside.sum() < 60
+        # Half a cell from the RoI's edge the mask's own values end.
+        deep = depth > 1
+        expected = _field_on_grid(_plane, 10)
+        np.testing.assert_allclose(values[0][deep], expected[deep], atol=1e-9)
+
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+    @pytest.mark.parametrize('region, rows, columns', [
+        ([0, 0, 8, 8], slice(0, 8), slice(0, 8)),
+        ([4, 2, 8, 6], slice(2, 6), slice(4, 8)),
+        ([2, 5, 4, 7], slice(5, 7), slice(2, 4)),
+    ])
+    def test_cells_that_fall_on_cells_are_copied(self, region, rows, columns, dtype):
+        mask = torch.randn(1, 8, 8, dtype=dtype)
+        offset = torch.tensor([3.0, 5, 3, 5])
+        values, inside = geometry.masks_to_source(
+            mask, torch.tensor([[0.0, 0, 8, 8]]) + offset, torch.eye(3)[None],
+            torch.tensor([region]) + offset, rows.stop - rows.start)
+        assert inside.all()
+        assert torch.equal(values, mask[:, rows, columns])
+
+    @pytest.mark.parametrize('matrix, undone', [
+        (geometry.flip_matrix((8, 8), 'horizontal'), lambda mask: mask[:, ::-1]),
+        (geometry.flip_matrix((8, 8), 'vertical'), lambda mask: mask[::-1]),
+        (geometry.flip_matrix((8, 8), 'diagonal'), lambda mask: mask[::-1, ::-1]),
+        (geometry.rotation_matrix((4, 4), 90), lambda mask: np.rot90(mask)),
+        (geometry.rotation_matrix((4, 4), -90), lambda mask: np.rot90(mask, -1)),
+        (geometry.scale_matrix(3, 0.5), lambda mask: mask),
+    ])
+    def test_moved_cells_are_copied(self, matrix, undone):
+        """numpy turns anticlockwise."""
+        mask, whole = np.random.default_rng(0).normal(size=(8, 8)), [0, 0, 8, 8]
+        values, inside = _masks_to_source([mask], [reference.move_box(whole, matrix)],
+                                          [matrix], [whole], 8)
+        assert inside.all()
+        np.testing.assert_allclose(values[0], undone(mask), atol=1e-12)
+
+    def test_cells_between_four_of_the_mask_get_their_mean(self):
+        mask = np.arange(24.0).reshape(4, 6)
+        values, _ = _masks_to_source([mask], [[0, 0, 6, 4]], [np.eye(3)], [[1, 0, 5, 4]], 2)
+        # The centres are the corners (2, 1), (4, 1), (2, 3) and (4, 3) of cells.
+        assert values.tolist() == [[[4.5, 6.5], [16.5, 18.5]]]
+
+    def test_outside_and_on_the_edge(self):
+        """Centres at 0.5, 1.5, 2.5, 3.5; the RoI's edges count as inside."""
+        mask = np.array([[1.0, 3.0]])
+        values, inside = _masks_to_source([mask], [[1.5, 0.5, 2.5, 3]], [np.eye(3)],
+                                          [[0, 0, 4, 4]], 4)
+        assert inside[0].tolist() == [[False, True, True, False]] * 3 + [[False] * 4]
+        assert values[0].tolist() == [[1, 1, 3, 3]] * 4
+
+    @pytest.mark.parametrize('roi', [
+        [2.5, 0, 2.5, 4],  # a centre lies on the line
+        [0, 1.5, 4, 1.5],
+        [2.5, 1.5, 2.5, 1.5],
+        [3, 3, 1, 1],
+        [3, 0, 1, 4],
+        [math.nan] * 4,
+        [0, 0, math.nan, 4],
+    ])
+    def test_a_roi_without_area_has_no_inside(self, roi):
+        masks = torch.randn(2, 3, 5, requires_grad=True)
+        values, inside = geometry.masks_to_source(
+            masks, torch.tensor([roi, [0, 0, 4, 4]]), torch.eye(3).expand(2, 3, 3),
+            torch.tensor([[0.0, 0, 4, 4]] * 2), 4)
+        assert not inside[0].any() and inside[1].all()
+        assert values.isfinite().all()
+        values.sum().backward()
+        assert masks.grad.isfinite().all()
+
+    @pytest.mark.parametrize('bad', [0.0, math.nan, 1e300])
+    def test_a_view_that_leads_nowhere_does_not_disturb_its_neighbours(self, bad):
+        good = REPLICAS['rotation']
+        masks = torch.randn(3, 6, 6, dtype=torch.float64)
+        arguments = _boxes(*[_roi(good)] * 3), _tensor(
+            [good, np.full((3, 3), bad), good], 3, 3, 3), _boxes(*[REGION] * 3)
+        values, inside = geometry.masks_to_source(masks, *arguments, 5)
+        assert values.isfinite().all()
+        assert not inside[1].any() and inside[0].all() and inside[2].all()
+        alone, _ = geometry.masks_to_source(masks[:1], *(x[:1] for x in arguments), 5)
+        assert torch.equal(values[0], alone[0])
+
+    @pytest.mark.parametrize('shape', [(0, 7, 3), (0, 1, 1)])
+    def test_no_masks(self, shape):
+        masks = torch.zeros(shape, requires_grad=True)
+        values, inside = geometry.masks_to_source(
+            masks, torch.zeros(0, 4), torch.zeros(0, 3, 3), torch.zeros(0, 4), 5)
+        assert values.shape == inside.shape == (0, 5, 5)
+        values.sum().backward()
+        assert masks.grad.shape == shape
+
+    def test_gradient(self):
+        matrices = [REPLICAS['all of it'], REPLICAS['crop']]
+        masks = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+        rois = _boxes(_roi(matrices[0]), _roi(matrices[1], (-9, 2, 3, -8)))
+        arguments = rois, _tensor(matrices, 2, 3, 3), _boxes(REGION, REGION)
+        assert torch.autograd.gradcheck(
+            lambda x: geometry.masks_to_source(x, *arguments, 3)[0], (masks, ))
+
+    def test_gradient_reaches_the_masks_only(self):
+        masks = torch.randn(1, 4, 4, requires_grad=True)
+        roi = torch.tensor([[0.0, 0, 4, 4]], requires_grad=True)
+        region = torch.tensor([[1.0, 0, 3, 2]], requires_grad=True)
+        values, _ = geometry.masks_to_source(masks, roi, torch.eye(3)[None], region, 2)
+        (values * torch.tensor([[1.0, 10], [100, 1000]])).sum().backward()
+        assert masks.grad.tolist() == [[[0, 1, 10, 0], [0, 100, 1000, 0], [0] * 4, [0] * 4]]
+        assert roi.grad is None and region.grad is None
+
+    @pytest.mark.parametrize('autocast', [None, torch.bfloat16])
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+    def test_computes_in_float32(self, dtype, autocast):
+        """Masks and RoIs of mixed precision training."""
+        matrix = REPLICAS['all of it']
+        masks = torch.randn(1, 28, 28).to(dtype).requires_grad_()
+        roi = torch.tensor([_roi(matrix)]).to(dtype)
+        arguments = _tensor(matrix, 1, 3, 3), torch.tensor([REGION]), 14
+        with torch.autocast('cpu', dtype=autocast, enabled=autocast is not None):
+            values, inside = geometry.masks_to_source(masks, roi, *arguments)
+        wide, wide_inside = geometry.masks_to_source(
+            masks.detach().double(), roi.double(), *arguments)
+        assert values.dtype == torch.float32 and wide.dtype == torch.float64
+        torch.testing.assert_close(values.double(), wide, rtol=0, atol=1e-5)
+        assert torch.equal(inside, wide_inside)
+        values.sum().backward()
+        assert masks.grad.dtype == dtype and masks.grad.any()
+
+
+class TestSidePositions:
+
+    @_some
+    @given(cases=st.lists(st.tuples(straight_views, st.tuples(coordinates, coordinates),
+                                    st.floats(0.5, 40)), min_size=1, max_size=4),
+           count=st.integers(2, 6), start=st.floats(-3, 30))
+    def test_equals_the_reference(self, cases, count, start):
+        """Each point with a view and a spacing of its own."""
+        matrices = [_compose(chain) for chain, _, _ in cases]
+        centers = [center for _, center, _ in cases]
+        distances = [start + step * np.arange(count) for _, _, step in cases]
+        positions, sides = geometry.side_positions_to_source(
+            _tensor(centers, -1, 2), _tensor(distances, -1, count),
+            _tensor(matrices, -1, 3, 3))
+        assert positions.dtype == torch.float64 and sides.dtype == torch.int64
+        for row, case in enumerate(zip(centers, distances, matrices)):
+            expected, expected_sides = reference.side_positions(*case)
+            assert sides[row].tolist() == expected_sides
+            np.testing.assert_allclose(positions[row].numpy(), expected, rtol=1e-9,
+                                       atol=1e-6)
+
+    # The point (10, 20) and the distances 0, 2, 4 in an image 40 wide and 30 high;
+    # sides are numbered left, top, right, bottom.
+    @pytest.mark.parametrize('matrix, x, y, sides', [
+        (np.eye(3), 10, 20, [0, 1, 2, 3]),
+        (geometry.flip_matrix((30, 40), 'horizontal'), 30, 20, [2, 1, 0, 3]),
+        (geometry.flip_matrix((30, 40), 'vertical'), 10, 10, [0, 3, 2, 1]),
+        (geometry.flip_matrix((30, 40), 'diagonal'), 30, 10, [2, 3, 0, 1]),
+        (geometry.rotation_matrix((20, 15), 180), 30, 10, [2, 3, 0, 1]),
+        # Clockwise from source to replica: the replica's top is the source's left.
+        (geometry.rotation_matrix((0, 0), 90), 20, -10, [1, 2, 3, 0]),
+        (geometry.rotation_matrix((0, 0), -90), -20, 10, [3, 0, 1, 2]),
+        (geometry.translation_matrix(-5, 7), 15, 13, [0, 1, 2, 3]),
+    ])
+    def test_by_hand(self, matrix, x, y, sides):
+        positions, found = geometry.side_positions_to_source(
+            _tensor([10, 20], 1, 2), _tensor([0, 2, 4], 1, 3), _tensor(matrix, 1, 3, 3))
+        assert found.tolist() == [sides]
+        np.testing.assert_allclose(
+            positions[0].numpy(), [[x, x - 2, x - 4], [y, y - 2, y - 4],
+                                   [x, x + 2, x + 4], [y, y + 2, y + 4]], atol=1e-12)
+
+    def test_uneven_scale_with_a_shift_and_a_flip(self):
+        matrix = (geometry.flip_matrix((30, 40), 'horizontal')
+                  @ geometry.translation_matrix(4, 2) @ geometry.scale_matrix(2, 0.5))
+        positions, sides = geometry.side_positions_to_source(
+            _tensor([10, 20], 1, 2), _tensor([0, 2, 4], 1, 3), _tensor(matrix, 1, 3, 3))
+        # x: 40 - 10 = 30, (30 - 4) / 2 = 13, spaced by 1; y: (20 - 2) / 0.5, by 4.
+        assert positions.tolist() == [[[13, 12, 11], [36, 32, 28], [13, 14, 15],
+                                       [36, 40, 44]]]
+        assert sides.tolist() == [[2, 1, 0, 3]]
+
+    @_some
+    @given(chain=straight_views, box=boxes.filter(
+        lambda box: box[2] - box[0] > 1 and box[3] - box[1] > 1))
+    def test_the_true_distances_lead_to_the_sides_of_the_source_box(self, chain, box):
+        matrix = _compose(chain)
+        x1, y1, x2, y2 = reference.move_box(box, matrix)
+        x, y = 0.3 * x1 + 0.7 * x2, 0.4 * y1 + 0.6 * y2
+        true = np.array([x - x1, y - y1, x2 - x, y2 - y])  # of the replica's sides
+        order = true.argsort()
+        positions, sides = geometry.side_positions_to_source(
+            _tensor([x, y], 1, 2), _tensor(true[order], 1, 4), _tensor(matrix, 1, 3, 3))
+        where = order.argsort()[sides[0].numpy()]
+        np.testing.assert_allclose(positions[0].numpy()[range(4), where], box, atol=1e-6)
+
+    def test_every_side_once(self):
+        matrices = _tensor(list(REPLICAS.values())[:6], 6, 3, 3)
+        _, sides = geometry.side_positions_to_source(
+            torch.rand(6, 2), torch.arange(5.0).expand(6, 5), matrices)
+        assert sides.sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 6
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
+    def test_computes_in_float64(self, dtype):
+        far = _tensor(geometry.translation_matrix(1e6, 0), 1, 3, 3)
+        positions, _ = geometry.side_positions_to_source(
+            torch.tensor([[8, 16]], dtype=dtype), torch.tensor([[0, 0.25]], dtype=dtype),
+            far)
+        assert positions.tolist() == [[[8 - 1e6, 7.75 - 1e6], [16, 15.75],
+                                       [8 - 1e6, 8.25 - 1e6], [16, 16.25]]]
+
+    def test_no_points(self):
+        positions, sides = geometry.side_positions_to_source(
+            torch.zeros(0, 2), torch.zeros(0, 17), torch.zeros(0, 3, 3))
+        assert positions.shape == (0, 4, 17) and sides.shape == (0, 4)
+
+    def test_without_inverse_the_positions_are_finite(self):
+        positions, sides = geometry.side_positions_to_source(
+            torch.rand(2, 2), torch.arange(3.0).expand(2, 3), torch.zeros(2, 3, 3))
+        assert positions.isfinite().all()
+        assert (sides >= 0).all() and (sides < 4).all()
 
 
 class TestVisibleFraction:

@@ -2,6 +2,7 @@
 from typing import Any, List, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import Sequential
 from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ class SupConHead(LinearClsHead):
     """Trains the backbone by SupCon and, beside it, a linear classifier on top.
 
     Khosla et al., "Supervised Contrastive Learning", 2020. The loss is the one of
-    pytorch-metric-learning (their L_out, equation 2) on a projection of the features.
+    pytorch-metric-learning (their L_out, equation 2) on a projection of the features,
+    which are scaled to unit length first, as in section 3.1. (SupCon does not see their
+    length; without the scaling it drifts, and the classifier's loss grows with it.)
     Positives are all samples of one class in the batch, replicas included; so the
     sampler should be a ``lt_mm.GroupedRepeatAugSampler``, but the pipeline needs no
     record.
@@ -28,8 +31,8 @@ class SupConHead(LinearClsHead):
     shares learning rate, epochs and augmentation with the backbone.
 
     Losses: ``loss_supcon`` (gradient to the projection and the backbone) and
-    ``loss_cls`` (gradient to the classifier). Prediction is that of ``LinearClsHead``,
-    which the checkpoint fits after dropping the keys ``head.projection.*``.
+    ``loss_cls`` (gradient to the classifier). Prediction is that of a ``LinearClsHead``
+    on the scaled features.
 
     The contrast is with the samples of the same rank. Anchors without a positive are
     left out of the mean; a batch without any positive or negative gives 0.
@@ -60,6 +63,12 @@ class SupConHead(LinearClsHead):
         self.supcon_weight = supcon_weight
         self.supcon = _supcon_loss_class()(temperature=temperature)
 
+    def pre_logits(self, feats: Tuple[Tensor, ...]) -> Tensor:
+        """The features of unit length, (N, in_channels), that classifier and projection
+        read.
+        """
+        return F.normalize(super().pre_logits(feats), dim=1)
+
     def loss(self, feats: Tuple[Tensor, ...], data_samples: List[Any],
              **kwargs: Any) -> dict:
         """Both losses of a batch.
@@ -78,7 +87,7 @@ class SupConHead(LinearClsHead):
         """
         self._check(data_samples)
         features = self.pre_logits(feats)
-        losses = super().loss((features.detach(), ), data_samples, **kwargs)
+        losses = self._get_loss(self.fc(features.detach()), data_samples, **kwargs)
         losses['loss_cls'] = losses.pop('loss')
         labels = torch.cat([sample.gt_label for sample in data_samples])
         losses['loss_supcon'] = self.supcon_weight * self.supcon(

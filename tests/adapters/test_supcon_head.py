@@ -59,10 +59,11 @@ def test_values_against_the_formula(labels, temperature):
     features = torch.randn(6, 6)
     losses = head.loss((features, ), samples(labels))
     assert set(losses) == {'loss_supcon', 'loss_cls'}
-    embeddings = head.projection(features).detach().numpy()
+    unit = features / features.square().sum(dim=1, keepdim=True).sqrt()
+    embeddings = head.projection(unit).detach().numpy()
     expected = 0.7 * naive_supcon(embeddings, labels, temperature)
     assert losses['loss_supcon'].item() == pytest.approx(expected, rel=1e-5)
-    log_probs = head.fc(features).double().log_softmax(dim=1).detach().numpy()
+    log_probs = head.fc(unit).double().log_softmax(dim=1).detach().numpy()
     expected = -np.mean([log_probs[i, label] for i, label in enumerate(labels)])
     assert losses['loss_cls'].item() == pytest.approx(expected, rel=1e-5)
 
@@ -106,19 +107,21 @@ def test_batches_without_a_pair_or_without_a_contrast_give_zero_with_a_graph(lab
     assert torch.equal(to_backbone, torch.zeros(3, 6))
 
 
-def test_prediction_is_that_of_the_stock_head():
+def test_prediction_is_that_of_the_stock_head_on_unit_features():
     head = build(cal_acc=True)
     stock = MODELS.build(dict(
         type='LinearClsHead', num_classes=3, in_channels=6, cal_acc=True))
     state = {name: value for name, value in head.state_dict().items()
              if not name.startswith('projection.')}
     stock.load_state_dict(state, strict=True)
-    feats = (torch.randn(5, 6), )
-    for mine, theirs in zip(head.predict(feats, samples([0] * 5)),
-                            stock.predict(feats, samples([0] * 5))):
-        assert torch.equal(mine.pred_score, theirs.pred_score)
+    feats = torch.randn(5, 6)
+    unit = torch.nn.functional.normalize(feats, dim=1)
+    for mine, theirs in zip(head.predict((7 * feats, ), samples([0] * 5)),
+                            stock.predict((unit, ), samples([0] * 5))):
+        torch.testing.assert_close(mine.pred_score, theirs.pred_score)
         assert torch.equal(mine.pred_label, theirs.pred_label)
-    mine, theirs = (each.loss(feats, samples([0, 1, 2, 0, 1])) for each in (head, stock))
+    mine = head.loss((feats, ), samples([0, 1, 2, 0, 1]))
+    theirs = stock.loss((unit, ), samples([0, 1, 2, 0, 1]))
     assert mine['loss_cls'] == theirs['loss']
     assert mine['accuracy_top-1'] == theirs['accuracy_top-1']
 
@@ -143,8 +146,9 @@ def test_a_stock_classifier_trains_with_it():
         total.backward()
         optimizer.step()
         history.append({name: float(value.detach()) for name, value in losses.items()})
-    for name in ('loss_supcon', 'loss_cls'):
-        assert history[-1][name] < 0.5 * history[0][name]
+    for name, share in (('loss_supcon', 0.5), ('loss_cls', 0.75)):
+        assert history[-1][name] < share * history[0][name]
+    assert model(images).argmax(dim=1).tolist() == labels
 
 
 def test_mixed_labels_are_refused():

@@ -12,6 +12,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 MIN_BOX_SIDE = 0.01  # pixels; below it, a side counts as this long
+BIN_FLOOR = 0.001  # share of a side's distribution that is the same in all bins
 
 # ---------------------------------------------------------------------------
 # The consistency term
@@ -85,6 +86,75 @@ def box(boxes_xyxy, group_ids, **options):
     return consistency(boxes_xyxy.double(), group_ids, divergence, **options)
 
 
+def masks(mask_logits, inside, group_ids, temperature=1.0, detach_mean=False,
+          avg_factor=None):
+    """``mask_logits``, ``inside`` (N, H, W): the mean over the pixels that a mask shares.
+
+    Pixel after pixel, of the masks of the group that are there.
+    """
+    logits = mask_logits.double() / temperature
+    total = 0 * logits.sum()
+    for i in range(len(logits)):
+        alike, divergences = positives(group_ids, i), []
+        for row in range(logits.shape[1]):
+            for column in range(logits.shape[2]):
+                there = [j for j in alike if inside[j, row, column]]
+                if i in there and len(there) > 1:
+                    pixel = logits[there, row, column]
+                    divergences.append(pixel_divergence(pixel, there.index(i), detach_mean))
+        if divergences:
+            total = total + sum(divergences) / len(divergences)
+    return total / (avg_factor or max(len(logits), 1))
+
+
+def pixel_divergence(logits, own, detach_mean):
+    """Bernoulli D_KL(mean || own) of one pixel's ``logits`` (n,)."""
+    total = 0
+    for signed in (logits, -logits):
+        mean = signed.sigmoid().mean()
+        mean = mean.detach() if detach_mean else mean
+        if mean > 0:
+            log_p = torch.nn.functional.logsigmoid(signed[own])
+            total = total + mean * (mean.log() - log_p)
+    return total
+
+
+def sides(side_logits, positions, group_ids, detach_mean=False, avg_factor=None):
+    """``side_logits``, ``positions`` (N, 4, K): the KLs in the group's bins, summed."""
+    p = side_logits.double().softmax(dim=2)
+    total = 0 * p.sum()
+    for i in range(len(p)):
+        alike = positives(group_ids, i)
+        for side in range(4 if alike else 0):
+            spread = in_bins([p[j, side] for j in alike],
+                             [positions[j, side].tolist() for j in alike])
+            mean = sum(spread) / len(spread)
+            mean = mean.detach() if detach_mean else mean
+            total = total + (mean * (mean / spread[alike.index(i)]).log()).sum()
+    return total / (avg_factor or max(len(p), 1))
+
+
+def in_bins(probabilities, positions):
+    """The distributions of one side of one group, over bins that they share.
+
+    A position counts for a bin by its hat function: 1 at its middle, 0 at the next.
+    """
+    count = len(positions[0])
+    expected = [sum(p * x for p, x in zip(own.tolist(), places))
+                for own, places in zip(probabilities, positions)]
+    middle = sum(expected) / len(expected)
+    width = max(MIN_BOX_SIDE, *(abs(places[-1] - places[0]) / max(count - 1, 1)
+                                for places in positions))
+    bins = [middle + (number - count) * width for number in range(2 * count + 1)]
+    spread = []
+    for own, places in zip(probabilities, positions):
+        near = [min(max(x, bins[0]), bins[-1]) for x in places]
+        hats = [[max(1 - abs(x - b) / width, 0) for b in bins] for x in near]
+        shares = own @ torch.tensor(hats, dtype=torch.float64)
+        spread.append((1 - BIN_FLOOR) * shares + BIN_FLOOR / len(bins))
+    return spread
+
+
 # ---------------------------------------------------------------------------
 # Pairing
 # ---------------------------------------------------------------------------
@@ -142,3 +212,57 @@ def greedy_pairs(boxes_a, boxes_b, labels_a, labels_b, threshold):
         pairs.append((i, j))
         free_a.remove(i)
         free_b.remove(j)
+
+
+def hulls(boxes, group_ids):
+    """For each box the smallest one around all boxes with its id."""
+    found = []
+    for group in group_ids:
+        x1, y1, x2, y2 = zip(*(box for box, own in zip(boxes, group_ids) if own == group))
+        found.append([min(x1), min(y1), max(x2), max(y2)])
+    return found
+
+
+def annotation(target, label, gt_boxes, gt_labels):
+    """The annotation at the target's rounded box; of several, the first of its label."""
+    there = [j for j, gt in enumerate(gt_boxes)
+             if [round(x) for x in gt] == [round(x) for x in target]]
+    alike = [j for j in there if gt_labels[j] == label]
+    return (alike or there)[0]
+
+
+def mean_box(boxes):
+    """The mean of each coordinate."""
+    return [sum(values) / len(values) for values in zip(*boxes)]
+
+
+def iou_groups(boxes, labels, valid, members, threshold):
+    """One source after the other, one replica after the other: (R, K) ids, -1 without.
+
+    A group is a list of (replica, slot); it stands for the mean of their boxes and for
+    the label of the first.
+    """
+    ids = [[-1] * len(own) for own in labels]
+    number = 0
+    for replicas in members:
+        groups = []
+        for replica in replicas:
+            if replica < 0:
+                continue
+            slots = [k for k, part in enumerate(valid[replica]) if part]
+            means = [mean_box([boxes[r][k] for r, k in group]) for group in groups]
+            pairs = greedy_pairs(
+                [boxes[replica][k] for k in slots], means,
+                [labels[replica][k] for k in slots],
+                [labels[group[0][0]][group[0][1]] for group in groups], threshold)
+            joined = {slots[row]: group for row, group in pairs}
+            for slot in slots:
+                if slot in joined:
+                    groups[joined[slot]].append((replica, slot))
+                else:
+                    groups.append([(replica, slot)])
+        for group in groups:
+            for replica, slot in group:
+                ids[replica][slot] = number
+            number += 1
+    return ids

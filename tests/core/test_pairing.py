@@ -11,16 +11,21 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import box_iou
 
 from lt_mm.core.consistency import (bernoulli_consistency, box_consistency,
-                                    categorical_consistency)
-from lt_mm.core.pairing import (UNPAIRED, compact_ids, compact_rows, greedy_iou_groups,
-                                greedy_iou_pairs, group_sizes, groups_across_replicas,
-                                is_paired, nearest_in_each_replica, pairwise_iou)
+                                    categorical_consistency, mask_consistency,
+                                    side_consistency)
+from lt_mm.core.geometry import masks_to_source, side_positions_to_source
+from lt_mm.core.pairing import (UNPAIRED, annotation_of_target, compact_ids,
+                                compact_rows, greedy_iou_groups, greedy_iou_pairs,
+                                group_hulls, group_sizes, groups_across_replicas,
+                                iou_groups, is_paired, nearest_in_each_replica,
+                                pairwise_iou, same_source_by_area)
 from tests import reference_losses as reference
 
 LARGEST, SMALLEST = 2**63 - 1, -2**63
 INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
 
 _many = settings(max_examples=100, deadline=None)
+_some = settings(max_examples=30, deadline=None)
 
 # Few values, so that groups form; huge ones, so that no id can serve as an index.
 any_id = st.sampled_from([-5, -1, 0, 1, 2, 7, 2**40, LARGEST, LARGEST - 1, SMALLEST])
@@ -188,6 +193,93 @@ def _split(labelled):
     return [box for box, _ in labelled], [label for _, label in labelled]
 
 
+class TestHulls:
+
+    @_many
+    @given(rows=_tuples(small_boxes, any_id))
+    def test_equals_reference(self, rows):
+        boxes, groups = [row[0] for row in rows], [row[1] for row in rows]
+        hulls = group_hulls(_boxes(boxes), _ids(groups))
+        assert hulls.tolist() == reference.hulls(boxes, groups)
+
+    def test_by_hand(self):
+        boxes = [[0, 5, 4, 9], [1, 1, 2, 2], [-3, 6, 1, 7]]
+        assert group_hulls(_boxes(boxes), _ids([8, 3, 8])).tolist() == [
+            [-3, 5, 4, 9], [1, 1, 2, 2], [-3, 5, 4, 9]]
+
+    def test_a_box_that_is_no_number_stays_in_its_group(self):
+        boxes = _boxes([[0, 0, 4, 4], [np.nan] * 4, [1, 1, 5, 5], [-np.inf, 0, 1, np.inf]])
+        hulls = group_hulls(boxes, _ids([2, -1, 2, 7]))
+        assert hulls[[0, 2]].tolist() == [[0, 0, 5, 5]] * 2
+        assert hulls[3].tolist() == [-np.inf, 0, 1, np.inf]
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+    def test_types(self, dtype):
+        hulls = group_hulls(_boxes([[0, 0, 4, 4], [1, 1, 5, 5]], dtype), _ids([0, 0]))
+        assert hulls.dtype == dtype
+        assert hulls.tolist() == [[0, 0, 5, 5]] * 2
+
+    def test_no_boxes(self):
+        assert group_hulls(_boxes([]), _ids([])).shape == (0, 4)
+
+
+def _annotations(targets, target_labels, gt, gt_labels):
+    rows = annotation_of_target(_boxes(targets), _ids(target_labels), _boxes(gt),
+                                _ids(gt_labels))
+    assert rows.dtype == torch.int64
+    return rows.tolist()
+
+
+class TestAnnotationOfTarget:
+
+    @_many
+    @given(gt=st.lists(st.tuples(small_boxes, few), min_size=1, max_size=8),
+           picks=st.lists(st.integers(0, 99), max_size=12), seed=st.integers(0, 99))
+    def test_equals_reference(self, gt, picks, seed):
+        """Whole pixels from a small range: annotations with equal boxes are common."""
+        boxes, labels = _split(gt)
+        rounding = np.random.default_rng(seed).uniform(-1e-3, 1e-3, (len(picks), 4))
+        made_from = [pick % len(gt) for pick in picks]
+        targets = [np.add(boxes[row], error).tolist()
+                   for row, error in zip(made_from, rounding)]
+        target_labels = [labels[row] for row in made_from]
+        expected = [reference.annotation(*target, boxes, labels)
+                    for target in zip(targets, target_labels)]
+        assert _annotations(targets, target_labels, boxes, labels) == expected
+
+    def test_the_label_decides_between_equal_boxes_only(self):
+        gt = [[0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 5]]
+        targets = [gt[0], gt[0], gt[2], gt[2], gt[0]]
+        # The fourth is the third annotation's box with a label of others, as a class
+        # agnostic target has it; nobody has the fifth's label.
+        assert _annotations(targets, [7, 3, 5, 7, 9], gt, [7, 3, 5]) == [0, 1, 2, 2, 0]
+
+    def test_first_of_equal_annotations(self):
+        box = [[0, 0, 4, 4]]
+        assert _annotations(box * 2, [3, 3], box * 3, [1, 3, 3]) == [1, 1]
+
+    def test_any_side_tells_annotations_apart(self):
+        gt = np.tile([10.0, 20, 30, 40], (5, 1))
+        gt[range(4), range(4)] += 0.5
+        assert _annotations(gt, [0] * 5, gt, [0] * 5) == [0, 1, 2, 3, 4]
+
+    def test_rounding_of_float32(self):
+        """Targets that a coder encoded and decoded again, far from the origin."""
+        corner, anchor = 4000 + 100 * torch.rand(30, 2), torch.tensor([4035.7, 4011.3])
+        gt = torch.cat([corner, corner + 20 + 50 * torch.rand(30, 2)], dim=1)
+        center = (gt[:, :2] + gt[:, 2:] - 2 * anchor) / 2 / 37 * 37 + anchor
+        half = ((gt[:, 2:] - gt[:, :2]) / 37).log().exp() * 37 / 2
+        targets = torch.cat([center - half, center + half], dim=1)
+        labels = torch.arange(30) % 3
+        assert not torch.equal(targets, gt)
+        rows = annotation_of_target(targets, labels, gt, labels)
+        assert rows.tolist() == list(range(30))
+
+    @pytest.mark.parametrize('annotations', [0, 3])
+    def test_no_targets(self, annotations):
+        assert _annotations([], [], [[0, 0, 4, 4]] * annotations, [0] * annotations) == []
+
+
 def _pairs(boxes_a, boxes_b, labels_a, labels_b, *threshold):
     rows, columns = greedy_iou_pairs(_boxes(boxes_a), _boxes(boxes_b), _ids(labels_a),
                                      _ids(labels_b), *threshold)
@@ -224,8 +316,66 @@ class TestIou:
         expected = torch.tensor([[1, 0.5], [0.5, 1]]).double()
         torch.testing.assert_close(pairwise_iou(a, a), expected)
 
+    def test_batch(self):
+        a, b = (torch.rand(2, 3, n, 4).cumsum(dim=3) for n in (4, 5))
+        ious = pairwise_iou(a, b)
+        assert ious.shape == (2, 3, 4, 5)
+        for i, j in np.ndindex(2, 3):
+            torch.testing.assert_close(ious[i, j], box_iou(a[i, j], b[i, j]))
+
+    @pytest.mark.parametrize('n, k', [(0, 3), (3, 0), (0, 0)])
+    def test_batch_without_boxes(self, n, k):
+        assert pairwise_iou(torch.rand(2, n, 4), torch.rand(2, k, 4)).shape == (2, n, k)
+
+    def test_one_in_half_and_one_in_double_precision(self):
+        a = torch.tensor([[0, 0, 1000, 1000.0]])
+        for one, other in ((a.half(), a.double()), (a.double(), a.half())):
+            assert pairwise_iou(one, other).tolist() == [[1]]
+
     def test_inverted_box_overlaps_nothing(self):
         assert not pairwise_iou(_boxes([[5, 5, 1, 1]]), _boxes([[0, 0, 9, 9]])).any()
+
+
+class TestSameSource:
+
+    @pytest.mark.parametrize('a, b, threshold, expected', [
+        ([[0, 0, 10, 10]], [[50, 50, 60, 60]], 1.0, True),  # wherever they are
+        ([[0, 0, 10, 10]], [[0, 0, 10, 8]], 0.8, True),     # the ratio is exactly 0.8
+        ([[0, 0, 10, 10]], [[0, 0, 10, 8]], 0.81, False),
+        ([[0, 0, 10, 10]], [[0, 0, 10, 79]], 0.01, True),
+        # The sum of all areas counts, not their number: 100 and 64 + 36.
+        ([[0, 0, 10, 10]], [[0, 0, 8, 8], [0, 0, 6, 6]], 1.0, True),
+        ([[0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10]], 0.51, False),
+        # Inverted sides have no area, not a negative one.
+        ([[0, 0, 10, 10], [9, 9, 4, 4], [9, 0, 4, 5]], [[0, 0, 10, 10]], 1.0, True),
+        ([], [[0, 0, 10, 10]], 0.1, False),
+        ([], [], 0.8, False),
+        ([[3, 3, 3, 9]], [[5, 5, 5, 5]], 0.8, False),
+        ([[np.nan, 0, 9, 9]], [[0, 0, 9, 9]], 0.8, False),
+    ])
+    def test_by_hand(self, a, b, threshold, expected):
+        for one, other in ((a, b), (b, a)):
+            same = same_source_by_area(_boxes(one), _boxes(other), threshold)
+            assert same.dtype == torch.bool and same.shape == ()
+            assert same.item() is expected
+
+    def test_default_threshold(self):
+        box = _boxes([[0, 0, 10, 10]])
+        assert same_source_by_area(box, _boxes([[0, 0, 10, 8.01]]))
+        assert not same_source_by_area(box, _boxes([[0, 0, 10, 7.99]]))
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+    def test_half_precision(self, dtype):
+        """Areas of 1000 x 1000 and 500 x 500 pixels are both beyond float16."""
+        box = _boxes([[0, 0, 1000, 1000]], dtype)
+        assert same_source_by_area(box, box)
+        assert not same_source_by_area(box, box / 2)
+
+    @pytest.mark.parametrize('threshold', [0, -0.5, 1.01, np.nan])
+    def test_threshold(self, threshold):
+        box = _boxes([[0, 0, 1, 1]])
+        with pytest.raises(ValueError, match=f'threshold is {threshold};'):
+            same_source_by_area(box, box, threshold)
 
 
 class TestGreedyPairs:
@@ -387,10 +537,143 @@ class TestGreedyGroups:
         assert torch.equal(boxes[0].detach(), _boxes([LEFT]))
 
 
+def _batch(sizes, num_boxes, seed):
+    """Boxes, labels and valid slots of sources with so many replicas each.
+
+    Around few places, in whole pixels: groups, ties and second choices are common. The
+    replicas are in any order, and some belong to no source.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permutation(sum(sizes) + 2)
+    members = np.full((len(sizes), max(sizes, default=0)), UNPAIRED)
+    for row, end in zip(range(len(sizes)), np.cumsum(sizes)):
+        size = sizes[row]
+        members[row, random.permutation(members.shape[1])[:size]] = order[end - size:end]
+    slots = len(order), num_boxes
+    low = random.choice([0, 3, 20], (*slots, 1)) + random.integers(0, 3, (*slots, 2))
+    boxes = np.concatenate([low, low + random.integers(6, 9, (*slots, 2))], axis=2)
+    labels, valid = random.random((2, *slots)) < [[[0.2]], [[0.8]]]
+    return boxes.astype(float), labels.astype(int), valid, members
+
+
+def _iou_groups(boxes, labels, valid, members, *threshold):
+    groups = iou_groups(torch.tensor(boxes), torch.tensor(labels), torch.tensor(valid),
+                        torch.tensor(members), *threshold)
+    assert groups.dtype == torch.int64 and groups.shape == labels.shape
+    return groups
+
+
+def _partition(groups):
+    return reference.same_partition(groups.flatten())
+
+
+replicas_of_sources = st.lists(st.integers(0, 4), min_size=1, max_size=3)
+
+
+class TestIouGroups:
+
+    @_many
+    @given(sizes=replicas_of_sources, num_boxes=st.integers(0, 5),
+           threshold=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0]),
+           seed=st.integers(0, 9999))
+    def test_equals_one_by_one(self, sizes, num_boxes, threshold, seed):
+        batch = _batch(sizes, num_boxes, seed)
+        groups = _iou_groups(*batch, threshold)
+        expected = reference.iou_groups(*(part.tolist() for part in batch), threshold)
+        assert _partition(groups) == reference.same_partition(np.ravel(expected))
+
+    def test_the_batches_have_groups_of_all_sizes(self):
+        """What is compared above is no empty case."""
+        groups = _iou_groups(*_batch([4, 3, 4], 5, 0), 0.5)
+        sizes = group_sizes(groups.flatten()).tolist()
+        assert set(sizes) == {0, 1, 2, 3, 4}
+
+    @_some
+    @given(sizes=replicas_of_sources, num_boxes=st.integers(1, 5),
+           seed=st.integers(0, 9999))
+    def test_what_is_not_valid_influences_nothing(self, sizes, num_boxes, seed):
+        boxes, labels, valid, members = _batch(sizes, num_boxes, seed)
+        groups = _iou_groups(boxes, labels, valid, members)
+        assert (groups[~torch.tensor(valid)] == UNPAIRED).all()
+        garbage = np.random.default_rng(seed)
+        for fill in (np.nan, np.inf, 0.0, 1e300, boxes[garbage.permutation(len(boxes))]):
+            other = np.where(valid[..., None], boxes, fill)
+            named = np.where(valid, labels, garbage.integers(0, 2, labels.shape))
+            assert torch.equal(groups, _iou_groups(other, named, valid, members))
+
+    @_some
+    @given(sizes=st.lists(st.integers(0, 4), min_size=2, max_size=3),
+           seed=st.integers(0, 9999))
+    def test_sources_do_not_mix(self, sizes, seed):
+        """All have boxes at the same places; each groups as it would alone."""
+        boxes, labels, valid, members = _batch(sizes, 4, seed)
+        together = _iou_groups(boxes, labels, valid, members)
+        seen = []
+        for source in members:
+            own = source[source != UNPAIRED]
+            alone = _iou_groups(boxes, labels, valid, source[None])
+            assert _partition(together[own]) == _partition(alone[own])
+            seen.append(set(together[own].flatten().tolist()) - {UNPAIRED})
+        assert len(set().union(*seen)) == sum(map(len, seen))
+        nobody = np.setdiff1d(np.arange(len(boxes)), members)
+        assert (together[nobody] == UNPAIRED).all()
+
+    def test_each_box_of_a_replica_in_another_group(self):
+        groups = _iou_groups(*_batch([4, 4, 3], 5, 1), 0.25)
+        for own in groups.tolist():
+            paired = [group for group in own if group != UNPAIRED]
+            assert len(paired) == len(set(paired))
+
+    def test_a_replica_that_is_missing_in_the_middle(self):
+        boxes = np.array([[LEFT, FAR], [FAR, LEFT]], dtype=float)
+        groups = _iou_groups(boxes, np.zeros((2, 2), int), np.ones((2, 2), bool),
+                             np.array([[-1, 1, -1, 0, -1]]))
+        assert _partition(groups) == [0, 1, 1, 0]
+
+    def test_a_box_that_is_no_number_is_alone(self):
+        """Valid, as nobody noticed; it may not join, nor carry others away."""
+        boxes = np.array([[LEFT, [np.nan] * 4], [[np.nan, 0, 10, 10], LEFT], [LEFT, LEFT]])
+        groups = _iou_groups(boxes, np.zeros((3, 2), int), np.ones((3, 2), bool),
+                             np.array([[0, 1, 2]]))
+        assert _partition(groups) == [0, 1, 2, 0, 0, 5]
+
+    @pytest.mark.parametrize('num_replicas, num_boxes, members', [
+        (3, 0, [[0, 1], [2, -1]]), (3, 2, np.zeros((0, 2), int)),
+        (3, 2, np.zeros((2, 0), int)), (3, 2, [[-1, -1]]), (0, 2, np.zeros((0, 0), int))])
+    def test_nothing_to_pair(self, num_replicas, num_boxes, members):
+        slots = num_replicas, num_boxes
+        groups = _iou_groups(np.ones((*slots, 4)), np.zeros(slots, int),
+                             np.ones(slots, bool), np.asarray(members))
+        assert groups.tolist() == [[UNPAIRED] * num_boxes] * num_replicas
+
+    def test_default_threshold(self):
+        boxes = np.array([[LEFT, FAR], [[0, 0, 10, 5.01], [500, 500, 540, 519.9]]])
+        groups = _iou_groups(boxes, np.zeros((2, 2), int), np.ones((2, 2), bool),
+                             np.array([[0, 1]]))
+        assert _partition(groups) == [0, 1, 0, 3]
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+    def test_half_precision(self, dtype):
+        """The sum of 80 coordinates of 1000 pixels is beyond float16."""
+        boxes = torch.tensor([900.0, 900, 1000, 1000]).expand(80, 1, 4).to(dtype)
+        groups = iou_groups(boxes, torch.zeros(80, 1, dtype=torch.int64),
+                            torch.ones(80, 1, dtype=torch.bool), torch.arange(80)[None])
+        assert groups.flatten().tolist() == [0] * 80
+
+    def test_keeps_nothing_for_a_gradient_and_leaves_its_inputs(self):
+        batch = [torch.tensor(part) for part in _batch([3, 2], 4, 0)]
+        batch[0].requires_grad_()
+        before = [part.detach().clone() for part in batch]
+        with _saved_tensors() as saved:
+            groups = iou_groups(*batch)
+        assert saved == [] and not groups.requires_grad
+        assert all(map(torch.equal, batch, before))
+
+
 class _NoWaiting(TorchDispatchMode):
     """Fails at operations whose result's size, or a number for the host, is in values.
 
-    On an accelerator these make the host wait.
+    On an accelerator these make the host wait; so does a list that becomes a tensor.
     """
     WAITING = ('_local_scalar_dense', 'item', 'is_nonzero', 'equal', 'nonzero',
                'masked_select', 'bincount', '_unique', '_unique2', 'unique_dim',
@@ -402,17 +685,34 @@ class _NoWaiting(TorchDispatchMode):
         masks = name in self.INDEXING and any(
             isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.bool, torch.uint8)
             for leaf in tree_leaves(args[1]))
-        if name in self.WAITING or masks:
+        # `x[0] = 1` lifts a number too, but fills in place on the device.
+        listed = name == 'lift_fresh' and args[0].dim() > 0
+        if name in self.WAITING or masks or listed:
             raise AssertionError(f'{func} makes the host wait for the device')
         return func(*args, **(kwargs or {}))
 
 
-def _backward(term):
+def _backward(term, *shape):
 
     def run():
-        term(torch.rand(9, 4, requires_grad=True), torch.arange(9) % 4 - 1).backward()
+        predictions = torch.rand(9, *shape, requires_grad=True)
+        term(predictions, torch.arange(9) % 4 - 1).backward()
 
     return run
+
+
+def _masks(logits, ids):
+    return mask_consistency(logits, torch.rand_like(logits) > 0.5, ids)
+
+
+def _sides(logits, ids):
+    return side_consistency(logits, torch.rand_like(logits), ids)
+
+
+def _masks_to_source():
+    masks, _ = masks_to_source(torch.rand(3, 5, 5, requires_grad=True), torch.rand(3, 4),
+                               torch.rand(3, 3, 3), torch.rand(3, 4), 4)
+    masks.sum().backward()
 
 
 _COLUMN = torch.tensor([4, -1, 4, 7, 7, 4])
@@ -426,10 +726,20 @@ SYNC_FREE = {
         _ROWS, torch.arange(6) % 2, _COLUMN > 0),
     'nearest_in_each_replica': lambda: nearest_in_each_replica(
         _COLUMN, torch.arange(6) % 2, torch.rand(6)),
+    'group_hulls': lambda: group_hulls(torch.rand(6, 4), _COLUMN),
+    'annotation_of_target': lambda: annotation_of_target(
+        torch.rand(6, 4), _COLUMN, torch.rand(6, 4), _COLUMN),
     'pairwise_iou': lambda: pairwise_iou(torch.rand(3, 4), torch.rand(2, 4)),
-    'categorical_consistency': _backward(categorical_consistency),
-    'bernoulli_consistency': _backward(bernoulli_consistency),
-    'box_consistency': _backward(box_consistency),
+    'same_source_by_area': lambda: same_source_by_area(
+        torch.rand(3, 4), torch.rand(2, 4)),
+    'masks_to_source': _masks_to_source,
+    'side_positions_to_source': lambda: side_positions_to_source(
+        torch.rand(3, 2), torch.rand(3, 5), torch.rand(3, 3, 3)),
+    'categorical_consistency': _backward(categorical_consistency, 4),
+    'bernoulli_consistency': _backward(bernoulli_consistency, 4),
+    'box_consistency': _backward(box_consistency, 4),
+    'mask_consistency': _backward(_masks, 3, 5),
+    'side_consistency': _backward(_sides, 4, 5),
 }
 WAITS = {
     'item': lambda: _COLUMN.sum().item(),
@@ -445,6 +755,11 @@ WAITS = {
     'equal': lambda: torch.equal(_COLUMN, _COLUMN),
     'greedy pairs': lambda: greedy_iou_pairs(
         torch.rand(2, 4), torch.rand(2, 4), torch.zeros(2), torch.zeros(2)),
+    'groups by IoU': lambda: iou_groups(
+        torch.rand(2, 3, 4), torch.zeros(2, 3), torch.ones(2, 3).bool(),
+        torch.arange(2)[None]),
+    'numbers of the host': lambda: torch.tensor([1, 2]),
+    'numbers beside a tensor': lambda: _COLUMN.new_tensor([1, 2]),
 }
 
 
@@ -467,11 +782,20 @@ class TestDevice:
         boxes = [_boxes([LEFT, RIGHT]), _boxes([RIGHT, FAR, LEFT]), _boxes([FAR])]
         labels = [ids[:len(own)] for own in boxes]
         terms = categorical_consistency, bernoulli_consistency, box_consistency
+        batch = [torch.tensor(part) for part in _batch([2, 1], 3, 0)]
+        views, logits = torch.eye(3).expand(3, 3, 3).double(), torch.rand(3, 4, 5)
         with torch.device('meta'):
             made = [compact_ids(ids), group_sizes(ids),
                     groups_across_replicas(ids[:, None], ids, kept),
                     nearest_in_each_replica(ids, ids, ids.double()),
                     *greedy_iou_pairs(boxes[0], boxes[1], labels[0], labels[1]),
-                    *greedy_iou_groups(boxes, labels),
+                    *greedy_iou_groups(boxes, labels), iou_groups(*batch),
+                    group_hulls(boxes[1], ids), annotation_of_target(
+                        boxes[1], ids, boxes[0], ids[:2]),
+                    same_source_by_area(boxes[0], boxes[1]),
+                    *masks_to_source(logits, boxes[1], views, boxes[1], 2),
+                    *side_positions_to_source(boxes[1][:, :2], boxes[1], views),
+                    mask_consistency(logits, logits > 0.5, ids),
+                    side_consistency(logits, logits, ids),
                     *(term(boxes[1], ids) for term in terms)]
         assert {tensor.device.type for tensor in made} == {'cpu'}

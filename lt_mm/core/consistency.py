@@ -189,7 +189,7 @@ def side_consistency(side_logits: Tensor,
     bins is shared by them linearly, one outside counts for the last bin. There the KL
     of the mean distribution to each is summed over the bins and the four sides. A share
     ``BIN_FLOOR`` of each distribution is uniform, so that bins which one prediction
-    cannot reach cost a finite amount.
+    cannot reach cost a finite amount. The bins count as constant in the gradient.
 
     Args:
         side_logits: (N, 4, K), unnormalised, for the left, top, right and bottom side

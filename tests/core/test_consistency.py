@@ -2,6 +2,7 @@
 import math
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lt_mm.core.consistency import (MIN_BOX_SIDE, bernoulli_consistency,
-                                    box_consistency, categorical_consistency)
+from lt_mm.core import geometry
+from lt_mm.core.consistency import (BIN_FLOOR, MIN_BOX_SIDE, bernoulli_consistency,
+                                    box_consistency, categorical_consistency,
+                                    mask_consistency, side_consistency)
 from tests import reference_losses as reference
 
 Term = namedtuple('Term', 'name ours naive draw')
@@ -30,13 +33,41 @@ def _draw_boxes(n, _, generator):
     return torch.cat([corner, corner + sides], dim=1)
 
 
+def _as_masks(logits, ids, **options):
+    """One row of pixels a mask, all of them inside."""
+    masks = logits[:, None]
+    return mask_consistency(masks, torch.ones_like(masks, dtype=torch.bool), ids, **options)
+
+
+def _as_masks_naive(logits, ids, **options):
+    return reference.bernoulli(logits, ids, **options) / logits.shape[1]
+
+
+def _as_sides(term):
+    """The same logits for all four sides, all at the same positions."""
+
+    def run(logits, ids, **options):
+        sides = logits[:, None].expand(-1, 4, -1)
+        positions = torch.arange(sides.shape[2], device=sides.device).double()
+        return term(sides, positions.expand(sides.shape), ids, **options)
+
+    return run
+
+
 CATEGORICAL = Term('categorical', categorical_consistency, reference.categorical,
                    _draw_logits)
 BERNOULLI = Term('bernoulli', bernoulli_consistency, reference.bernoulli, _draw_logits)
 BOX = Term('box', box_consistency, reference.box, _draw_boxes)
+MASK = Term('mask', _as_masks, _as_masks_naive, _draw_logits)
+SIDE = Term('side', _as_sides(side_consistency), _as_sides(reference.sides), _draw_logits)
 
-every_term = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI, BOX],
+every_term = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI, BOX, MASK, SIDE],
                                      ids=lambda term: term.name)
+# Not the sides: their bins follow the predictions, outside of the gradient.
+smooth_terms = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI, BOX, MASK],
+                                       ids=lambda term: term.name)
+row_terms = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI, BOX],
+                                    ids=lambda term: term.name)
 classifiers = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI],
                                       ids=lambda term: term.name)
 both_means = pytest.mark.parametrize('detach_mean', [False, True])
@@ -75,7 +106,7 @@ def _assert_equals_reference(term, predictions, group_ids, rtol, atol, **options
 
 class TestAgainstReference:
 
-    @every_term
+    @smooth_terms
     @both_means
     @_some
     @given(ids=some_ids, num_classes=st.integers(1, 20), seed=st.integers(0, 999),
@@ -85,7 +116,7 @@ class TestAgainstReference:
             term, _predictions(term, len(ids), num_classes, seed), _ids(*ids),
             rtol=1e-10, atol=1e-12, detach_mean=detach_mean, avg_factor=avg_factor)
 
-    @every_term
+    @smooth_terms
     @both_means
     @_some
     @given(ids=some_ids, num_classes=st.integers(1, 20), seed=st.integers(0, 999))
@@ -102,14 +133,14 @@ class TestAgainstReference:
             term, _predictions(term, 9), _ids(3, 3, 0, 0, 0, -1, -1, 3, 8), rtol=1e-10,
             atol=1e-12, temperature=temperature, detach_mean=detach_mean)
 
-    @every_term
+    @smooth_terms
     @pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.int16,
                                        torch.int8, torch.uint8])
     def test_types_of_ids(self, term, dtype):
         ids = torch.tensor([100, 0, 100, 3, 0, 0], dtype=dtype)
         _assert_equals_reference(term, _predictions(term, 6), ids, rtol=1e-10, atol=0)
 
-    @every_term
+    @smooth_terms
     def test_one_large_group(self, term):
         _assert_equals_reference(term, _predictions(term, 40), _ids(*[SMALLEST + 1] * 5,
                                  *[LARGEST] * 35), rtol=1e-10, atol=0)
@@ -160,7 +191,7 @@ class TestByHand:
 
 class TestGradient:
 
-    @every_term
+    @smooth_terms
     def test_gradcheck(self, term):
         predictions = _predictions(term, 7, 3).requires_grad_()
         ids = _ids(0, 5, 0, -1, 5, 5, 9)
@@ -421,6 +452,358 @@ class TestInvariances:
         assert abs(before - after) > 1e-3
 
 
+few_ids = st.lists(st.sampled_from([-1, 0, 0, 3, 2**40]), min_size=1, max_size=6)
+
+
+def _draw_masks(n, shape, seed, share=0.6):
+    """Logits and which pixels are inside: (n, *shape) both."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(n, *shape, dtype=torch.float64, generator=generator)
+    return logits, torch.rand(n, *shape, generator=generator) < share
+
+
+class TestMasks:
+
+    @both_means
+    @_some
+    @given(ids=few_ids, shape=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+           seed=st.integers(0, 999), temperature=st.sampled_from([0.3, 1, 4]),
+           avg_factor=st.none() | st.floats(0.5, 100))
+    def test_equals_the_loop_over_pixels(self, detach_mean, ids, shape, seed, temperature,
+                                         avg_factor):
+        logits, inside = _draw_masks(len(ids), shape, seed)
+        options = dict(temperature=temperature, detach_mean=detach_mean,
+                       avg_factor=avg_factor)
+        naive = _value_and_gradient(reference.masks, logits, inside, _ids(*ids), **options)
+        ours = _value_and_gradient(mask_consistency, logits, inside, _ids(*ids), **options)
+        torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-12)
+        narrow = _value_and_gradient(mask_consistency, logits.float(), inside, _ids(*ids),
+                                     **options)
+        assert narrow[0].dtype == torch.float32
+        torch.testing.assert_close([part.double() for part in narrow], list(naive),
+                                   rtol=1e-4, atol=1e-5)
+
+    def test_by_hand(self):
+        """0.9 against 0.1 is log(5/3) for both; see TestByHand. Alike is 0."""
+        p = torch.tensor([[0.9, 0.9, 0.5], [0.1, 0.9, 0.3], [0.7, 0.2, 0.6]]).double()
+        inside = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
+        value, gradient = _value_and_gradient(
+            mask_consistency, p.logit()[:, None], inside[:, None], _ids(4, 4, 4))
+        # Of two shared pixels one differs; the third mask adds 0, but counts in n.
+        assert value.item() == pytest.approx(2 * math.log(5 / 3) / 2 / 3, rel=1e-6)
+        assert gradient[:2, 0, 0].all()
+        assert not gradient[:, 0, 2].any() and not gradient[2].any()
+
+    def test_every_mask_has_its_own_number_of_pixels(self):
+        """The first mask shares one pixel, the others two."""
+        logits, _ = _draw_masks(3, (1, 2), seed=0)
+        inside = torch.tensor([[[1, 0]], [[1, 1]], [[1, 1]]], dtype=torch.bool)
+        value, _ = _value_and_gradient(mask_consistency, logits, inside, _ids(1, 1, 1))
+        left = [reference.pixel_divergence(logits[:, 0, 0], i, False) for i in range(3)]
+        right = [reference.pixel_divergence(logits[1:, 0, 1], i, False) for i in range(2)]
+        expected = left[0] + (left[1] + right[0]) / 2 + (left[2] + right[1]) / 2
+        assert value.item() == pytest.approx(expected.item() / 3, rel=1e-12)
+
+    @both_means
+    def test_pixels_that_nobody_shares_add_nothing(self, detach_mean):
+        logits, _ = _draw_masks(3, (2, 3), seed=0)
+        inside = torch.zeros(3, 2, 3, dtype=torch.bool)
+        for row in range(3):
+            inside[row, :, row] = True
+        value, gradient = _value_and_gradient(mask_consistency, logits, inside,
+                                              _ids(0, 0, 0), detach_mean=detach_mean)
+        assert value == 0
+        assert torch.equal(gradient, torch.zeros_like(logits))
+
+    @both_means
+    def test_a_mask_apart_from_its_group_changes_only_n(self, detach_mean):
+        logits, inside = _draw_masks(4, (3, 3), seed=1)
+        inside[3] = False
+        three = _value_and_gradient(mask_consistency, logits[:3], inside[:3],
+                                    _ids(5, 5, 5), detach_mean=detach_mean)
+        four = _value_and_gradient(mask_consistency, logits, inside, _ids(5, 5, 5, 5),
+                                   detach_mean=detach_mean)
+        torch.testing.assert_close(three[0] * 3 / 4, four[0])
+        torch.testing.assert_close(three[1] * 3 / 4, four[1][:3])
+        assert not four[1][3].any()
+
+    @pytest.mark.parametrize('fill', [0.0, 1e4, -1e30, 1e30])
+    def test_pixels_outside_influence_nothing(self, fill):
+        logits, inside = _draw_masks(5, (3, 4), seed=2)
+        ids = _ids(0, 0, 0, 7, 7)
+        before = _value_and_gradient(mask_consistency, logits, inside, ids)
+        other = torch.where(inside, logits, fill)
+        after = _value_and_gradient(mask_consistency, other, inside, ids)
+        assert before[0] > 0
+        torch.testing.assert_close(before, after, rtol=1e-12, atol=1e-15)
+        assert not after[1][~inside].any()
+
+    @pytest.mark.parametrize('fill', [math.nan, math.inf, -math.inf])
+    def test_unpaired_masks_influence_nothing(self, fill):
+        logits, inside = _draw_masks(5, (3, 4), seed=3)
+        ids = _ids(0, -1, 0, -1, 8)
+        before = _value_and_gradient(mask_consistency, logits, inside, ids)
+        logits[[1, 3, 4]] = fill
+        after = _value_and_gradient(mask_consistency, logits, inside, ids)
+        assert before[0] > 0
+        assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+    def test_a_pixel_is_shared_within_a_group_only(self):
+        """Two groups see different pixels; the unpaired mask sees all of them."""
+        logits, _ = _draw_masks(5, (1, 2), seed=4)
+        inside = torch.tensor([[[1, 0]], [[0, 1]], [[0, 1]], [[1, 0]], [[1, 1]]]).bool()
+        value, _ = _value_and_gradient(mask_consistency, logits, inside,
+                                       _ids(0, 0, 6, 6, -1))
+        assert value == 0
+
+    def test_gradcheck(self):
+        logits, inside = _draw_masks(6, (2, 2), seed=5)
+        assert 0 < inside.sum() < inside.numel()
+        assert torch.autograd.gradcheck(
+            lambda x: mask_consistency(x, inside, _ids(0, 0, 0, 4, 4, -1)),
+            logits.requires_grad_())
+
+    @pytest.mark.parametrize('rows', EXTREME_LOGITS.values(), ids=EXTREME_LOGITS)
+    def test_extremes_half_outside(self, rows):
+        logits = torch.tensor(rows, dtype=torch.float32)[:, None]
+        inside = torch.ones_like(logits, dtype=torch.bool)
+        inside[0, 0, 0] = False
+        ids = _ids(*[3] * len(rows))
+        value, gradient = _value_and_gradient(mask_consistency, logits, inside, ids)
+        expected = reference.masks(logits, inside, ids).item()
+        assert value.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert gradient.isfinite().all()
+
+    def test_replicas_of_one_mask(self):
+        """Through the maps to the source: a mask agrees with its flipped twin."""
+        mask, roi = _draw_masks(1, (8, 8), seed=6)[0], [4, 4, 12, 12]
+        region, ids = torch.tensor([roi] * 2).double(), _ids(0, 0)
+        flip = torch.tensor(geometry.flip_matrix((20, 30), 'horizontal'))
+        views = torch.stack([torch.eye(3).double(), flip])
+        masks = torch.cat([mask, mask.flip(2)])
+        rois = geometry.boxes_to_replica(region, views)
+        grids = geometry.masks_to_source(masks, rois, views, region, 8)
+        assert mask_consistency(*grids, ids) < 1e-12
+        grids = geometry.masks_to_source(mask.expand(2, 8, 8), rois, views, region, 8)
+        assert mask_consistency(*grids, ids) > 0.1
+
+
+def _draw_sides(n, count, seed):
+    """Logits, and positions from a place and at a spacing, up or down, of their own."""
+    random = np.random.default_rng(seed)
+    starts = random.choice([0, 40, 900]) + random.normal(size=(n, 4, 1)) * random.choice(
+        [0.5, 4, 30])
+    spacing = random.uniform(0.2, 3, (n, 4, 1)) * random.choice([-1, 1], (n, 4, 1))
+    logits = random.normal(size=(n, 4, count)) * 2
+    return torch.tensor(logits), torch.tensor(starts + spacing * np.arange(count))
+
+
+def _sides_of(*distributions):
+    """Logits (n, 4, K) of the same distribution for all four sides."""
+    p = torch.tensor(distributions, dtype=torch.float64).clamp(min=1e-300)
+    return p.log()[:, None].repeat(1, 4, 1)
+
+
+def _at(*rows):
+    """The same positions (n, 4, K) for all four sides."""
+    return torch.tensor(rows, dtype=torch.float64)[:, None].repeat(1, 4, 1)
+
+
+class TestSides:
+
+    @both_means
+    @_some
+    @given(ids=few_ids, count=st.integers(1, 6), seed=st.integers(0, 999),
+           avg_factor=st.none() | st.floats(0.5, 100))
+    def test_equals_the_reference(self, detach_mean, ids, count, seed, avg_factor):
+        logits, positions = _draw_sides(len(ids), count, seed)
+        options = dict(detach_mean=detach_mean, avg_factor=avg_factor)
+        naive = _value_and_gradient(reference.sides, logits, positions, _ids(*ids),
+                                    **options)
+        ours = _value_and_gradient(side_consistency, logits, positions, _ids(*ids),
+                                   **options)
+        torch.testing.assert_close(ours, naive, rtol=1e-8, atol=1e-10)
+        narrow = _value_and_gradient(side_consistency, logits.float(), positions,
+                                     _ids(*ids), **options)
+        assert narrow[0].dtype == torch.float32
+        torch.testing.assert_close([part.double() for part in narrow], list(naive),
+                                   rtol=1e-3, atol=1e-4)
+
+    def test_constants(self):
+        assert BIN_FLOOR == reference.BIN_FLOOR and MIN_BOX_SIDE == reference.MIN_BOX_SIDE
+
+    @both_means
+    def test_mirrored_positions(self, detach_mean):
+        """Of a flipped replica the positions come in the opposite order."""
+        logits, positions = _draw_sides(1, 7, seed=0)
+        value, gradient = _value_and_gradient(
+            side_consistency, torch.cat([logits, logits.flip(2)]),
+            torch.cat([positions, positions.flip(2)]), _ids(0, 0), detach_mean=detach_mean)
+        assert abs(value) < 1e-12
+        assert gradient.abs().max() < 1e-12
+        assert side_consistency(torch.cat([logits, logits]),
+                                torch.cat([positions, positions.flip(2)]), _ids(0, 0)) > 0.1
+
+    @pytest.mark.parametrize('spacing', [0.7, -4])
+    def test_positions_shifted_by_whole_steps(self, spacing):
+        """Points two steps apart that see the same side."""
+        logits = _sides_of([0, 0.1, 0.2, 0.4, 0.3, 0, 0], [0.1, 0.2, 0.4, 0.3, 0, 0, 0])
+        positions = _at(*[[100 + spacing * (i + k) for k in range(7)] for i in range(2)])
+        assert abs(side_consistency(logits, positions, _ids(2, 2))) < 1e-12
+        assert side_consistency(logits, positions[[0, 0]], _ids(2, 2)) > 0.1
+
+    def test_equals_the_categorical_term_where_positions_fall_on_bins(self):
+        """Both distributions have the mean 2, a position, so bins lie at positions."""
+        p = [[0.1, 0.2, 0.4, 0.2, 0.1], [0.05, 0.3, 0.3, 0.3, 0.05]]
+        positions, ids = _at(*[[0, 1, 2, 3, 4]] * 2), _ids(0, 0)
+        value = side_consistency(_sides_of(*p), positions, ids)
+        plain = categorical_consistency(torch.tensor(p).log(), ids)
+        assert value.item() == pytest.approx(4 * plain.item(), rel=0.01)
+        # The share of all eleven bins and five times nothing around the positions.
+        floored = [[(1 - BIN_FLOOR) * x + BIN_FLOOR / 11 for x in [*row, *[0] * 6]]
+                   for row in p]
+        exact = categorical_consistency(
+            torch.tensor(floored, dtype=torch.float64).log(), ids)
+        torch.testing.assert_close(value, 4 * exact, rtol=1e-12, atol=0)
+
+    def test_a_position_between_two_bins_counts_for_both(self):
+        """One position each, 1 px wide bins (of the second), around the mean 0.25."""
+        logits = _sides_of([1, 0], [1, 0])
+        value = side_consistency(logits, _at([0, 0.5], [0.5, 1.5]), _ids(0, 0))
+        rows = torch.tensor([[0, 0.25, 0.75, 0, 0], [0, 0, 0.75, 0.25, 0]]).double()
+        floored = (1 - BIN_FLOOR) * rows + BIN_FLOOR / 5
+        expected = 4 * categorical_consistency(floored.log(), _ids(0, 0))
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize('away', [3, 50, 1e7])
+    def test_supports_that_do_not_overlap(self, away):
+        """Finite, and the more of the mass apart the more."""
+        logits, _ = _draw_sides(2, 3, seed=1)
+        near, _ = _value_and_gradient(side_consistency, logits, _at([0, 1, 2], [1, 2, 3]),
+                                      _ids(0, 0))
+        far, gradient = _value_and_gradient(
+            side_consistency, logits, _at([0, 1, 2], [away, away + 1, away + 2]),
+            _ids(0, 0))
+        assert near < far < 4 * -math.log(BIN_FLOOR / 7)
+        assert gradient.isfinite().all()
+
+    def test_no_common_bin_gives_no_pull(self):
+        """All positions of a prediction count for the last bin, however they are drawn."""
+        logits, _ = _draw_sides(2, 3, seed=1)
+        _, gradient = _value_and_gradient(
+            side_consistency, logits, _at([0, 1, 2], [900, 901, 902]), _ids(0, 0))
+        assert gradient.abs().max() < 1e-12
+
+    @pytest.mark.parametrize('spacing', [0.0, 1e-9])
+    def test_positions_that_coincide(self, spacing):
+        """A view that squeezes the image to a line brings all of them to one place."""
+        logits, _ = _draw_sides(3, 5, seed=2)
+        positions = (7 + spacing * torch.arange(5)).double().expand(3, 4, 5)
+        value, gradient = _value_and_gradient(side_consistency, logits, positions,
+                                              _ids(0, 0, 0))
+        assert abs(value) < 1e-9
+        assert gradient.isfinite().all()
+
+    @pytest.mark.parametrize('places, differ', [((7, 7), False), ((7, 8), True)])
+    def test_one_position_a_side(self, places, differ):
+        """Nothing to learn, as the probability is one; no division by K - 1 either."""
+        logits = torch.randn(2, 4, 1).double()
+        value, gradient = _value_and_gradient(
+            side_consistency, logits, _at(*[[place] for place in places]), _ids(0, 0))
+        assert (value > 1) == differ and value > -1e-12
+        assert not gradient.any()
+
+    def test_no_prediction(self):
+        for count in (1, 5):
+            value, gradient = _value_and_gradient(
+                side_consistency, torch.zeros(0, 4, count), torch.zeros(0, 4, count),
+                _ids())
+            assert value == 0 and gradient.shape == (0, 4, count)
+
+    def test_each_side_has_bins_of_its_own(self):
+        """The sides are summed; one that agrees adds nothing, wherever it is."""
+        logits, positions = _draw_sides(2, 5, seed=3)
+        logits[1, 1:], positions[1, 1:] = logits[0, 1:], positions[0, 1:]
+        value, gradient = _value_and_gradient(side_consistency, logits, positions,
+                                              _ids(0, 0))
+        assert value > 0.01
+        assert gradient[:, 0].abs().max() > 1e-3
+        assert gradient[:, 1:].abs().max() < 1e-12
+
+    def test_gradient_with_bins_that_stay_where_they_are(self):
+        """Finite differences, of distributions whose expected positions do not change.
+
+        The logits of the two outer positions are one number, of the inner two another.
+        """
+        positions, ids = _at(*[[0, 1, 2, 3]] * 3), _ids(0, 0, 0)
+
+        def run(x):
+            return side_consistency(x[..., [0, 1, 1, 0]], positions, ids)
+
+        x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(run, x)
+
+    def test_positions_get_no_gradient(self):
+        logits, positions = _draw_sides(2, 5, seed=4)
+        positions.requires_grad_()
+        _value_and_gradient(side_consistency, logits, positions, _ids(0, 0))
+        assert positions.grad is None
+
+    @pytest.mark.parametrize('fill', [math.nan, math.inf, -math.inf, 1e30])
+    def test_unpaired_sides_influence_nothing(self, fill):
+        logits, positions = _draw_sides(5, 4, seed=5)
+        ids = _ids(0, -1, 0, -1, 8)
+        before = _value_and_gradient(side_consistency, logits, positions, ids)
+        logits[[1, 3, 4]] = fill
+        positions[[1, 3, 4]] = fill
+        after = _value_and_gradient(side_consistency, logits, positions, ids)
+        assert before[0] > 0
+        assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+    @_some
+    @given(scale=st.floats(0.1, 10), shift=st.floats(-500, 500), seed=st.integers(0, 99))
+    def test_ignores_scale_and_shift_of_the_frame(self, scale, shift, seed):
+        logits, positions = _draw_sides(5, 4, seed)
+        ids = _ids(0, 0, 0, 1, 1)
+        before = _value_and_gradient(side_consistency, logits, positions, ids)
+        positions = positions * scale + shift
+        after = _value_and_gradient(side_consistency, logits, positions, ids)
+        torch.testing.assert_close(before, after, rtol=1e-6, atol=1e-9)
+
+    @_some
+    @given(ids=few_ids, seed=st.integers(0, 99))
+    def test_order_of_the_predictions(self, ids, seed):
+        logits, positions = _draw_sides(len(ids), 4, seed)
+        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+        value, gradient = _value_and_gradient(side_consistency, logits, positions,
+                                              _ids(*ids))
+        moved = _value_and_gradient(side_consistency, logits[order], positions[order],
+                                    _ids(*ids)[order])
+        torch.testing.assert_close((value, gradient[order]), moved, rtol=1e-7, atol=1e-9)
+
+    @pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
+    def test_replicas_of_one_point(self, direction):
+        """Through the map to the source: a flip mirrors the point and swaps the sides."""
+        logits, _ = _draw_sides(1, 6, seed=6)
+        flip = torch.tensor(geometry.flip_matrix((40, 50), direction))
+        views = torch.stack([torch.eye(3).double(), flip])
+        points = geometry.map_points(torch.tensor([[20.0, 13]]).expand(2, 1, 2), views)
+        positions, sides = geometry.side_positions_to_source(
+            points[:, 0], torch.arange(6.0).expand(2, 6), views)
+        # What a head says of the replica's sides that sees the same in both.
+        swapped = logits[:, sides[1].argsort()]
+        both = torch.cat([logits, swapped])
+        restored = both.gather(1, sides[..., None].expand(-1, -1, 6))
+        assert abs(side_consistency(restored, positions, _ids(0, 0))) < 1e-12
+        assert side_consistency(both, positions, _ids(0, 0)) > 0.1
+
+    def test_no_tensor_of_all_pairs(self):
+        logits = torch.randn(2000, 4, 4)
+        with _LargestTensor() as largest:
+            _value_and_gradient(side_consistency, logits, logits, torch.arange(2000) % 9)
+        assert largest.numel <= 2000 * 4 * 9 * 2
+
+
 class _LargestTensor(TorchDispatchMode):
     """The size of the largest tensor that any operation makes."""
 
@@ -438,7 +821,7 @@ class _LargestTensor(TorchDispatchMode):
 
 class TestCost:
 
-    @every_term
+    @smooth_terms
     @pytest.mark.parametrize('spread', [1, 2, 1000, 3000])
     def test_no_tensor_of_all_pairs(self, term, spread):
         """The largest, in forward or backward, is a small multiple of the input."""
@@ -454,7 +837,7 @@ class TestCost:
             (x[:, None] == x).any()
         assert largest.numel == 900
 
-    @every_term
+    @smooth_terms
     def test_saves_little_for_backward(self, term):
         saved = []
         predictions = _predictions(term, 3000, 4).requires_grad_()
@@ -474,7 +857,7 @@ class TestCost:
 
 class TestErrors:
 
-    @every_term
+    @row_terms
     @pytest.mark.parametrize('shape, ids', [
         ((4, 4), 3), ((3, 4), 4), ((4, ), 4), ((2, 2, 4), 2), ((0, 4), 1)])
     def test_shapes(self, term, shape, ids):
@@ -510,3 +893,33 @@ class TestErrors:
     def test_boxes_without_four_coordinates(self, columns):
         with pytest.raises(ValueError, match=rf'\(3, {columns}\).*\(N, 4\)'):
             box_consistency(torch.zeros(3, columns), _ids(0, 0, 0))
+
+    @pytest.mark.parametrize('masks, inside', [
+        ((3, 4), (3, 4)), ((3, 4, 4), (3, 4, 5)), ((3, 4, 4), (3, 1, 4)),
+        ((3, 1, 4, 4), (3, 1, 4, 4)), ((2, 4, 4), (3, 4, 4))])
+    def test_masks_that_do_not_fit(self, masks, inside):
+        with pytest.raises(ValueError, match=r'expected \(N, H, W\)') as error:
+            mask_consistency(torch.zeros(masks), torch.ones(inside, dtype=torch.bool),
+                             _ids(0, 0, 0))
+        assert str(masks) in str(error.value) and str(inside) in str(error.value)
+
+    @pytest.mark.parametrize('sides, positions', [
+        ((3, 4), (3, 4)), ((3, 4, 5), (3, 4, 6)), ((3, 4, 5), (4, 5)),
+        ((3, 3, 5), (3, 3, 5)), ((3, 8, 5), (3, 8, 5)), ((3, 4, 0), (3, 4, 0)),
+        ((2, 4, 5), (3, 4, 5))])
+    def test_sides_that_do_not_fit(self, sides, positions):
+        with pytest.raises(ValueError, match=r'expected \(N, 4, K\)') as error:
+            side_consistency(torch.zeros(sides), torch.zeros(positions), _ids(0, 0, 0))
+        assert str(sides) in str(error.value) and str(positions) in str(error.value)
+
+    @pytest.mark.parametrize('ids', [_ids(0, 0), _ids(0, 0, 0, 0), _ids()])
+    def test_ids_that_do_not_fit_masks_and_sides(self, ids):
+        whole = torch.ones(3, 4, 5)
+        for term in (mask_consistency, side_consistency):
+            with pytest.raises(ValueError, match=rf'group ids \({len(ids)},\)'):
+                term(whole, whole, ids)
+
+    @pytest.mark.parametrize('temperature', [0, -1.5, math.nan])
+    def test_temperature_of_masks(self, temperature):
+        with pytest.raises(ValueError, match=f'temperature is {temperature};'):
+            _as_masks(torch.zeros(4, 4), _ids(0, 0, 1, 1), temperature=temperature)

@@ -355,7 +355,8 @@ class TestInverse:
         view = _tensor(matrix, 3, 3)
         found = geometry.invert(view)
         assert found.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
-        assert geometry.boxes_to_source(_boxes([1, 2, 3, 4]), view[None]).tolist() == [[0] * 4]
+        moved = geometry.boxes_to_source(_boxes([1, 2, 3, 4]), view[None])
+        assert moved.tolist() == [[0] * 4]
 
     def test_a_bad_view_does_not_disturb_its_neighbours(self):
         good = geometry.rotation_matrix((5, 8), 33)

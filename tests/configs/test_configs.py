@@ -12,7 +12,8 @@ from lt_mm.adapters.pipeline import InvertiblePipeline
 from lt_mm.adapters.sampler import GroupedRepeatAugSampler
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-FILES = sorted(path.name for path in CONFIGS.glob('*.py'))
+FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
+               if '_base_' not in path.parts)
 
 
 @pytest.fixture(params=FILES)
@@ -31,12 +32,17 @@ def test_it_builds(config):
                                   default_args=dict(dataset=range(100), seed=0))
     transforms = (MMDET_TRANSFORMS if cfg.default_scope == 'mmdet'
                   else MMPRETRAIN_TRANSFORMS)
-    pipeline = [transforms.build(step) for step in loader.dataset.pipeline]
+    innermost = loader.dataset
+    while 'dataset' in innermost:
+        innermost = innermost.dataset
+    pipeline = [transforms.build(step) for step in innermost.pipeline]
     is_lt = '_lt' in name
     assert bool(wrapped) == is_lt
-    assert isinstance(sampler, GroupedRepeatAugSampler) == is_lt
-    assert isinstance(pipeline[0], InvertiblePipeline) == is_lt
-    if is_lt:
+    # The SupCon baseline takes replicas too.
+    is_repeated = is_lt or '_supcon' in name
+    assert isinstance(sampler, GroupedRepeatAugSampler) == is_repeated
+    assert isinstance(pipeline[0], InvertiblePipeline) == is_repeated
+    if is_repeated:
         assert loader.batch_size % sampler.layout.num_repeats == 0
         assert len(pipeline) == 1  # the whole stock list is inside
 

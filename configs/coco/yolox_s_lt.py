@@ -1,0 +1,31 @@
+# YOLOX-s. The instances of a mosaic carry a matrix each, so they pair one by one.
+_base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
+
+train_dataloader = dict(
+    sampler=dict(
+        _delete_=True,
+        type='lt_mm.GroupedRepeatAugSampler',
+        num_repeats=2,
+        mode='v1'),
+    dataset=dict(
+        dataset=dict(pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline',
+                transforms=_base_.train_dataset.dataset.pipeline)
+        ]),
+        # YOLOXModeSwitchHook takes transforms out of this list by their names.
+        pipeline=[
+            *_base_.train_pipeline[:-1],
+            dict(
+                type='lt_mm.InvertiblePipeline',
+                transforms=_base_.train_pipeline[-1:])
+        ]))
+
+model = dict(
+    # BatchSyncRandomResize would resize behind the record's back.
+    data_preprocessor=dict(batch_augments=None),
+    bbox_head=dict(
+        _delete_=True,
+        type='lt_mm.LossTransformHead',
+        head=_base_.model.bbox_head,
+        rho=1.0))

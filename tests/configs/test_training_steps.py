@@ -1,0 +1,102 @@
+"""Every config takes two optimiser steps with the real Runner, on small made data."""
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from lt_mm.adapters.head import ConsistencyHead
+from lt_mm.adapters.sampler import check_train_dataloader
+from tests.configs.made_data import use_made_data, write_pictures, write_shapes
+from tests.configs.test_configs import CONFIGS, FILES
+
+pytestmark = [
+    # Two runners in one process share the process-wide visualizer, as MMEngine mentions.
+    pytest.mark.filterwarnings('ignore:.*instance named of visualizer'),
+]
+
+
+@HOOKS.register_module()
+class KeepSteps(Hook):
+    """Keeps what every training step gave, and the weights before the first one."""
+    priority = 'LOW'
+
+    def before_train(self, runner):
+        self.outputs = []
+        self.before = {name: parameter.detach().clone()
+                       for name, parameter in runner.model.named_parameters()}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.outputs.append({key: float(value.detach()) for key, value in outputs.items()})
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('shapes')
+    write_shapes(root)
+    return root
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('pictures')
+    write_pictures(root)
+    return root
+
+
+def two_steps(cfg: Config, work_dir: Path) -> Runner:
+    """A runner of the config that has made two steps, without any download."""
+    loader = cfg.train_dataloader
+    loader.update(batch_size=loader.sampler.get('num_repeats', 2), num_workers=0,
+                  persistent_workers=False)
+    loader.pop('prefetch_factor', None)
+    for key in ('dataloader', 'cfg', 'evaluator'):
+        cfg[f'val_{key}'] = cfg[f'test_{key}'] = None
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+    cfg.default_hooks.checkpoint = cfg.load_from = None
+    cfg.randomness, cfg.work_dir = dict(seed=0), str(work_dir)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='KeepSteps')]
+    _without_downloads(cfg.model)
+    runner = Runner.from_cfg(cfg)
+    check_train_dataloader(runner.train_loop.dataloader)
+    runner.train()
+    return runner
+
+
+def _without_downloads(node) -> None:
+    """Weights of model zoos stay where they are."""
+    if isinstance(node, dict):
+        if (node.get('init_cfg') or {}).get('type') == 'Pretrained':
+            node['init_cfg'] = None
+        for value in node.values():
+            _without_downloads(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _without_downloads(value)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_two_steps(name, shapes, pictures, tmp_path):
+    cfg = Config.fromfile(str(CONFIGS / name))
+    use_made_data(cfg, shapes, pictures, tmp_path)
+    runner = two_steps(cfg, tmp_path)
+    steps = next(hook for hook in runner.hooks if isinstance(hook, KeepSteps))
+    assert len(steps.outputs) == 2
+    for output in steps.outputs:
+        assert all(map(torch.isfinite, map(torch.tensor, output.values()))), output
+    trained = [name for name, parameter in runner.model.named_parameters()
+               if not torch.equal(parameter, steps.before[name])]
+    frozen = [name for name, parameter in runner.model.named_parameters()
+              if not parameter.requires_grad]
+    assert trained and not set(trained) & set(frozen)
+    if any(isinstance(module, ConsistencyHead) for module in runner.model.modules()):
+        terms = [key for key in steps.outputs[0] if 'loss_lt_' in key]
+        pairs = [key for key in steps.outputs[0] if 'lt_num_pairs' in key]
+        assert terms and pairs
+        # Confident predictions, which 'iou' pairs, take training.
+        if '_iou' not in name:
+            assert any(output[key] > 0 for output in steps.outputs for key in pairs)
+            assert any(output[key] > 0 for output in steps.outputs for key in terms)

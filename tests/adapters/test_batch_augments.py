@@ -2,12 +2,14 @@
 import copy
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier, RandomBatchAugment
 from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
@@ -377,3 +379,31 @@ def test_configs(name, names, lt):
     assert augments.probs == ([0.5, 0.5] if name == 'cutmix' else None)
     logged = train_step(model)
     assert ('loss_lt_cls' in logged) == bool(lt) and logged['loss'] > 0
+
+
+def test_the_runner_trains_a_config(tmp_path):
+    """Sampler, pipeline, preprocessor and head together, on images in folders."""
+    rng = np.random.default_rng(0)
+    for label in ('0', '1'):
+        (tmp_path / 'train' / label).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / 'train' / label / f'{i}.png'), pixels)
+    cfg = Config.fromfile(str(CIFAR_CONFIGS / 'resnet20_cifar10_all_lt.py'))
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline[0].transforms.insert(0, dict(type='LoadImageFromFile'))
+    cfg.train_dataloader.dataset = dict(
+        type='CustomDataset', data_root=str(tmp_path / 'train'), pipeline=pipeline)
+    cfg.merge_from_dict({
+        'train_dataloader.batch_size': 8, 'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False, 'model.backbone.depth': 8,
+        'train_cfg.max_epochs': 1, 'work_dir': str(tmp_path), 'randomness': dict(seed=0),
+        **{f'{split}_{part}': None for split in ('val', 'test')
+           for part in ('dataloader', 'cfg', 'evaluator')}})
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    paired, _ = scalars['train/lt_num_pairs'].data
+    losses, _ = scalars['train/loss_lt_cls'].data
+    assert paired.tolist() == [8] * 4  # 8 images four times, in batches of 8
+    assert (losses > 0).all()

@@ -4,7 +4,11 @@ _base_ = 'resnet20_cifar10.py'
 
 train_dataloader = dict(
     sampler=dict(
-        _delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4))
+        _delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4),
+    # SupCon reads no record; the pipeline is wrapped to draw the same augmentations.
+    dataset=dict(pipeline=[
+        dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)
+    ]))
 
 model = dict(
     head=dict(

@@ -1,7 +1,9 @@
-"""Small stock single-stage heads, and predictions that mirror each other."""
+"""Small stock single-stage heads, predictions for them, and how to read these naively."""
 import copy
-from typing import Any, Dict, List, Tuple
+import functools
+from typing import Any, Dict, Iterator, List, Tuple
 
+import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
@@ -101,7 +103,9 @@ HEADS: Dict[str, dict] = {
                          add_gt_as_proposals=False), **_PSEUDO)),
 }
 DETR_LIKE = ('DETR', 'Deformable DETR', 'DINO')
-QUERIES, DENOISING = 12, 4
+FCOS_LIKE = ('FCOS', 'FCOS, normalised')
+QUERIES, DENOISING, LAYERS = 12, 4, 2
+DN_META = dict(num_denoising_queries=DENOISING, num_denoising_groups=1)
 
 
 def build(kind: str, **options: Any) -> nn.Module:
@@ -110,7 +114,7 @@ def build(kind: str, **options: Any) -> nn.Module:
     config = ConfigDict(copy.deepcopy(HEADS[kind]))
     config.setdefault('test_cfg', ConfigDict(
         nms_pre=50, min_bbox_size=0, score_thr=0.0,
-        nms=dict(type='nms', iou_threshold=0.6), max_per_img=20))
+        nms=dict(type='nms', iou_threshold=0.6), max_per_img=10))
     if options:
         config = dict(type='lt_mm.LossTransformHead', head=config, **options)
     head = MODELS.build(config)
@@ -134,9 +138,9 @@ def made_outputs(kind: str, head: nn.Module, images: int, seed: int = 0
         return values.requires_grad_()
 
     if kind in DETR_LIKE:
-        layers, queries = 2, QUERIES + (DENOISING if kind == 'DINO' else 0)
-        scores = leaf(layers, images, queries, head.cls_out_channels)
-        boxes = leaf(layers, images, queries, 4, low=0.2, high=0.7)
+        queries = QUERIES + (DENOISING if kind == 'DINO' else 0)
+        scores = leaf(LAYERS, images, queries, head.cls_out_channels)
+        boxes = leaf(LAYERS, images, queries, 4, low=0.2, high=0.7)
         leaves, outputs = [scores, boxes], (scores, boxes)
         if kind != 'DETR':
             encoder = (leaf(images, 9, head.cls_out_channels),
@@ -144,19 +148,28 @@ def made_outputs(kind: str, head: nn.Module, images: int, seed: int = 0
             outputs += encoder
         return outputs, leaves
     sizes = [(HEIGHT // stride, WIDTH // stride) for stride in STRIDES]
-    priors = getattr(head, 'num_base_priors', 1)  # YOLOX has a point each
-    priors = priors if isinstance(priors, list) else [priors] * len(sizes)
-    per_prior = 4 * (head.reg_max + 1) if kind == 'GFL' else 4
-    low, high = (0.2, 2.0) if 'FCOS' in kind else (-0.6, 0.6)
+    priors, per_prior = priors_of(head), box_channels(kind, head)
+    low, high = (0.2, 2.0) if kind in FCOS_LIKE else (-0.6, 0.6)
     scale = [stride if kind == 'FCOS' else 1 for stride in STRIDES]
     scores = [leaf(images, count * head.cls_out_channels, *size)
               for count, size in zip(priors, sizes)]
     boxes = [leaf(images, count * per_prior, *size, low=low * factor, high=high * factor)
              for count, size, factor in zip(priors, sizes, scale)]
     outputs = (scores, boxes)
-    if kind in ('ATSS', 'FCOS', 'FCOS, normalised', 'YOLOX'):
+    if kind in ('ATSS', 'YOLOX', *FCOS_LIKE):
         outputs += ([leaf(images, 1, *size) for size in sizes], )
     return outputs, scores + boxes
+
+
+def priors_of(head: nn.Module) -> List[int]:
+    """Number of priors of a point, for each level; YOLOX has one."""
+    priors = getattr(head, 'num_base_priors', 1)
+    return priors if isinstance(priors, list) else [priors] * len(STRIDES)
+
+
+def box_channels(kind: str, head: nn.Module) -> int:
+    """Number of values that say one box."""
+    return 4 * (head.reg_max + 1) if kind == 'GFL' else 4
 
 
 def mirrored(kind: str, head: nn.Module, outputs: Tuple) -> Tuple:
@@ -170,9 +183,8 @@ def mirrored(kind: str, head: nn.Module, outputs: Tuple) -> Tuple:
                 *rest)
 
     def flip(boxes: torch.Tensor) -> torch.Tensor:
-        size = 4 * (head.reg_max + 1) if kind == 'GFL' else 4
-        each = boxes.flip(-1).unflatten(1, (-1, size))
-        if kind == 'GFL' or 'FCOS' in kind:  # left and right change places
+        each = boxes.flip(-1).unflatten(1, (-1, box_channels(kind, head)))
+        if kind == 'GFL' or kind in FCOS_LIKE:  # left and right change places
             sides = each.unflatten(2, (4, -1))[:, :, [2, 1, 0, 3]]
             return sides.flatten(1, 3)
         first = 1 - each[:, :, :1] if kind == 'YOLOX' else -each[:, :, :1]
@@ -187,18 +199,151 @@ def mirrored(kind: str, head: nn.Module, outputs: Tuple) -> Tuple:
 
 def losses_of(kind: str, head: nn.Module, outputs: Tuple, samples: List) -> Dict:
     """The head's losses of raw predictions, as ``loss`` gives them on."""
-    metas = [dict(sample.metainfo, pad_shape=SHAPE) for sample in samples]
-    extra = ()
+    seed_samplers()
+    samples = as_the_head_gets(kind, samples)
+    extra = (DN_META, ) if kind == 'DINO' else ()
+    return head.loss_by_feat(*outputs, [sample.gt_instances for sample in samples],
+                             [sample.metainfo for sample in samples], *extra)
+
+
+def as_the_head_gets(kind: str, samples: List) -> List:
+    """Copies of the samples; a RPN has one class, as TwoStageDetector.loss makes it."""
+    samples = copy.deepcopy(samples)
+    if kind == 'RPN':
+        for sample in samples:
+            sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
+    return samples
+
+
+def seed_samplers() -> None:
+    """The random sampler of a RPN draws alike after this."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+def made_inputs(kind: str, images: int) -> Tuple:
+    """What the network before it gives a head, for ``predict``."""
+    generator = torch.Generator().manual_seed(0)
+    if kind in DETR_LIKE:
+        hidden = torch.randn(LAYERS, images, QUERIES, CHANNELS, generator=generator)
+        references = [torch.rand(images, QUERIES, 4, generator=generator)
+                      for _ in range(LAYERS + 1)]
+        return (hidden, ) if kind == 'DETR' else (hidden, references)
+    return (tuple(torch.randn(images, CHANNELS, HEIGHT // stride, WIDTH // stride,
+                              generator=generator) for stride in STRIDES), )
+
+
+def losses_of_inputs(kind: str, head: nn.Module, samples: List) -> Dict:
+    """The head's losses from :func:`made_inputs`: its layers take part."""
+    seed_samplers()
+    encoder, extra, images = (), (), len(samples)
+    if kind in ('Deformable DETR', 'DINO'):
+        generator = torch.Generator().manual_seed(1)
+        encoder = (torch.randn(images, 9, head.cls_out_channels, generator=generator),
+                   torch.rand(images, 9, 4, generator=generator))
     if kind == 'DINO':
-        extra = (dict(num_denoising_queries=DENOISING, num_denoising_groups=1), )
-    instances = [copy.deepcopy(sample.gt_instances) for sample in samples]
-    if kind == 'RPN':  # as TwoStageDetector.loss does
-        for gt in instances:
-            gt.labels = torch.zeros_like(gt.labels)
-    return head.loss_by_feat(*outputs, instances, metas, *extra)
+        extra = (DN_META, )
+    return head.loss(*made_inputs(kind, images), *encoder,
+                     as_the_head_gets(kind, samples), *extra)
 
 
 def total(losses: Dict) -> torch.Tensor:
     """What MMEngine sums."""
     return sum(sum(value) if isinstance(value, (list, tuple)) else value.sum()
                for key, value in losses.items() if 'loss' in key)
+
+
+def values_of(losses: Dict) -> Iterator[Tuple[str, torch.Tensor]]:
+    """Names and tensors of a loss dict, which may hold a list a level."""
+    for key, value in losses.items():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            yield key, part
+
+
+# One prediction at a time. Rows count the predictions of an image: level after level,
+# line after line, point after point, prior after prior.
+
+
+def place_of(head: nn.Module, row: int) -> Tuple[int, int, int, int]:
+    """Level, y, x and prior of a row."""
+    for level, (stride, priors) in enumerate(zip(STRIDES, priors_of(head))):
+        height, width = HEIGHT // stride, WIDTH // stride
+        if row < height * width * priors:
+            point, prior = divmod(row, priors)
+            return level, *divmod(point, width), prior
+        row -= height * width * priors
+    raise IndexError(row)
+
+
+def _values_at(kind: str, head: nn.Module, maps: Any, image: int, row: int, size: int
+               ) -> torch.Tensor:
+    if kind in DETR_LIKE:
+        return maps[-1][image, row + (DENOISING if kind == 'DINO' else 0)]
+    level, y, x, prior = place_of(head, row)
+    return maps[level][image, prior * size:(prior + 1) * size, y, x]
+
+
+def logits_at(kind: str, head: nn.Module, outputs: Tuple, image: int, row: int
+              ) -> torch.Tensor:
+    """Class logits (C,) of a prediction."""
+    return _values_at(kind, head, outputs[0], image, row, head.cls_out_channels)
+
+
+def side_logits_at(head: nn.Module, outputs: Tuple, image: int, row: int
+                   ) -> Tuple[List[float], torch.Tensor, List[float]]:
+    """Of a GFL prediction: the point, (4, K) logits of its sides, and K distances."""
+    level, y, x, _ = place_of(head, row)
+    stride, size = STRIDES[level], head.reg_max + 1
+    logits = _values_at('GFL', head, outputs[1], image, row, 4 * size)
+    center = [(x + 0.5) * stride, (y + 0.5) * stride]
+    return center, logits.reshape(4, size), [step * stride for step in range(size)]
+
+
+def box_at(kind: str, head: nn.Module, outputs: Tuple, image: int, row: int,
+           img_shape: Tuple[int, int] = SHAPE) -> torch.Tensor:
+    """The predicted box (4,) in pixels of the replica, in float64."""
+    raw = _values_at(kind, head, outputs[1], image, row, box_channels(kind, head)).double()
+    if kind in DETR_LIKE:
+        height, width = img_shape
+        return _around(raw[0] * width, raw[1] * height, raw[2] * width, raw[3] * height)
+    if kind in ('YOLOX', 'GFL', *FCOS_LIKE):
+        level, y, x, _ = place_of(head, row)
+        stride = STRIDES[level]
+        if kind == 'YOLOX':
+            return _around((x + raw[0]) * stride, (y + raw[1]) * stride,
+                           raw[2].exp() * stride, raw[3].exp() * stride)
+        sides = raw * (stride if kind == 'FCOS, normalised' else 1)
+        if kind == 'GFL':
+            _, logits, distances = side_logits_at(head, outputs, image, row)
+            shares = logits.double().softmax(dim=1)
+            sides = (shares * torch.tensor(distances, dtype=torch.float64)).sum(dim=1)
+        center_x, center_y = (x + 0.5) * stride, (y + 0.5) * stride
+        return torch.stack([center_x - sides[0], center_y - sides[1],
+                            center_x + sides[2], center_y + sides[3]])
+    return moved_anchor(anchor_at(head, row), raw, head)
+
+
+def anchor_at(head: nn.Module, row: int) -> torch.Tensor:
+    """The anchor (4,) of a row, in float64."""
+    return _anchors_of(head.prior_generator)[row].double()
+
+
+@functools.lru_cache(maxsize=1)
+def _anchors_of(prior_generator: Any) -> torch.Tensor:
+    sizes = [(HEIGHT // stride, WIDTH // stride) for stride in STRIDES]
+    return torch.cat(prior_generator.grid_priors(sizes, device='cpu'))
+
+
+def moved_anchor(anchor: torch.Tensor, deltas: torch.Tensor, head: nn.Module
+                 ) -> torch.Tensor:
+    """The box (4,) that deltas (4,) make of an anchor."""
+    deltas = deltas.double() * torch.tensor(head.bbox_coder.stds, dtype=torch.float64)
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    return _around((anchor[0] + anchor[2]) / 2 + deltas[0] * width,
+                   (anchor[1] + anchor[3]) / 2 + deltas[1] * height,
+                   width * deltas[2].exp(), height * deltas[3].exp())
+
+
+def _around(x: torch.Tensor, y: torch.Tensor, width: torch.Tensor, height: torch.Tensor
+            ) -> torch.Tensor:
+    return torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2])

@@ -14,10 +14,16 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 import lt_mm  # noqa: F401  (registers the classes)
+from tests import reference
 
 SHAPE = (64, 96)
 BOXES = [[8., 10., 40., 50.], [50., 20., 90., 60.]]
 LABELS = [1, 0]
+# Views of the source: as it is, mirrored, enlarged (cuts the second box), sheared.
+IDENTITY = np.eye(3)
+FLIP = np.array([[-1., 0., SHAPE[1]], [0., 1., 0.], [0., 0., 1.]])
+ZOOM = np.array([[1.2, 0., -6.], [0., 1.2, -4.], [0., 0., 1.]])
+SHEAR = np.array([[1., 0.3, -9.], [0., 1., 0.], [0., 0., 1.]])
 
 
 def roi_head_config(**bbox_head: Any) -> dict:
@@ -66,30 +72,41 @@ def build_roi_head(config: dict, sampler: Optional[dict] = None) -> nn.Module:
 
 
 def det_sample(source_id: int, flip: bool = False,
-               instances: Sequence[int] = (0, 1), visibility: float = 1.0
-               ) -> DetDataSample:
-    """A replica of the source: identity, or mirrored; some instances lost."""
+               instances: Sequence[int] = (0, 1), visibility: float = 1.0,
+               view: Optional[np.ndarray] = None) -> DetDataSample:
+    """A replica of the source: as it is, mirrored, or as ``view`` moves it.
+
+    Some instances may be lost; boxes are cut at the edges of the image.
+    """
     height, width = SHAPE
-    matrix = torch.eye(3, dtype=torch.float64)
-    boxes = torch.tensor(BOXES)[list(instances)].reshape(-1, 4)
-    if flip:
-        matrix[0, 0], matrix[0, 2] = -1, width
-        boxes = torch.stack([width - boxes[:, 2], boxes[:, 1],
-                             width - boxes[:, 0], boxes[:, 3]], dim=1)
-    facts = dict(source_id=source_id, source_shape=SHAPE, recorded_shape=SHAPE,
-                 img_shape=SHAPE, img_path=f'{source_id}.png')
+    if view is None:
+        view = FLIP if flip else IDENTITY
     count = len(instances)
+    boxes = reference.move_boxes([BOXES[i] for i in instances], [view] * count)
+    facts = dict(source_id=source_id, source_shape=SHAPE, recorded_shape=SHAPE,
+                 img_shape=SHAPE, pad_shape=SHAPE, ori_shape=SHAPE,
+                 scale_factor=(1., 1.), img_path=f'{source_id}.png',
+                 source_matrix=view)
     gt = InstanceData(
-        bboxes=boxes,
+        bboxes=torch.tensor(boxes.clip(0, [width, height] * 2), dtype=torch.float32),
         labels=torch.tensor(LABELS)[list(instances)].reshape(-1),
         source_ids=torch.tensor([[source_id, i] for i in instances]).reshape(-1, 2),
-        source_matrices=matrix.expand(count, 3, 3).clone(),
+        source_matrices=torch.tensor(view).expand(count, 3, 3).clone(),
         visibility=torch.full((count, ), visibility))
     gt.set_metainfo(facts)
     sample = DetDataSample(gt_instances=gt, metainfo=facts)
     sample.ignored_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     return sample
+
+
+def to_source(box: torch.Tensor, view: Any) -> torch.Tensor:
+    """A box (4,) of a replica in the source, corner after corner, in float64."""
+    back = torch.tensor(reference.inverse(view))
+    corners = [back @ torch.stack([x, y, torch.ones_like(x)])
+               for x in box.double()[0::2] for y in box.double()[1::2]]
+    xs, ys = zip(*(corner[:2] / corner[2] for corner in corners))
+    return torch.stack([min(xs), min(ys), max(xs), max(ys)])
 
 
 def roi_inputs(samples: List[DetDataSample], seed: int = 0

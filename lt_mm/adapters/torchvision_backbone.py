@@ -111,7 +111,7 @@ class TorchvisionBackbone(BaseModule):
     @property
     def out_channels(self) -> Tuple[int, ...]:
         """Channels of each feature map: ``neck.in_channels``."""
-        return tuple(feature.shape[1] for feature in self._probe())
+        return tuple(shape[1] for shape in self._probed_shapes)
 
     @property
     def strides(self) -> Tuple[int, ...]:
@@ -120,14 +120,16 @@ class TorchvisionBackbone(BaseModule):
         In networks without padding (InceptionV3), cell i does not lie at i * stride but
         some pixels further in.
         """
-        return tuple(round(_PROBE_SIZE / feature.shape[-1]) for feature in self._probe())
+        return tuple(round(_PROBE_SIZE / shape[-1]) for shape in self._probed_shapes)
 
+    @functools.cached_property
     @torch.no_grad()
-    def _probe(self) -> Tuple[Tensor, ...]:
-        """Feature maps without values of one large image; costs no computation."""
+    def _probed_shapes(self) -> Tuple[torch.Size, ...]:
+        """Shapes of the feature maps of one large image, found without its values."""
         state = {key: value.to('meta') for key, value in self.state_dict().items()}
         image = torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE, device='meta')
-        return functional_call(self, state, (image, ))
+        maps = functional_call(self, state, (image, ))
+        return tuple(feature.shape for feature in maps)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def mask_consistency(mask_logits: Tensor,
     paired = is_paired(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
         scaled = _only(paired, logits) / temperature
-        seen = inside.to(scaled) * paired[:, None]
+        seen = inside.to(scaled)
         shared = (seen > 0) & (_group_sum(seen, group_ids) > 1)
         divergence = _bernoulli_divergence(scaled, group_ids, detach_mean, weights=seen)
         pixels = shared.sum(dim=1)
@@ -226,7 +226,7 @@ def _in_common_bins(probabilities: Tensor, positions: Tensor, group_ids: Tensor
                     ) -> Tensor:
     """Distributions (N, 4, K) over own positions, over bins of the group: (N, 4, 2K+1)."""
     count = probabilities.shape[2]
-    expected = (probabilities.detach() * positions).sum(dim=2)
+    expected = (probabilities * positions).sum(dim=2)
     middle = _group_mean(expected, group_ids, detach=True)
     spacing = (positions[..., -1] - positions[..., 0]).abs() / max(count - 1, 1)
     numbers = compact_ids(group_ids)[:, None].expand(-1, 4)

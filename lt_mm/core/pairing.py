@@ -131,8 +131,8 @@ def annotation_of_target(targets_xyxy: Tensor, target_labels: Tensor, gt_xyxy: T
         gt_labels: (G,) integer.
 
     Returns:
-        (P,) int64 rows of ``gt_xyxy``. Of annotations with the same box, the one with
-        the same label.
+        (P,) int64 rows of ``gt_xyxy``. Of annotations with the same box, up to
+        rounding, the one with the same label.
     """
     if not len(targets_xyxy):
         return target_labels.new_zeros(0, dtype=torch.int64)
@@ -268,7 +268,8 @@ def iou_groups(boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor,
     sums = boxes.new_zeros(num_sources, steps * num_boxes, 4)
     counts = boxes.new_zeros(num_sources, steps * num_boxes)
     classes = labels.new_zeros(num_sources, steps * num_boxes)
-    # One row more than replicas, for the sources that have fewer than the others.
+    # One row more than replicas: UNPAIRED is its index too, and what is written there
+    # for sources that have fewer replicas than others is left out in the end.
     groups = torch.full((num_replicas + 1, num_boxes), UNPAIRED, device=boxes.device)
     slots = torch.arange(num_boxes, device=boxes.device)
     first_id = torch.arange(num_sources, device=boxes.device)[:, None] * counts.shape[1]
@@ -285,8 +286,7 @@ def iou_groups(boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor,
         classes[:, begin:end] = labels[replica]
         sums.scatter_add_(1, group[..., None].expand(-1, -1, 4), own)
         counts.scatter_add_(1, group, present.to(counts))
-        groups[torch.where(replica == UNPAIRED, num_replicas, replica)] = torch.where(
-            present, group + first_id, UNPAIRED)
+        groups[replica] = torch.where(present, group + first_id, UNPAIRED)
     return groups[:-1]
 
 

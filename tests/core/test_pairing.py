@@ -196,9 +196,11 @@ def _split(labelled):
 class TestHulls:
 
     @_many
-    @given(rows=_tuples(small_boxes, any_id))
-    def test_equals_reference(self, rows):
-        boxes, groups = [row[0] for row in rows], [row[1] for row in rows]
+    @given(rows=_tuples(small_boxes, any_id), shift=st.sampled_from([-9, 0, 9]))
+    def test_equals_reference(self, rows, shift):
+        """Restored boxes may lie beyond any edge of the source image."""
+        boxes = [[x + shift for x in row[0]] for row in rows]
+        groups = [row[1] for row in rows]
         hulls = group_hulls(_boxes(boxes), _ids(groups))
         assert hulls.tolist() == reference.hulls(boxes, groups)
 
@@ -253,6 +255,14 @@ class TestAnnotationOfTarget:
         # The fourth is the third annotation's box with a label of others, as a class
         # agnostic target has it; nobody has the fifth's label.
         assert _annotations(targets, [7, 3, 5, 7, 9], gt, [7, 3, 5]) == [0, 1, 2, 2, 0]
+
+    def test_the_label_decides_in_spite_of_rounding(self):
+        """Boxes a thousandth of a pixel apart are one, half a pixel apart are two."""
+        target = torch.tensor([[300.1, 200.2, 700.3, 800.4]])
+        for error, row in ((1e-3, 1), (0.5, 0)):
+            gt = torch.cat([target, target + torch.tensor([error, 0, 0, -error])])
+            found = annotation_of_target(target, _ids([5]), gt, _ids([3, 5]))
+            assert found.tolist() == [row]
 
     def test_first_of_equal_annotations(self):
         box = [[0, 0, 4, 4]]
@@ -629,6 +639,16 @@ class TestIouGroups:
         groups = _iou_groups(boxes, np.zeros((2, 2), int), np.ones((2, 2), bool),
                              np.array([[-1, 1, -1, 0, -1]]))
         assert _partition(groups) == [0, 1, 1, 0]
+
+    def test_a_missing_replica_is_not_the_last_one(self):
+        """A replica of another source, whose box would bring the two others together."""
+        heights = 10, 21, 16
+        boxes = np.array([[[0, 0, 10, height]] for height in heights], dtype=float)
+        labels, valid = np.zeros((3, 1), int), np.ones((3, 1), bool)
+        groups = _iou_groups(boxes, labels, valid, np.array([[-1, 0, 1]]))
+        assert _partition(groups) == [0, 1, -1]
+        groups = _iou_groups(boxes, labels, valid, np.array([[2, 0, 1]]))
+        assert _partition(groups) == [0, 0, 0]
 
     def test_a_box_that_is_no_number_is_alone(self):
         """Valid, as nobody noticed; it may not join, nor carry others away."""

@@ -12,7 +12,7 @@ _base_ = [
 load_from = 'checkpoints/vit_b_16_tv.pth'
 
 model = dict(
-    backbone=dict(drop_rate=0.0),
+    backbone=dict(drop_rate=0.0, init_cfg=None),
     head=dict(loss=dict(label_smooth_val=0.11, mode='original')))
 
 # The recipe: 300 epochs in batches of 64 x 64, after 30 of warm-up a cosine from 0.003

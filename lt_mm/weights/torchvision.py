@@ -40,8 +40,9 @@ class Layer:
     Args:
         source: Name in torchvision.
         target: Name in the stock MM model.
-        kind: 'conv' (weight), 'affine' (weight and bias) or 'norm' (batch
-            normalisation).
+        kind: 'conv' (a weight), 'affine' (weight and bias), 'norm' (batch
+            normalisation), 'attention' (weight and bias of query, key and value in one)
+            or 'parameter' (the names are those of a parameter itself).
         rows: 'keep', or how the first dimension depends on the classes:
             'background_first' (logits, background first, which goes last),
             'boxes' (4 rows a class, background too), 'masks' (a row a class, background

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -19,6 +20,8 @@ from tests import reference
 SHAPE = (64, 96)
 BOXES = [[8., 10., 40., 50.], [50., 20., 90., 60.]]
 LABELS = [1, 0]
+MASK_SIDE = 6
+STAGE_WEIGHTS = [1.0, 0.5, 0.25]
 # Views of the source: as it is, mirrored, enlarged (cuts the second box), sheared.
 IDENTITY = np.eye(3)
 FLIP = np.array([[-1., 0., SHAPE[1]], [0., 1., 0.], [0., 0., 1.]])
@@ -50,6 +53,28 @@ def roi_head_config(**bbox_head: Any) -> dict:
             loss_bbox=dict(type='L1Loss')) | bbox_head)
 
 
+def mask_roi_head_config(shared: bool = False, **mask_head: Any) -> dict:
+    """The same with a stock mask head, whose masks have MASK_SIDE cells a side."""
+    config = roi_head_config()
+    config['mask_roi_extractor'] = None if shared else config['bbox_roi_extractor']
+    config['mask_head'] = dict(
+        type='FCNMaskHead', num_convs=1, in_channels=8, conv_out_channels=8,
+        num_classes=3,
+        loss_mask=dict(type='CrossEntropyLoss', use_mask=True)) | mask_head
+    return config
+
+
+def cascade_config(masks: bool = False, **changes: Any) -> dict:
+    """A stock CascadeRoIHead of three stages, narrow."""
+    config = mask_roi_head_config() if masks else roi_head_config()
+    stages = [roi_head_config(reg_class_agnostic=True)['bbox_head'] for _ in range(3)]
+    for stage, scale in zip(stages, (1.0, 0.5, 0.3)):
+        stage['bbox_coder']['target_stds'] = [
+            std * scale for std in (0.1, 0.1, 0.2, 0.2)]
+    return dict(config, type='CascadeRoIHead', num_stages=3, bbox_head=stages,
+                stage_loss_weights=STAGE_WEIGHTS) | changes
+
+
 def rcnn_train_cfg(sampler: Optional[dict] = None) -> ConfigDict:
     return ConfigDict(
         assigner=dict(
@@ -58,6 +83,7 @@ def rcnn_train_cfg(sampler: Optional[dict] = None) -> ConfigDict:
         sampler=sampler or dict(
             type='RandomSampler', num=32, pos_fraction=0.5, neg_pos_ub=-1,
             add_gt_as_proposals=True),
+        mask_size=MASK_SIDE,
         pos_weight=-1,
         debug=False)
 
@@ -66,8 +92,13 @@ def build_roi_head(config: dict, sampler: Optional[dict] = None) -> nn.Module:
     """Builds a (wrapped) RoI head the way the stock detectors do."""
     init_default_scope('mmdet')
     config = copy.deepcopy(config)
-    config.update(train_cfg=rcnn_train_cfg(sampler), test_cfg=ConfigDict(
-        score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20))
+    stages = config.get('head', config).get('num_stages')
+    train_cfg = rcnn_train_cfg(sampler)
+    config.update(
+        train_cfg=[copy.deepcopy(train_cfg) for _ in range(stages)] if stages
+        else train_cfg,
+        test_cfg=ConfigDict(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5),
+                            max_per_img=20, mask_thr_binary=0.5))
     return _with_random_weights(MMDET_MODELS.build(config))
 
 
@@ -94,10 +125,21 @@ def det_sample(source_id: int, flip: bool = False,
         source_matrices=torch.tensor(view).expand(count, 3, 3).clone(),
         visibility=torch.full((count, ), visibility))
     gt.set_metainfo(facts)
+    gt.masks = _filled(gt.bboxes)
     sample = DetDataSample(gt_instances=gt, metainfo=facts)
     sample.ignored_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     return sample
+
+
+def _filled(boxes: torch.Tensor) -> BitmapMasks:
+    """Masks that fill the upper left half of their boxes."""
+    masks = np.zeros((len(boxes), *SHAPE), dtype=np.uint8)
+    ys, xs = np.mgrid[:SHAPE[0], :SHAPE[1]]
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist()):
+        across, down = (xs - x1) / (x2 - x1), (ys - y1) / (y2 - y1)
+        mask[(across >= 0) & (down >= 0) & (across + down <= 1)] = 1
+    return BitmapMasks(masks, *SHAPE)
 
 
 def to_source(box: torch.Tensor, view: Any) -> torch.Tensor:
@@ -132,6 +174,28 @@ def roi_losses(head: nn.Module, samples: List[DetDataSample], seed: int = 0
     torch.manual_seed(seed)  # the RoI sampler draws
     np.random.seed(seed)
     return head.loss(features, proposals, copy.deepcopy(samples)), features[0]
+
+
+def sampled_rois(head: nn.Module, samples: List[DetDataSample], seed: int = 0,
+                 stage: Optional[int] = None) -> Tuple[Tuple[torch.Tensor], List[Any]]:
+    """Features, and what the head's sampler draws in :func:`roi_losses`.
+
+    Args:
+        stage: Which of a cascade's assigners and samplers; they see the proposals.
+    """
+    features, proposals = roi_inputs(samples, seed)
+    assigner, sampler = head.bbox_assigner, head.bbox_sampler
+    if stage is not None:
+        assigner, sampler = assigner[stage], sampler[stage]
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    results = []
+    for proposal, sample in zip(proposals, samples):
+        proposal.priors = proposal.pop('bboxes')
+        gt = copy.deepcopy(sample.gt_instances)
+        assigned = assigner.assign(proposal, gt, sample.ignored_instances)
+        results.append(sampler.sample(assigned, proposal, gt))
+    return features, results
 
 
 def total(losses: Dict[str, torch.Tensor]) -> torch.Tensor:

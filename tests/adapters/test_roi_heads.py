@@ -1,6 +1,7 @@
 """LossTransformHead on MMDetection's RoI heads: contracts with the stock, pairing."""
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from lt_mm.adapters.head import (MissingRecordError, UnpairedBatchError,
                                  UnsupportedHeadError)
 from lt_mm.core.consistency import (bernoulli_consistency, box_consistency,
                                     categorical_consistency)
-from tests.adapters.head_data import (build_roi_head, det_sample, rcnn_train_cfg,
-                                      roi_head_config, roi_inputs, roi_losses, total)
+from tests.adapters.head_data import (STAGE_WEIGHTS, build_roi_head, cascade_config,
+                                      det_sample, rcnn_train_cfg, roi_head_config,
+                                      roi_inputs, roi_losses, sampled_rois, to_source,
+                                      total)
 
 SIGMOID = dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))
 KINDS = {
@@ -60,8 +63,6 @@ def test_identity_of_the_stock_head(kind, roi):
     head.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(head.state_dict(), strict=True)
     samples = replicas()
-    for sample in samples:
-        sample.set_metainfo(dict(scale_factor=(1., 1.), ori_shape=sample.img_shape))
     features, proposals = roi_inputs(samples)
     with torch.no_grad():
         for mine, theirs in zip(head.predict(features, proposals, samples),
@@ -86,20 +87,12 @@ def test_rho_zero_is_the_stock_loss_bit_for_bit(kind, roi):
     assert losses['loss_lt_cls'] == 0 and losses['lt_kl_bbox'] > 0
 
 
-def _predictions_and_record(head, samples, seed=0):
+def _predictions_and_record(head, samples, stage=None):
     """What the head predicts on the RoIs that its sampler draws, and their sources."""
-    features, proposals = roi_inputs(samples, seed)
-    torch.manual_seed(seed)
-    import numpy as np
-    np.random.seed(seed)
-    results = []
-    for proposal, sample in zip(proposals, samples):
-        proposal.priors = proposal.pop('bboxes')
-        gt = copy.deepcopy(sample.gt_instances)
-        assigned = head.bbox_assigner.assign(proposal, gt, sample.ignored_instances)
-        results.append(head.bbox_sampler.sample(assigned, proposal, gt))
+    features, results = sampled_rois(head, samples, stage=stage)
     rois = bbox2roi([result.priors for result in results])
-    predicted = head._bbox_forward(features, rois)
+    forward = head._bbox_forward if stage is None else partial(head._bbox_forward, stage)
+    predicted = forward(features, rois)
     record = []  # per RoI: (image, source, instance, label, prior, matrix) or None
     for image, (result, sample) in enumerate(zip(results, samples)):
         gt = sample.gt_instances
@@ -119,7 +112,7 @@ def _naive_groups(record):
                          for entry in record])
 
 
-def _naive_restored(head, bbox_pred, record):
+def _naive_restored(bbox_head, bbox_pred, record):
     """Decoded boxes brought back one by one; zeros for the negatives."""
     restored = []
     for deltas, entry in zip(bbox_pred, record):
@@ -127,13 +120,9 @@ def _naive_restored(head, bbox_pred, record):
             restored.append(bbox_pred.new_zeros(4))
             continue
         _, _, _, label, prior, matrix = entry
-        deltas = deltas if head.bbox_head.reg_class_agnostic else deltas.view(-1, 4)[label]
-        box = head.bbox_head.bbox_coder.decode(prior[None], deltas[None])[0]
-        inverse = torch.linalg.inv(matrix).float()
-        corners = [inverse @ torch.stack([x, y, torch.ones(())])
-                   for x in box[0::2] for y in box[1::2]]
-        xs, ys = torch.stack([c[0] for c in corners]), torch.stack([c[1] for c in corners])
-        restored.append(torch.stack([xs.min(), ys.min(), xs.max(), ys.max()]))
+        deltas = deltas if bbox_head.reg_class_agnostic else deltas.view(-1, 4)[label]
+        box = bbox_head.bbox_coder.decode(prior[None], deltas[None])[0]
+        restored.append(to_source(box, matrix.numpy()).float())
     return torch.stack(restored)
 
 
@@ -147,7 +136,7 @@ def test_terms_against_a_naive_loop(kind, roi):
     assert len(groups.unique()) == 4 and (groups >= 0).sum() > 10
     of_kind = bernoulli_consistency if kind == 'sigmoid' else categorical_consistency
     cls_term = of_kind(cls_score, groups)
-    box_term = box_consistency(_naive_restored(head, bbox_pred, record), groups)
+    box_term = box_consistency(_naive_restored(head.bbox_head, bbox_pred, record), groups)
     torch.testing.assert_close(losses['loss_lt_cls'], 2.0 * cls_term)
     torch.testing.assert_close(losses['loss_lt_bbox'], 0.5 * box_term)
     assert losses['lt_num_pairs'] == (groups >= 0).sum()
@@ -379,3 +368,136 @@ def test_whole_detector_keeps_the_stock_checkpoint():
         n for n, _ in plain.named_parameters()]
     model.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(model.state_dict(), strict=True)
+
+
+# ---------------------------------------------------------------------------
+# Cascades
+# ---------------------------------------------------------------------------
+
+HTC = dict(type='HybridTaskCascadeRoIHead', mask_head=[
+    dict(type='HTCMaskHead', with_conv_res=stage > 0, num_convs=1, in_channels=8,
+         conv_out_channels=8, num_classes=3,
+         loss_mask=dict(type='CrossEntropyLoss', use_mask=True)) for stage in range(3)])
+CASCADES = {
+    'Cascade R-CNN': cascade_config(),
+    'with masks': cascade_config(masks=True),
+    'shared extractor': cascade_config(masks=True, mask_roi_extractor=None),
+    'HTC': cascade_config(masks=True, **HTC),
+}
+
+
+def cascade(kind='Cascade R-CNN', wrap='roi_head', **options):
+    """The stock cascade where there are no options."""
+    config = copy.deepcopy(CASCADES[kind])
+    if not options:
+        return build_roi_head(config)
+    if wrap == 'roi_head':
+        return build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **options))
+    config['bbox_head'] = [dict(type='lt_mm.LossTransformHead', head=stage, **options)
+                           for stage in config['bbox_head']]
+    return build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
+                                       sampler=rcnn_train_cfg().sampler))
+
+
+@pytest.mark.parametrize('kind', CASCADES)
+def test_identity_of_the_stock_cascade(kind):
+    plain, head = cascade(kind), cascade(kind, rho=1.0)
+    assert isinstance(head, type(plain))
+    assert list(head.state_dict()) == list(plain.state_dict())
+    assert [n for n, _ in head.named_parameters()] == [
+        n for n, _ in plain.named_parameters()]
+    head.load_state_dict(plain.state_dict(), strict=True)
+    plain.load_state_dict(head.state_dict(), strict=True)
+    samples = replicas()
+    found = []
+    for model in (head, plain):
+        features, proposals = roi_inputs(samples)
+        with torch.no_grad():
+            found.append(model.eval().predict(features, proposals, samples))
+    for mine, theirs in zip(*found):
+        assert len(theirs) and torch.equal(mine.bboxes, theirs.bboxes)
+        assert torch.equal(mine.scores, theirs.scores)
+
+
+@pytest.mark.parametrize('kind', CASCADES)
+def test_a_cascade_with_rho_zero_is_stock_bit_for_bit(kind):
+    plain, head = cascade(kind), cascade(kind, rho=0)
+    expected, leaf = roi_losses(plain, replicas())
+    losses, other_leaf = roi_losses(head, replicas())
+    total(expected).backward()
+    total(losses).backward()
+    for key, value in expected.items():
+        assert torch.equal(losses[key], value), key
+    assert torch.equal(other_leaf.grad, leaf.grad)
+    for mine, theirs in zip(head.parameters(), plain.parameters()):
+        assert torch.equal(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize('wrap', ['roi_head', 'bbox_head'])
+@pytest.mark.parametrize('kind', CASCADES)
+def test_every_stage_of_a_cascade_has_its_terms(kind, wrap):
+    plain, head = cascade(kind), cascade(kind, wrap, rho=2.0)
+    losses, _ = roi_losses(head, replicas())
+    kinds = {'cls', 'bbox'}
+    if wrap == 'roi_head' and kind != 'Cascade R-CNN':
+        kinds.add('mask')
+    assert {key for key in losses if 'lt_' in key} == {
+        f's{stage}.{key}' for stage in range(3) for key in [
+            'lt_num_pairs', 'lt_paired_share', *(f'lt_kl_{name}' for name in kinds),
+            *(f'loss_lt_{name}' for name in kinds)]}
+    for stage, weight in enumerate(STAGE_WEIGHTS):
+        for name in kinds:
+            term = losses[f's{stage}.lt_kl_{name}']
+            assert term > 0
+            torch.testing.assert_close(losses[f's{stage}.loss_lt_{name}'],
+                                       2.0 * weight * term)
+    expected, _ = roi_losses(plain, replicas())
+    for key, value in expected.items():
+        assert torch.equal(losses[key], value), key
+    total(losses).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize('wrap', ['roi_head', 'bbox_head'])
+def test_first_stage_of_a_cascade_against_a_naive_loop(wrap):
+    head = cascade('with masks', wrap, rho=1.0)
+    losses, _ = roi_losses(head, replicas())
+    cls_score, bbox_pred, record = _predictions_and_record(head, replicas(), stage=0)
+    groups = _naive_groups(record)
+    assert (groups >= 0).sum() == losses['s0.lt_num_pairs'] > 10
+    torch.testing.assert_close(losses['s0.loss_lt_cls'],
+                               categorical_consistency(cls_score, groups))
+    restored = _naive_restored(head.bbox_head[0], bbox_pred, record)
+    torch.testing.assert_close(losses['s0.loss_lt_bbox'], box_consistency(restored, groups))
+
+
+@pytest.mark.parametrize('kind', ['Cascade R-CNN', 'with masks'])
+def test_a_cascade_without_a_proposal(kind):
+    """The stock cascade ends after its first stage then."""
+    head = cascade(kind, rho=1.0)
+    samples = [det_sample(1, instances=()), det_sample(1, instances=())]
+    features, proposals = roi_inputs(samples)
+    proposals = [proposal[:0] for proposal in proposals]
+    losses = head.loss(features, proposals, samples)
+    assert losses['s0.loss_lt_cls'] == losses['s0.loss_lt_bbox'] == 0
+    total(losses).backward()
+    assert (features[0].grad == 0).all()
+
+
+def test_a_cascade_with_a_head_that_cannot_be_wrapped():
+    config = copy.deepcopy(CASCADES['Cascade R-CNN'])
+    config['bbox_head'][2]['loss_cls'] = dict(type='SeesawLoss', num_classes=3)
+    with pytest.raises(UnsupportedHeadError, match='SeesawLoss'):
+        build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
+
+
+@pytest.mark.parametrize('wrap', ['roi_head', 'bbox_head'])
+def test_a_cascade_checks_its_samples(wrap):
+    head, samples = cascade('with masks', wrap, rho=1.0), replicas()
+    samples[0].set_metainfo(dict(img_shape=(128, 192)))
+    with pytest.raises(MissingRecordError, match='BatchSyncRandomResize'):
+        roi_losses(head, samples)
+    del samples[0].gt_instances.source_ids
+    samples[0].set_metainfo(dict(img_shape=(64, 96)))
+    with pytest.raises(MissingRecordError, match="type='lt_mm.InvertiblePipeline'"):
+        roi_losses(head, samples)

@@ -355,8 +355,9 @@ def test_errors_name_expected_and_found_keys(state_dicts):
 
 def test_unexpected_keys_are_listed_by_the_stock_model(state_dicts):
     stock = stock_model(CLASSIFIERS['mobilenet_v2'])
+    given = state_dicts['mobilenet_v2']
     converted = convert('mobilenet_v2', {
-        key: torch.zeros(value.shape) for key, value in state_dicts['mobilenet_v2'].items()})
+        key: torch.zeros(value.shape) for key, value in given.items()})
     with pytest.raises(RuntimeError, match='Unexpected key.*"backbone.more"'):
         stock.load_state_dict({**converted, 'backbone.more': torch.zeros(1)}, strict=True)
 
@@ -417,7 +418,7 @@ def test_detectors_of_other_data_keep_the_order_of_their_classes(state_dicts):
     assert converted[f'{head}.fc_reg.weight'][:, 9].tolist() == list(range(4, 12))
 
 
-def test_the_tool_writes_what_load_from_and_pretrained_accept(tmp_path, monkeypatch):
+def test_the_tool_writes_what_load_from_and_init_cfg_take(tmp_path, monkeypatch):
     given = torchvision_model('mobilenet_v2').state_dict()
     source, target = str(tmp_path / 'in.pth'), str(tmp_path / 'out.pth')
     torch.save(given, source)

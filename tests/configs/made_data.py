@@ -12,7 +12,7 @@ from lt_mm.datasets import write_shapes_dataset
 
 IMAGE_SIZE = (96, 128)
 # Sizes in pixels of pipelines and mixers, below which a network still has a feature map.
-_SIZE_KEYS = ('scale', 'scales', 'img_scale', 'crop_size', 'border')
+_SIZE_KEYS = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'border')
 _SHRINK, _SMALLEST = 8, 64
 
 

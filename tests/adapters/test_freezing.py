@@ -80,12 +80,11 @@ def by_part(state, other):
 
 @pytest.mark.parametrize('frozen, optimizer, more', [
     (('neck', 'rpn_head'), SGD, {}),
-    (('backbone', 'neck', 'rpn_head'), ADAMW,
-     {'custom_hooks': [dict(type='EMAHook', momentum=0.5)]}),
-    (('neck', 'rpn_head'), ADAMW,
-     {'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=2.0, custom_keys={
-         'neck': dict(lr_mult=3.0)})}),
-])
+    (('backbone', 'neck', 'rpn_head'), ADAMW, {
+        'custom_hooks': [dict(type='EMAHook', momentum=0.5)],
+        'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=2.0, custom_keys={
+            'neck': dict(lr_mult=3.0)})}),
+], ids=['neck-sgd', 'backbone-adamw'])
 def test_frozen_parts_are_bit_equal_after_training_and_resuming(
         shapes, checkpoint, tmp_path, frozen, optimizer, more):
     cfg = detector_config(shapes, tmp_path, frozen, **{

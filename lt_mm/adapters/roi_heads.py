@@ -110,17 +110,18 @@ class MaskConsistency(ConsistencyHead):
     def loss_and_target(self, mask_preds: Tensor,
                         sampling_results: List[SamplingResult], *args: Any,
                         **kwargs: Any) -> dict:
+        # A copy: on the CPU the stock mask targets clip the RoIs in place.
+        rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
         result = super().loss_and_target(mask_preds, sampling_results, *args, **kwargs)
         records = _records_of(sampling_results)
         self._watch_groups(source_ids_of(records))
-        self._term('mask', lambda: self._mask_term(mask_preds, sampling_results, records),
+        annotations = _annotations_of(sampling_results)
+        self._term('mask', lambda: self._mask_term(mask_preds, rois, records, annotations),
                    result['loss_mask'])
         return result
 
-    def _mask_term(self, mask_preds: Tensor, sampling_results: List[SamplingResult],
-                   records: List[InstanceData]) -> Tensor:
-        annotations = _annotations_of(sampling_results)
-        rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
+    def _mask_term(self, mask_preds: Tensor, rois: Tensor, records: List[InstanceData],
+                   annotations: List[Tensor]) -> Tensor:
         labels = of_annotations('labels', records, annotations)
         matrices = of_annotations('source_matrices', records, annotations)
         group_ids, boxes = self._pair(rois, labels, records, annotations)

@@ -159,7 +159,7 @@ def test_term_against_a_naive_loop(kind, roi, options):
     assert not inside.all() and inside.any()
     torch.testing.assert_close(losses['loss_lt_mask'].double(), 0.5 * term, rtol=1e-4,
                                atol=1e-7)
-    assert term > 1e-3 and losses['loss_lt_mask'].dtype == torch.float32
+    assert term > 5e-4 and losses['loss_lt_mask'].dtype == torch.float32
     weights = list(head.mask_head.parameters())
     for mine, theirs in zip(torch.autograd.grad(losses['loss_lt_mask'], weights),
                             torch.autograd.grad(0.5 * term, weights)):
@@ -237,10 +237,14 @@ def test_hidden_instances_pair_with_nothing():
 ], ids=['no object', 'objects in one', 'no common object', 'one replica'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_without_pairs_the_term_is_zero_with_a_graph(kind, samples):
-    losses, leaf = roi_losses(wrapped(kind), samples())
+    head = wrapped(kind)
+    losses, leaf = roi_losses(head, samples())
     assert losses['loss_lt_mask'] == 0
     losses['loss_lt_mask'].backward(retain_graph=True)
-    assert (leaf.grad == 0).all()
+    weights = list(head.mask_head.parameters())
+    assert all((weight.grad == 0).all() for weight in weights)
+    # Of no RoI, the stock extractor makes features that do not depend on its input.
+    assert leaf.grad is None or (leaf.grad == 0).all()
     total(losses).backward()
     assert leaf.grad.isfinite().all()
 

@@ -65,7 +65,7 @@ def two_steps(cfg: Config, work_dir: Path) -> Runner:
     cfg.randomness, cfg.work_dir = dict(seed=0), str(work_dir)
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='KeepSteps')]
     _without_downloads(cfg.model)
-    _with_few_rois(cfg.model)
+    _with_few_predictions(cfg.model)
     runner = Runner.from_cfg(cfg)
     check_train_dataloader(runner.train_loop.dataloader)
     runner.train()
@@ -84,16 +84,21 @@ def _without_downloads(node) -> None:
             _without_downloads(value)
 
 
-def _with_few_rois(node) -> None:
-    """512 RoIs an image through a mask head take a CPU a minute."""
+def _with_few_predictions(node) -> None:
+    """512 RoIs an image through a mask head take a CPU a minute.
+
+    And a small image has fewer points than a DETR has queries.
+    """
     if isinstance(node, dict):
         if node.get('type') == 'RandomSampler':
             node['num'] = min(node['num'], 32)
+        if 'num_queries' in node:
+            node['num_queries'] = min(node['num_queries'], 40)
         for value in node.values():
-            _with_few_rois(value)
+            _with_few_predictions(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            _with_few_rois(value)
+            _with_few_predictions(value)
 
 
 @pytest.mark.parametrize('name', FILES)

@@ -22,12 +22,6 @@ from tests.adapters.dense_data import (CLASSES, DETR_LIKE, FCOS_LIKE, HEADS, STR
 from tests.adapters.head_data import (FLIP, IDENTITY, SHAPE, SHEAR, ZOOM, det_sample,
                                       to_source)
 
-# What the frameworks say about their own code.
-pytestmark = [pytest.mark.filterwarnings(f'ignore:{message}') for message in (
-    'DeprecationWarning. `num_anchors` is deprecated', 'torch.meshgrid',
-    'To copy construct from a tensor', '"(dropout|add_residual)" is deprecated',
-    'The arguments `dropout` in MultiheadAttention')]
-
 ANCHORS = ('RetinaNet', 'RetinaNet, softmax', 'SSD', 'ATSS', 'GFL', 'RPN')
 # A family each, for what the families share.
 FAMILIES = ('RetinaNet', 'GFL', 'FCOS', 'YOLOX', 'DINO', 'RPN')

@@ -18,7 +18,6 @@ from lt_mm.registry import MODELS
 from tests.adapters.test_training import detector_options
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of visualizer')
 SGD = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.1)
 ADAMW = dict(type='AdamW', lr=0.001, weight_decay=0.1)
 NECK = dict(type='mmdet.FPN', in_channels=[4, 8], out_channels=4, num_outs=3,

@@ -14,12 +14,6 @@ from tests.adapters.head_data import (FLIP, ZOOM, build_roi_head, det_sample,
                                       mask_roi_head_config, roi_head_config, roi_losses,
                                       sampled_rois, total)
 
-# What the stock heads say of their own code.
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:torch.meshgrid:UserWarning'),
-    pytest.mark.filterwarnings('ignore:.*(dropout|add_residual).*deprecated'),
-    pytest.mark.filterwarnings('ignore:To copy construct from a tensor:UserWarning:mmdet'),
-]
 OPTIONS = dict(pairing='iou', iou_threshold=0.3, score_threshold=0.45, max_candidates=7)
 
 

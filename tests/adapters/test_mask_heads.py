@@ -18,9 +18,6 @@ from tests.adapters.head_data import (FLIP, IDENTITY, MASK_SIDE, SHAPE, SHEAR, Z
                                       rcnn_train_cfg, roi_inputs, roi_losses,
                                       sampled_rois, to_source, total)
 
-# What the frameworks say about their own code.
-pytestmark = pytest.mark.filterwarnings('ignore:indexing with dtype torch.uint8')
-
 KINDS = {
     'each class': {},
     'class-agnostic': dict(class_agnostic=True),

@@ -272,8 +272,6 @@ def test_training_without_replicas_stops():
     (dict(loss_cls=dict(type='SeesawLoss', num_classes=3)), 'SeesawLoss'),
     (dict(type='DIIHead', num_classes=3, in_channels=8), 'DIIHead'),
 ])
-# DIIHead itself passes an argument that its framework has renamed.
-@pytest.mark.filterwarnings('ignore:"dropout" is deprecated:DeprecationWarning')
 def test_unsupported_box_heads(change, message):
     head = roi_head_config()['bbox_head'] | change
     if head['type'] == 'DIIHead':

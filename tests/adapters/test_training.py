@@ -20,8 +20,6 @@ from lt_mm.adapters.replica_picture import draw_replicas
 from lt_mm.datasets import write_shapes_dataset
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-# Two runners in one test share the process-wide visualizer, which MMEngine mentions.
-pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of visualizer')
 LOSSES = ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox')
 
 

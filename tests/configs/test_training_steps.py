@@ -13,16 +13,6 @@ from lt_mm.adapters.sampler import check_train_dataloader
 from tests.configs.made_data import use_made_data, write_pictures, write_shapes
 from tests.configs.test_configs import CONFIGS, FILES
 
-pytestmark = [
-    # Two runners in one process share the process-wide visualizer, as MMEngine mentions.
-    pytest.mark.filterwarnings('ignore:.*instance named of visualizer'),
-    # What the stock models say of their own code.
-    pytest.mark.filterwarnings('ignore:.*num_anchors. is deprecated:UserWarning:mmdet'),
-    pytest.mark.filterwarnings('ignore:.*(dropout|add_residual).*deprecated'),
-    pytest.mark.filterwarnings('ignore:torch.meshgrid:UserWarning'),
-    pytest.mark.filterwarnings('ignore:To copy construct from a tensor:UserWarning:mmdet'),
-]
-
 
 @HOOKS.register_module()
 class KeepSteps(Hook):

@@ -1,50 +1,22 @@
-"""Every config builds: its model, its sampler and its pipelines."""
+"""Every config is short, stands in the table, and trains: two steps on made data."""
+import inspect
 from pathlib import Path
 
 import pytest
-from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
+import torch
 from mmengine.config import Config
-from mmengine.registry import DATA_SAMPLERS, MODELS, init_default_scope
-from mmpretrain.registry import TRANSFORMS as MMPRETRAIN_TRANSFORMS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
 from lt_mm.adapters.head import ConsistencyHead
 from lt_mm.adapters.pipeline import InvertiblePipeline
-from lt_mm.adapters.sampler import GroupedRepeatAugSampler
+from lt_mm.adapters.sampler import GroupedRepeatAugSampler, check_train_dataloader
+from tests.configs.made_data import use_made_data, write_pictures, write_shapes
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
                if '_base_' not in path.parts)
-
-
-@pytest.fixture(params=FILES)
-def config(request):
-    cfg = Config.fromfile(str(CONFIGS / request.param))
-    init_default_scope(cfg.default_scope)
-    return request.param, cfg
-
-
-def test_it_builds(config):
-    name, cfg = config
-    model = MODELS.build(cfg.model)
-    wrapped = [m for m in model.modules() if isinstance(m, ConsistencyHead)]
-    loader = cfg.train_dataloader
-    sampler = DATA_SAMPLERS.build(loader.sampler,
-                                  default_args=dict(dataset=range(100), seed=0))
-    transforms = (MMDET_TRANSFORMS if cfg.default_scope == 'mmdet'
-                  else MMPRETRAIN_TRANSFORMS)
-    innermost = loader.dataset
-    while 'dataset' in innermost:
-        innermost = innermost.dataset
-    pipeline = [transforms.build(step) for step in innermost.pipeline]
-    is_lt = '_lt' in name
-    assert bool(wrapped) == is_lt
-    # The SupCon baseline takes replicas too.
-    is_repeated = is_lt or '_supcon' in name
-    assert isinstance(sampler, GroupedRepeatAugSampler) == is_repeated
-    assert isinstance(pipeline[0], InvertiblePipeline) == is_repeated
-    if is_repeated:
-        assert loader.batch_size % sampler.layout.num_repeats == 0
-        assert len(pipeline) == 1  # the whole stock list is inside
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -56,3 +28,130 @@ def test_it_is_short(name):
 @pytest.mark.parametrize('name', [name for name in FILES if '_lt' in name])
 def test_it_stands_in_the_table(name):
     assert f'`{name}`' in (CONFIGS / 'README.md').read_text()
+
+
+@HOOKS.register_module()
+class KeepSteps(Hook):
+    """Keeps what every training step gave, and the weights before the first one."""
+    priority = 'LOW'
+
+    def before_train(self, runner):
+        self.outputs = []
+        self.before = {name: parameter.detach().clone()
+                       for name, parameter in runner.model.named_parameters()}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.outputs.append({key: float(value.detach()) for key, value in outputs.items()})
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('shapes')
+    write_shapes(root)
+    return root
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('pictures')
+    write_pictures(root)
+    return root
+
+
+def two_steps(cfg: Config, work_dir: Path) -> Runner:
+    """A runner of the config that has made two steps, without any download."""
+    loader = cfg.train_dataloader
+    loader.update(batch_size=loader.sampler.get('num_repeats', 2), num_workers=0,
+                  persistent_workers=False)
+    loader.pop('prefetch_factor', None)
+    for key in ('dataloader', 'cfg', 'evaluator'):
+        cfg[f'val_{key}'] = cfg[f'test_{key}'] = None
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+    cfg.default_hooks.checkpoint = cfg.load_from = None
+    cfg.randomness, cfg.work_dir = dict(seed=0), str(work_dir)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='KeepSteps')]
+    _without_downloads(cfg.model)
+    _with_few_predictions(cfg.model)
+    # What Runner.from_cfg takes from the config. It also prints and dumps the whole of
+    # it, which takes longer than the steps of a small network.
+    names = inspect.signature(Runner.__init__).parameters
+    runner = Runner(**{name: cfg[name] for name in names if name in cfg})
+    check_train_dataloader(runner.train_loop.dataloader)
+    runner.train()
+    return runner
+
+
+def _without_downloads(node) -> None:
+    """Weights of model zoos stay where they are."""
+    if isinstance(node, dict):
+        if (node.get('init_cfg') or {}).get('type') == 'Pretrained':
+            node['init_cfg'] = None
+        for value in node.values():
+            _without_downloads(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _without_downloads(value)
+
+
+def _with_few_predictions(node) -> None:
+    """512 RoIs an image through a mask head take a CPU a minute.
+
+    And a small image has fewer points than a DETR has queries.
+    """
+    if isinstance(node, dict):
+        if node.get('type') == 'RandomSampler':
+            node['num'] = min(node['num'], 32)
+        if 'num_queries' in node:
+            node['num_queries'] = min(node['num_queries'], 40)
+        for value in node.values():
+            _with_few_predictions(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _with_few_predictions(value)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_two_steps(name, shapes, pictures, tmp_path):
+    cfg = Config.fromfile(str(CONFIGS / name))
+    batch_size = cfg.train_dataloader.batch_size
+    use_made_data(cfg, shapes, pictures, tmp_path)
+    runner = two_steps(cfg, tmp_path)
+    _check_parts(runner, batch_size, is_lt='_lt' in name,
+                 # The SupCon baseline takes replicas too.
+                 is_repeated='_lt' in name or '_supcon' in name)
+    steps = next(hook for hook in runner.hooks if isinstance(hook, KeepSteps))
+    assert len(steps.outputs) == 2
+    for output in steps.outputs:
+        assert torch.tensor(list(output.values())).isfinite().all(), output
+    changed = {name for name, parameter in runner.model.named_parameters()
+               if not torch.equal(parameter, steps.before[name])}
+    frozen = {name for name, parameter in runner.model.named_parameters()
+              if not parameter.requires_grad}
+    assert changed and not changed & frozen
+    if '_lt' in name:
+        # Confident predictions, which 'iou' pairs, take training.
+        _check_terms(steps.outputs, may_be_zero='_iou' in name)
+
+
+def _check_parts(runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool) -> None:
+    """The three parts are there in a config with LossTransform, and only there."""
+    wrapped = [m for m in runner.model.modules() if isinstance(m, ConsistencyHead)]
+    assert bool(wrapped) == is_lt
+    loader = runner.train_dataloader
+    sampler, dataset = loader.batch_sampler.sampler, loader.dataset
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    pipeline = dataset.pipeline.transforms
+    assert isinstance(pipeline[0], InvertiblePipeline) == is_repeated
+    assert isinstance(sampler, GroupedRepeatAugSampler) == is_repeated
+    if is_repeated:
+        assert batch_size % sampler.layout.num_repeats == 0
+        assert len(pipeline) == 1  # the whole stock list is inside
+
+
+def _check_terms(outputs, may_be_zero: bool) -> None:
+    terms = [key for key in outputs[0] if 'loss_lt_' in key]
+    pairs = [key for key in outputs[0] if 'lt_num_pairs' in key]
+    assert terms and pairs
+    for keys in (terms, pairs):
+        assert may_be_zero or any(output[key] > 0 for output in outputs for key in keys)

@@ -8,7 +8,7 @@ from typing import Any, Optional, Sequence, Tuple
 
 from torch import nn
 
-from lt_mm.adapters.fronts import Front, put_in_front
+from lt_mm.adapters.fronts import Front, build_stock, put_in_front
 from lt_mm.registry import MODELS, register
 
 
@@ -48,12 +48,7 @@ class Frozen:
 
     def __new__(cls, module: Any, parts: Optional[Sequence[str]] = None,
                 **overrides: Any) -> nn.Module:
-        if not isinstance(module, nn.Module):
-            module = MODELS.build({**module, **overrides})
-        elif overrides:
-            raise TypeError(f'module is a built {type(module).__name__}, so the arguments '
-                            f'{sorted(overrides)} cannot reach it; pass its config')
-        return freeze(module, parts)
+        return freeze(build_stock(module, overrides), parts)
 
 
 class FrozenFront(Front):

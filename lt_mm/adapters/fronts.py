@@ -7,9 +7,11 @@ those of the stock module by construction, and the front's methods are also the 
 that the module's own code calls. Nothing but that one instance changes.
 """
 import functools
-from typing import Type
+from typing import Any, Dict, Type
 
 from torch import nn
+
+from lt_mm.registry import MODELS
 
 
 class Front:
@@ -19,6 +21,24 @@ class Front:
         # The class is made at run time, so pickle and deepcopy make it again.
         front, stock = type(self).__bases__
         return _new_instance, (front, stock), self.__dict__
+
+
+def build_stock(module: Any, overrides: Dict[str, Any]) -> nn.Module:
+    """The stock module that is to get a front.
+
+    Args:
+        module: Its config, or a built one.
+        overrides: Arguments that the stock detectors add to the config of a part.
+
+    Raises:
+        TypeError: If the module is built already and there are overrides.
+    """
+    if not isinstance(module, nn.Module):
+        return MODELS.build({**module, **overrides})
+    if overrides:
+        raise TypeError(f'{type(module).__name__} is built already, so the arguments '
+                        f'{sorted(overrides)} cannot reach it; pass its config')
+    return module
 
 
 def put_in_front(front: Type[Front], module: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from lt_mm.adapters.fronts import Front, put_in_front
+from lt_mm.adapters.fronts import Front, build_stock, put_in_front
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
 from lt_mm.core.pairing import is_paired
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
@@ -168,12 +168,7 @@ class LossTransformHead:
             temperature=temperature, activation=activation, mixed_labels=mixed_labels,
             iou_threshold=iou_threshold, score_threshold=score_threshold,
             max_candidates=max_candidates, mask_grid=mask_grid)
-        if not isinstance(head, nn.Module):
-            head = MODELS.build({**head, **overrides})
-        elif overrides:
-            raise TypeError(f'head is a built {type(head).__name__}, so the arguments '
-                            f'{sorted(overrides)} cannot reach it; pass its config')
-        return wrap_head(head, options)
+        return wrap_head(build_stock(head, overrides), options)
 
 
 def wrap_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:

@@ -123,7 +123,9 @@ class LossTransformHead:
             are computed without graph, for the log; losses and gradients are those
             of the stock head, bit for bit.
         rho_cls: Own weight of the class term.
-        rho_bbox: Own weight of the box term.
+        rho_bbox: Own weight of the box term. That term is relative to the boxes' own
+            size, so small boxes far from each other make it very large: from random
+            initialisation, FCOS, YOLOX and DETR want a schedule that starts at 0.
         rho_mask: Own weight of the mask term.
         detach_mean: Whether the mean prediction counts as constant in the gradient.
         min_visibility: Instances less visible than this pair with nothing.

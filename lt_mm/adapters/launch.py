@@ -1,22 +1,20 @@
 """What ``tools/train.py`` and ``tools/test.py`` call: the stock tools' habits.
 
 The configs run with the stock tools as well. These add two things: the batch size is
-checked against the sampler before the first step, and ``torchrun`` launches on a
-machine without a card use gloo (the slurm and mpi launchers are MMEngine's own).
+checked against the sampler before the first step, and launches choose a port of their
+own and use gloo where there is no card.
 """
-import os
 import os.path as osp
 from typing import Any, Mapping, Optional
 
-import torch
-import torch.distributed as torch_dist
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from lt_mm.adapters.process_groups import LAUNCHERS, prepare_process_group
 from lt_mm.adapters.sampler import check_train_dataloader
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+__all__ = ['LAUNCHERS', 'build_runner', 'load_config', 'test', 'train']
 
 
 def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = None,
@@ -78,26 +76,11 @@ def load_config(config: str, work_dir: Optional[str] = None,
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner; a torchrun launch without a card starts on gloo first."""
-    if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
-        _prepare_cpu_ranks(cfg)
+    """Builds the runner; its launch is made ready before (:mod:`process_groups`)."""
+    prepare_process_group(cfg)
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
-
-
-def _prepare_cpu_ranks(cfg: Config) -> None:
-    """What MMEngine takes for granted of a rank is a CUDA device: two places."""
-    # It selects the device while it starts the group; with the group there, it does not.
-    if not torch_dist.is_initialized():
-        torch_dist.init_process_group(
-            'gloo', rank=int(os.environ['RANK']),
-            world_size=int(os.environ['WORLD_SIZE']))
-    # It names the device to the wrap of the model, unless the config says otherwise.
-    if cfg.get('model_wrapper_cfg') is None:
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
 def _enable_auto_scale_lr(cfg: Config) -> None:

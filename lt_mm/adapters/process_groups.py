@@ -1,0 +1,231 @@
+"""The ranks of a launch, before the Runner: environment, port, and gloo without a card.
+
+MMEngine starts the process group itself. It takes a CUDA device for granted, and port
+29500, on which the second job of a node stops. Here each job gets a port of its own, an
+environment that was set by halves is refused with what is missing, and ranks without a
+card start on gloo, after which MMEngine finds the group there.
+"""
+import datetime
+import errno
+import os
+import re
+import socket
+import subprocess
+import zlib
+from typing import Mapping, MutableMapping, NamedTuple
+
+import torch.distributed as torch_dist
+from mmengine.config import Config
+from mmengine.device import get_device
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+_VARIABLES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+_COMMANDS = {
+    'pytorch': 'bash tools/dist_train.sh CONFIG NUM_PROCESSES',
+    'slurm': 'bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR, or inside '
+             'a job: srun --ntasks=N python tools/train.py CONFIG --launcher slurm',
+    'mpi': 'mpirun -n N python tools/train.py CONFIG --launcher mpi',
+}
+# How MASTER_ADDR and MASTER_PORT reach every rank.
+_SETTINGS = {'pytorch': '{} bash tools/dist_train.sh ...', 'slurm': 'export {}',
+             'mpi': 'mpirun -x {} ...'}
+
+# Below Linux's ephemeral ports (32768 to 60999), of which any connection may hold one. A
+# prime number of them: the steps of one job all differ.
+_FIRST_PORT, _NUM_PORTS = 10007, 22751
+_PORTS_A_STEP = 5003
+_DEFAULT_PORT = 29500  # torch's and MMEngine's
+
+
+class LaunchError(RuntimeError):
+    """A launch that cannot start: what is missing or taken, and what to do."""
+
+
+class Ranks(NamedTuple):
+    """What a process has to know of the launch that it is a part of.
+
+    Attributes:
+        rank: Number of the process, from 0.
+        world_size: Number of processes.
+        local_rank: Number of the process on its node, from 0.
+        master_addr: Host of rank 0.
+        master_port: TCP port on which rank 0 waits for the others.
+    """
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+def prepare_process_group(cfg: Config) -> None:
+    """Makes the launch of ``cfg.launcher`` ready for the Runner.
+
+    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without a card also
+    starts the process group on gloo, and gives ``cfg`` the wrapper of the model for it.
+
+    Raises:
+        LaunchError: If the environment is incomplete, or the port is taken.
+    """
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none':
+        return
+    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
+    if not torch_dist.is_initialized():
+        # MMEngine's option for slurm, with which it overrides MASTER_PORT.
+        if launcher == 'slurm' and dist_cfg.get('port') is not None:
+            os.environ['MASTER_PORT'] = str(dist_cfg.port)
+        ranks = read_ranks(launcher, os.environ)
+        _export(ranks, os.environ)
+        # torchrun's agent listens already, and its ranks connect to it.
+        if ranks.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+            check_port(ranks.master_port, launcher)
+    if get_device() == 'cpu':
+        _start_gloo(cfg, dist_cfg.get('timeout'))
+
+
+def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
+    """Reads what a launcher says of this process.
+
+    Args:
+        launcher: ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        environ: Environment variables of the process.
+
+    Raises:
+        LaunchError: If a variable is missing or no number; names it and the command
+            that sets it.
+    """
+    if launcher not in _VARIABLES:
+        raise LaunchError(
+            f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
+    names = _VARIABLES[launcher]
+    rank, world_size, local_rank = (_number(name, launcher, environ) for name in names)
+    if not 0 <= local_rank <= rank < world_size:
+        raise LaunchError(
+            f'{names[0]}={rank}, {names[1]}={world_size}, {names[2]}={local_rank}; '
+            'expected local rank <= rank < number of processes, all from 0. The launcher '
+            f'sets them: {_COMMANDS[launcher]}')
+    if (launcher == 'slurm' and world_size > 1 and 'SLURM_JOB_ID' in environ
+            and 'SLURM_STEP_ID' not in environ):
+        # The batch script itself has SLURM_PROCID=0, and would wait for the others.
+        raise LaunchError(
+            f'SLURM_STEP_ID is not set, and SLURM_NTASKS is {world_size}: this process was '
+            'started by the batch script, not by srun. Put srun in front of it, or use '
+            'tools/slurm_train.sh')
+    return Ranks(rank, world_size, local_rank, _master_addr(launcher, environ),
+                 _master_port(launcher, environ))
+
+
+def check_port(port: int, launcher: str) -> None:
+    """Checks on the host of rank 0 that nothing listens on a port.
+
+    Raises:
+        LaunchError: If the port cannot be had; names it and how to choose another.
+    """
+    with socket.socket() as probe:
+        # Connections of the job before, which are being closed, are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('', port))
+        except OSError as error:
+            reason = ('is taken by another process' if error.errno == errno.EADDRINUSE
+                      else f'cannot be used ({error.strerror})')
+            raise LaunchError(
+                f'port {port} of {socket.gethostname()} {reason}; choose one that is free, '
+                f'for all ranks: {_SETTINGS[launcher].format("MASTER_PORT=29512")}'
+            ) from None
+
+
+def _master_addr(launcher: str, environ: Mapping[str, str]) -> str:
+    if 'MASTER_ADDR' in environ:
+        return environ['MASTER_ADDR']
+    if launcher == 'slurm':
+        nodes = 'SLURM_STEP_NODELIST'  # a step may run on some of the job's nodes
+        if nodes not in environ:
+            nodes = 'SLURM_NODELIST'
+        return _first_host(_value(nodes, launcher, environ))
+    if launcher == 'mpi':
+        size = environ['OMPI_COMM_WORLD_SIZE']
+        if environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', size) == size:
+            return '127.0.0.1'
+        raise LaunchError(
+            'MASTER_ADDR is not set, and the ranks are on several nodes (of '
+            f'{size}, {environ["OMPI_COMM_WORLD_LOCAL_SIZE"]} are here); mpirun does not '
+            f'name rank 0\'s: {_SETTINGS[launcher].format("MASTER_ADDR=FIRST_HOST")}')
+    return _value('MASTER_ADDR', launcher, environ)
+
+
+def _first_host(nodes: str) -> str:
+    """The first of SLURM's list of hosts, such as ``node[3-5,9],login1``."""
+    if not re.search(r'[\[,]', nodes):
+        return nodes
+    remedy = 'set MASTER_ADDR to the host of rank 0: export MASTER_ADDR=HOST'
+    try:
+        hosts = subprocess.run(['scontrol', 'show', 'hostnames', nodes],
+                               capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise LaunchError(f'scontrol, which expands the node list {nodes}, is not in the '
+                          f'PATH; {remedy}') from None
+    if hosts.returncode != 0 or not hosts.stdout.split():
+        raise LaunchError(f'scontrol does not expand the node list {nodes}: '
+                          f'{hosts.stderr.strip()}; {remedy}')
+    return hosts.stdout.split()[0]
+
+
+def _master_port(launcher: str, environ: Mapping[str, str]) -> int:
+    """The user's port, else one that every rank of this launch finds, and no other."""
+    if 'MASTER_PORT' in environ or launcher == 'pytorch':
+        return _number('MASTER_PORT', launcher, environ)
+    if launcher == 'mpi':
+        # Names the mpirun; absent where the variables were set by hand.
+        name = environ.get('PMIX_NAMESPACE')
+        if name is None:
+            return _DEFAULT_PORT
+        return _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS
+    reserved = re.match(r'\d+', environ.get('SLURM_STEP_RESV_PORTS', ''))
+    if reserved:
+        return int(reserved.group())
+    job = _number('SLURM_JOB_ID', launcher, environ)
+    step = _number('SLURM_STEP_ID', launcher, environ)
+    return _FIRST_PORT + (job + _PORTS_A_STEP * step) % _NUM_PORTS
+
+
+def _value(name: str, launcher: str, environ: Mapping[str, str]) -> str:
+    if not environ.get(name):
+        raise LaunchError(
+            f'{name} is not set, which launcher={launcher!r} needs. It is set by: '
+            f'{_COMMANDS[launcher]}')
+    return environ[name]
+
+
+def _number(name: str, launcher: str, environ: Mapping[str, str]) -> int:
+    value = _value(name, launcher, environ)
+    if not value.isdecimal():
+        raise LaunchError(
+            f'{name} is {value!r}; expected a number. launcher={launcher!r} has it from: '
+            f'{_COMMANDS[launcher]}')
+    return int(value)
+
+
+def _export(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
+    """For torch's ``env://``; the launcher's numbers win over what was there."""
+    environ.update({name.upper(): str(value) for name, value in ranks._asdict().items()})
+
+
+def _start_gloo(cfg: Config, timeout: object) -> None:
+    """What MMEngine takes for granted of a rank is a CUDA device: two places."""
+    # It selects the device while it starts the group; with the group there, it does not.
+    if not torch_dist.is_initialized():
+        options = {} if timeout is None else dict(
+            timeout=datetime.timedelta(seconds=timeout))
+        torch_dist.init_process_group('gloo', **options)
+    # It names the device to the wrap of the model, unless the config says otherwise.
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False))

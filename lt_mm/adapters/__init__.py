@@ -5,11 +5,14 @@ The only place that imports the frameworks. Importing it registers the classes.
 from lt_mm.adapters import cls_heads, dense_heads
 from lt_mm.adapters.batch_augments import (Cutout, GroupedClsDataPreprocessor,
                                            GroupedCutMix, GroupedMixup)
+from lt_mm.adapters.checkpoints import AtomicCheckpointHook
 from lt_mm.adapters.cifar_backbones import CifarDenseNet, CifarResNet
 from lt_mm.adapters.freezing import Frozen
 from lt_mm.adapters.head import LossTransformHead
 from lt_mm.adapters.nasnet_mobile import NASNetMobile
 from lt_mm.adapters.pipeline import InvertiblePipeline
+from lt_mm.adapters.preemption import PreemptionHook
+from lt_mm.adapters.resuming import ResumeHook
 from lt_mm.adapters.roi_heads import SourceTrackingSampler
 from lt_mm.adapters.sampler import (GroupedRepeatAugSampler,
                                     InfiniteGroupedRepeatAugSampler)
@@ -18,9 +21,10 @@ from lt_mm.adapters.torchvision_anchors import TorchvisionAnchorGenerator
 from lt_mm.adapters.torchvision_backbone import TorchvisionBackbone
 
 __all__ = [
-    'CifarDenseNet', 'CifarResNet', 'Cutout', 'Frozen', 'GroupedClsDataPreprocessor',
-    'GroupedCutMix', 'GroupedMixup', 'GroupedRepeatAugSampler',
-    'InfiniteGroupedRepeatAugSampler', 'InvertiblePipeline', 'LossTransformHead',
-    'NASNetMobile', 'SourceTrackingSampler', 'SupConHead', 'TorchvisionAnchorGenerator',
+    'AtomicCheckpointHook', 'CifarDenseNet', 'CifarResNet', 'Cutout', 'Frozen',
+    'GroupedClsDataPreprocessor', 'GroupedCutMix', 'GroupedMixup',
+    'GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler',
+    'InvertiblePipeline', 'LossTransformHead', 'NASNetMobile', 'PreemptionHook',
+    'ResumeHook', 'SourceTrackingSampler', 'SupConHead', 'TorchvisionAnchorGenerator',
     'TorchvisionBackbone', 'cls_heads', 'dense_heads'
 ]

@@ -1,8 +1,8 @@
 """What ``tools/train.py`` and ``tools/test.py`` call: the stock tools' habits.
 
-The configs run with the stock tools as well. These add two things: the batch size is
-checked against the sampler before the first step, and launches choose a port of their
-own and use gloo where there is no card.
+The configs run with the stock tools as well. These add: the batch size is checked
+against the sampler before the first step, launches choose a port of their own and use
+gloo where there is no card, interruptions lose nothing, and checkpoints run no code.
 """
 import os.path as osp
 from typing import Any, Mapping, Optional
@@ -11,6 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from lt_mm.adapters.checkpoints import checkpoint_loading, find_resumable
+from lt_mm.adapters.preemption import PreemptionHook
 from lt_mm.adapters.process_groups import LAUNCHERS, prepare_process_group
 from lt_mm.adapters.sampler import check_train_dataloader
 
@@ -20,21 +22,25 @@ __all__ = ['LAUNCHERS', 'build_runner', 'load_config', 'test', 'train']
 def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = None,
           amp: bool = False, auto_scale_lr: bool = False,
           cfg_options: Optional[Mapping[str, Any]] = None,
-          launcher: str = 'none') -> Runner:
+          launcher: str = 'none', trust_checkpoint: bool = False) -> Runner:
     """Trains a config and returns its runner.
 
     Args:
         config: Path of the config file.
         work_dir: Folder for logs and checkpoints; by default the config's, else
             ``work_dirs/<name of the config>``.
-        resume: A checkpoint to go on from, or 'auto' for the latest in ``work_dir``.
+        resume: A checkpoint to go on from, or 'auto' for the newest complete one in
+            ``work_dir``; without one the run starts as if this were not given.
         amp: Whether to train with automatic mixed precision.
         auto_scale_lr: Whether to scale the learning rate with the batch size.
         cfg_options: Settings to override, keys with dots.
         launcher: One of ``LAUNCHERS``.
+        trust_checkpoint: See :func:`lt_mm.adapters.checkpoints.checkpoint_loading`.
 
     Raises:
         ValueError: If the sampler's groups do not fit into the batch size.
+        UntrustedCheckpointError: If a checkpoint that is loaded holds code.
+        SystemExit: See :class:`lt_mm.adapters.preemption.PreemptionHook`.
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
     if amp:
@@ -42,22 +48,28 @@ def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = N
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
         _enable_auto_scale_lr(cfg)
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
-    runner = build_runner(cfg)
-    check_train_dataloader(runner.train_loop.dataloader)
-    runner.train()
+    _choose_resumed_checkpoint(cfg, resume)
+    _add_hooks(cfg)
+    with checkpoint_loading(trust_checkpoint):
+        runner = build_runner(cfg)
+        check_train_dataloader(runner.train_loop.dataloader)
+        try:
+            runner.train()
+        finally:
+            for hook in runner.hooks:
+                if isinstance(hook, PreemptionHook):
+                    hook.restore_handlers()
     return runner
 
 
 def test(config: str, checkpoint: str, work_dir: Optional[str] = None,
          cfg_options: Optional[Mapping[str, Any]] = None,
-         launcher: str = 'none') -> Mapping[str, float]:
+         launcher: str = 'none', trust_checkpoint: bool = False) -> Mapping[str, float]:
     """Evaluates a checkpoint and returns the metrics; arguments as in :func:`train`."""
     cfg = load_config(config, work_dir, cfg_options, launcher)
     cfg.load_from = checkpoint
-    return build_runner(cfg).test()
+    with checkpoint_loading(trust_checkpoint):
+        return build_runner(cfg).test()
 
 
 def load_config(config: str, work_dir: Optional[str] = None,
@@ -81,6 +93,36 @@ def build_runner(cfg: Config) -> Runner:
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
+
+
+def _choose_resumed_checkpoint(cfg: Config, resume: Optional[str]) -> None:
+    """Puts the checkpoint to go on from into the config."""
+    if resume is not None and resume != 'auto':
+        cfg.resume, cfg.load_from = True, resume
+    elif resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
+        found = find_resumable(cfg.work_dir)
+        # Without one, a job that is always started with --resume begins here, with
+        # the weights that the config names.
+        cfg.resume = found is not None
+        if found is not None:
+            cfg.load_from = found
+
+
+def _add_hooks(cfg: Config) -> None:
+    """Makes interruptions harmless; what the config says of these hooks stays."""
+    hooks = cfg.get('custom_hooks') or []
+    names = {str(hook.get('type')).split('.')[-1] for hook in hooks
+             if isinstance(hook, dict)}
+    cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}')
+                                  for name in ('PreemptionHook', 'ResumeHook')
+                                  if name not in names)]
+    default_hooks = cfg.setdefault('default_hooks', {})
+    # MMEngine's own default, if the config has none.
+    checkpoint = default_hooks.setdefault(
+        'checkpoint', dict(type='CheckpointHook', interval=1))
+    if checkpoint and checkpoint.get('type') in ('CheckpointHook',
+                                                 'mmengine.CheckpointHook'):
+        checkpoint['type'] = 'lt_mm.AtomicCheckpointHook'
 
 
 def _enable_auto_scale_lr(cfg: Config) -> None:

@@ -1,0 +1,166 @@
+"""Going on with a run where it stopped: with the next batch, and the same draws."""
+import itertools
+import random
+from typing import Any, Dict, Iterator, List, Sequence
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from lt_mm.adapters.fronts import Front, put_in_front
+from lt_mm.registry import HOOKS, register
+
+_DATA, _STEP = 0, 1  # streams of random numbers of one iteration
+
+
+@register(HOOKS)
+class ResumeHook(Hook):
+    """Goes on where the checkpoint was saved, not at the start of that epoch.
+
+    MMEngine's epoch-based loop starts the epoch anew when its checkpoint is from
+    mid-epoch. Here the batches that were trained on are left out, without loading them;
+    a validation that an interruption stopped is run first; and the sampler gets the
+    seed that it had, which matters where ``randomness`` gives none.
+    In the resumed epoch MMEngine counts the remaining batches from 1 in the log.
+
+    Args:
+        seed_steps: Whether to make all random draws of an iteration a function of the
+            seed, the rank and the number of the iteration: those of the data pipeline
+            of a batch and those of the training step. A resumed run then ends with the
+            weights of one that was not interrupted, bit for bit where the operators are
+            deterministic, with any number of worker processes. Without it a resumed run
+            sees the same images with other augmentations.
+
+    Raises:
+        ValueError: If a checkpoint of mid-epoch does not fit the data loader, or if
+            ``seed_steps`` cannot be kept: an iteration-based loop with worker processes
+            needs mmengine 0.10.8 and a sampler that has ``skip``.
+    """
+    priority = 'LOWEST'
+
+    def __init__(self, seed_steps: bool = False) -> None:
+        self.seed_steps = seed_steps
+        self._meta: Dict[str, Any] = {}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._meta = checkpoint.get('meta', {})
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        loader = runner.train_loop.dataloader
+        checkpoint['meta'].update(num_batches=len(loader),
+                                  sampler_seed=getattr(_sampler(loader), 'seed', None))
+
+    def before_train(self, runner) -> None:
+        loop, resumed = runner.train_loop, runner.iter > 0
+        if resumed:
+            self._restore_sampler_seed(runner)
+        num_done = 0
+        if resumed and isinstance(loop, EpochBasedTrainLoop):
+            num_done = self._num_batches_done(runner)
+        if num_done or self.seed_steps:
+            batches = put_in_front(_TrainBatches, loop.dataloader.batch_sampler)
+            batches.num_done, batches.loop = num_done, loop
+            batches.is_loaded_at_once = loop.dataloader.num_workers == 0
+        if self.seed_steps:
+            self._seed_data(runner)
+        if resumed and self._meta.get('validation_due'):
+            runner.logger.info('The validation that was interrupted is run again')
+            runner.val_loop.run()
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if self.seed_steps:
+            seed_all(runner.seed, get_rank(), runner.iter, _STEP)
+
+    def _restore_sampler_seed(self, runner) -> None:
+        seed = self._meta.get('sampler_seed')
+        sampler = _sampler(runner.train_loop.dataloader)
+        if seed is not None and seed != sampler.seed:
+            sampler.seed = seed
+
+    def _num_batches_done(self, runner) -> int:
+        """Batches of the current epoch that the checkpoint has behind it."""
+        num_batches = len(runner.train_loop.dataloader)
+        num_saved = self._meta.get('num_batches', num_batches)
+        num_done = runner.iter - runner.epoch * num_saved
+        if num_done == 0:
+            return 0
+        if num_saved != num_batches or not 0 < num_done <= num_batches:
+            raise ValueError(
+                f'the checkpoint was saved in epoch {runner.epoch + 1} at iteration '
+                f'{runner.iter}, with {num_saved} batches an epoch, and the data loader '
+                f'has {num_batches}. Resume with the same data set, batch size and '
+                'number of processes, or from the checkpoint of an epoch: '
+                '--resume work_dirs/.../epoch_N.pth')
+        runner.logger.info(f'{num_done} of {num_batches} batches of epoch '
+                           f'{runner.epoch + 1} are done and left out')
+        return num_done
+
+    def _seed_data(self, runner) -> None:
+        loop = runner.train_loop
+        loader = loop.dataloader
+        if not isinstance(loop, EpochBasedTrainLoop):
+            if loader.num_workers == 0:
+                # In older versions it holds an iterator that began before this hook.
+                loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+            elif not (hasattr(loop.dataloader_iterator, 'skip_iter')
+                      and hasattr(loader.sampler, 'skip')):
+                raise ValueError(
+                    f'ResumeHook(seed_steps=True) with num_workers={loader.num_workers} '
+                    f'and {type(loader.sampler).__name__} cannot know which iteration a '
+                    'batch is for in an iteration-based loop; expected num_workers=0, or '
+                    "mmengine >= 0.10.8 and sampler=dict(type='InfiniteSampler')")
+        data = put_in_front(_SeededData, loader.dataset)
+        data.lt_mm_seed = (runner.seed, get_rank())
+
+
+class _TrainBatches(Front):
+    """The batches of an epoch, numbered by iteration, without those that are done."""
+    prefix = 'Resumable'
+
+    def __iter__(self) -> Iterator[List[int]]:
+        num_done, self.num_done = self.num_done, 0
+        number = self.loop.iter
+        for batch in itertools.islice(super().__iter__(), num_done, None):
+            # A loop may draw batches only to leave them out, but not in advance.
+            yield _Batch(batch, self.loop.iter if self.is_loaded_at_once else number)
+            number += 1
+
+
+class _Batch(list):
+    """Indices of the samples of a batch, and the iteration that it is for."""
+
+    def __init__(self, indices: Sequence[int], number: int) -> None:
+        super().__init__(indices)
+        self.number = number
+
+    def __reduce__(self):
+        return _Batch, (list(self), self.number)
+
+
+class _SeededData(Front):
+    """A data set whose random draws are a function of what the batch is for."""
+    prefix = 'Seeded'
+
+    def __getitems__(self, batch: _Batch) -> List[Any]:
+        seed_all(*self.lt_mm_seed, batch.number, _DATA)
+        load = getattr(super(), '__getitems__', None)
+        return load(batch) if load else [self[index] for index in batch]
+
+
+def _sampler(loader: DataLoader) -> Any:
+    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
+
+
+def seed_all(*key: int) -> None:
+    """Seeds Python's, numpy's and torch's generators from several numbers.
+
+    Args:
+        key: Numbers >= 0; each combination gives other streams.
+    """
+    python, numpy, torch_ = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(python))
+    np.random.seed(numpy)
+    torch.manual_seed(int(torch_))

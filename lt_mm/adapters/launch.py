@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from lt_mm.adapters.check_data import explained
 from lt_mm.adapters.checkpoints import checkpoint_loading, find_resumable
 from lt_mm.adapters.preemption import PreemptionHook
 from lt_mm.adapters.process_groups import LAUNCHERS, prepare_process_group
@@ -39,6 +40,7 @@ def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = N
 
     Raises:
         ValueError: If the sampler's groups do not fit into the batch size.
+        DataSetError: If the annotation file cannot be trained on.
         UntrustedCheckpointError: If a checkpoint that is loaded holds code.
         SystemExit: See :class:`lt_mm.adapters.preemption.PreemptionHook`.
     """
@@ -52,7 +54,9 @@ def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = N
     _add_hooks(cfg)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
-        check_train_dataloader(runner.train_loop.dataloader)
+        with explained(cfg.train_dataloader.dataset):
+            loop = runner.train_loop
+        check_train_dataloader(loop.dataloader)
         try:
             runner.train()
         finally:

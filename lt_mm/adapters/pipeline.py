@@ -8,12 +8,15 @@ sample. A transform that breaks the record stops the run with its name.
 import copy
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmengine.structures import BaseDataElement, InstanceData
 
+from lt_mm.adapters.bad_input import (AnnotationCleaner, BadImageError, SkippedImages,
+                                      first_line, load_image, path_of, warn)
 from lt_mm.adapters.traced_boxes import LostTraceError, Trace, TracedBoxes
 from lt_mm.core import geometry
 from lt_mm.registry import TRANSFORMS, register
@@ -36,7 +39,10 @@ _IMAGE_ONLY = ('RandomErasing', )
 # Result keys by which stock transforms tell what they did.
 _TELLING_KEYS = ('img_shape', 'flip', 'flip_direction', 'scale_factor')
 # Result keys that a transform need not hand on for the record to stay.
-_OWN_KEYS = frozenset(['sample_idx', 'source_shape', 'applied_transforms'])
+_OWN_KEYS = frozenset(
+    ['sample_idx', 'source_shape', 'applied_transforms', 'annotation_rows'])
+# For so many samples of other sources a source that was left out is remembered.
+_REMEMBER_FOR = 16
 
 
 class AppliedTransform(NamedTuple):
@@ -116,6 +122,15 @@ class InvertiblePipeline(BaseTransform):
 
     Consecutive samples of one source load and decode it once.
 
+    Bad input, where this pipeline loads: an image that cannot be read, that is a
+    truncated JPEG, or that OpenCV refuses to transform, is left out, counted and
+    logged. So that no group is torn, the last good image takes the place of *all* its
+    replicas; only before the first good image the dataset has to find another.
+    Annotated boxes that are not finite, without area or outside the image are dropped,
+    counted and logged; instances whose mask cannot be decoded are ignored. For
+    evaluation, where no image may take the place of another, set
+    ``on_bad_image='raise'``.
+
     Args:
         transforms: The stock list, unchanged.
         image_only: Class names of further transforms that move no pixel but rebuild
@@ -124,18 +139,30 @@ class InvertiblePipeline(BaseTransform):
         sample_idx_offset: Added to ``sample_idx``. Datasets joined by
             ``ConcatDataset`` count from 0 each; give every one its own range.
         max_refetch: How often augmentation of the same source is tried again where
-            the stock pipeline rejects the result (``None``), before the dataset
-            takes another image in its place, which would break the group.
+            the stock pipeline rejects the result (``None``), before the last good
+            image takes its place.
+        on_bad_image: ``'skip'`` or ``'raise'``, for files that are there and cannot be
+            used. The default is to skip: one damaged file says nothing about the rest.
+        on_missing_image: ``'skip'`` or ``'raise'``, for files that do not exist. The
+            default is to raise, as the stock loader does: a missing file mostly means
+            a wrong path or an unfinished download.
+        max_skipped: So many different images may be skipped, counted over all workers
+            of a rank; None for any number. Twenty in a row always raise.
 
     Raises:
         LostTraceError: A transform broke the record; the message names it.
+        BadImageError: An image cannot be used, or too many cannot.
+        FileNotFoundError: An image does not exist.
     """
 
     def __init__(self,
                  transforms: Sequence[Any],
                  image_only: Sequence[str] = (),
                  sample_idx_offset: int = 0,
-                 max_refetch: int = 15) -> None:
+                 max_refetch: int = 15,
+                 on_bad_image: str = 'skip',
+                 on_missing_image: str = 'raise',
+                 max_skipped: Optional[int] = 100) -> None:
         if isinstance(transforms, (dict, str)) or not transforms:
             raise ValueError(f'transforms is {transforms!r}; expected the stock '
                              'pipeline, a non-empty list of transforms')
@@ -148,6 +175,15 @@ class InvertiblePipeline(BaseTransform):
         self._num_loading = _count_loading(self.transforms)
         self._loaded_key: Optional[Tuple] = None
         self._loaded_values: dict = {}
+        self._skipped = SkippedImages(on_bad_image, on_missing_image, max_skipped)
+        self._cleaner = AnnotationCleaner()
+        self._has_rejected = False
+        # As the dataset gave them: the last sample that was good, and the one that
+        # takes the place of the source that last was not.
+        self._last_good: Optional[dict] = None
+        self._stand_in: Optional[dict] = None
+        self._replaced_key: Optional[Tuple] = None
+        self._since_replaced = 0
         self._mixers = [t for t in self.transforms if hasattr(t, 'get_indexes')]
         self._mix_counts: List[int] = []
         if self._mixers:
@@ -164,29 +200,64 @@ class InvertiblePipeline(BaseTransform):
 
         Returns:
             What the last transform gives, with the record if it packs; None where
-            the stock pipeline rejects the sample ``max_refetch`` times.
+            the sample cannot be used and no good one came before it.
         """
         _check_entry(results)
         if not self._num_loading:
             return self._augment(_enter(results), self.transforms)
+        if self._is_replaced(results):
+            return self._replica(self._stand_in)
+        try:
+            output = self._replica(results)
+        except (BadImageError, FileNotFoundError) as error:
+            self._skipped.skip(int(results['sample_idx']), error)
+            output = None
+        else:
+            self._skipped.succeed()
+            if output is None:
+                self._note_rejection(results)
+        if output is not None:
+            self._last_good = results
+        elif self._last_good is not None:
+            self._stand_in, self._replaced_key = self._last_good, _key_of(results)
+            return self._replica(self._stand_in)
+        return output
+
+    def _is_replaced(self, results: dict) -> bool:
+        """Whether the sample is a further replica of the source that was left out."""
+        if _key_of(results) == self._replaced_key:
+            self._since_replaced = 0
+            return True
+        # Another try in the next epoch. Images to mix with may come in between.
+        self._since_replaced += 1
+        if self._since_replaced > _REMEMBER_FOR:
+            self._replaced_key = None
+        return False
+
+    def _replica(self, results: dict) -> Optional[dict]:
+        """One replica of a source; None where every attempt is rejected."""
         for _ in range(self.max_refetch + 1):
-            loaded = self._load(TracedResults(results))
-            if loaded is None:
-                return None
-            output = self._augment(loaded, self.transforms[self._num_loading:])
+            output = self._augment(self._load(TracedResults(results)),
+                                   self.transforms[self._num_loading:])
             if output is not None:
                 return output
         return None
 
-    def _load(self, results: TracedResults) -> Optional[TracedResults]:
+    def _note_rejection(self, results: dict) -> None:
+        if not self._has_rejected:
+            self._has_rejected = True
+            warn(f'the transforms reject {path_of(results)} in {self.max_refetch + 1} '
+                 'attempts, so another image takes the place of its replicas; further '
+                 'rejections are not logged')
+
+    def _load(self, results: TracedResults) -> TracedResults:
         """Runs the leading loaders, or repeats what they gave for the same source."""
-        key = (results['sample_idx'], results.get('img_path'))
+        key = _key_of(results)
         if key != self._loaded_key:
             incoming = dict(results)
-            loaders = self.transforms[:self._num_loading]
-            results = self._augment(results, loaders)
+            results = self._augment(results, self.transforms[:self._num_loading])
             if results is None:
-                return None
+                raise BadImageError(f'the loading transforms reject {path_of(incoming)}')
             self._loaded_values = {
                 name: value for name, value in results.items()
                 if name not in incoming or value is not incoming[name]
@@ -216,7 +287,7 @@ class InvertiblePipeline(BaseTransform):
         told = {key: results.get(key) for key in _TELLING_KEYS}
         image_matrix = _image_matrix(before)
         try:
-            output = transform(results)
+            output = self._apply(transform, results)
             if output is None:
                 return None
             if 'data_samples' in output:
@@ -234,6 +305,21 @@ class InvertiblePipeline(BaseTransform):
             _note(transform, told, image_matrix, output)
         return output
 
+    def _apply(self, transform: Callable, results: TracedResults) -> Optional[dict]:
+        """Runs a transform on input that it can stand."""
+        if _loads_boxes(transform) and 'instances' in results:
+            results['annotation_rows'] = self._cleaner.clean(
+                results, getattr(transform, 'with_mask', False))
+        elif _loads(transform) and 'img' not in results:
+            return load_image(transform, results)
+        try:
+            return transform(results)
+        except cv2.error as error:
+            shape = results['img'].shape if 'img' in results else 'unknown'
+            raise BadImageError(
+                f'{path_of(results)}, of shape {shape}, cannot be transformed by '
+                f'{type(transform).__name__} ({first_line(error)})') from error
+
     def _follow_boxes(self, transform: Callable, before: Optional[TracedBoxes],
                       output: TracedResults) -> None:
         """Starts the trace, or checks that it came through the transform."""
@@ -241,7 +327,8 @@ class InvertiblePipeline(BaseTransform):
         if before is None:
             if boxes is not None and not _is_recorded(boxes):
                 _refuse_late_boxes(output)
-                output['gt_bboxes'] = _start_trace(boxes, self._source_id(output))
+                output['gt_bboxes'] = _start_trace(
+                    boxes, self._source_id(output), output.pop('annotation_rows', None))
                 output['source_shape'] = _shape_of(output)
             return
         if boxes is None:
@@ -303,6 +390,17 @@ def _loads(transform: Callable) -> bool:
     return type(transform).__name__.startswith('Load')
 
 
+def _loads_boxes(transform: Callable) -> bool:
+    """Whether a transform loads axis-aligned boxes; others are refused later."""
+    return (_loads(transform) and getattr(transform, 'with_bbox', False)
+            and getattr(transform, 'box_type', 'hbox') in ('hbox', None))
+
+
+def _key_of(results: dict) -> Tuple:
+    """What tells a source from the others."""
+    return results['sample_idx'], results.get('img_path')
+
+
 def _count_loading(transforms: Sequence[Callable]) -> int:
     """How many leading transforms load."""
     for count, transform in enumerate(transforms):
@@ -355,14 +453,14 @@ def _refuse_late_boxes(results: dict) -> None:
             'expected the transforms that load at the start of the pipeline')
 
 
-def _start_trace(boxes: Any, image_id: int) -> TracedBoxes:
+def _start_trace(boxes: Any, image_id: int, rows: Optional[np.ndarray]) -> TracedBoxes:
     if type(boxes) is not HorizontalBoxes:
         raise LostTraceError(
             f'annotations were loaded as {type(boxes).__name__}; expected '
             "HorizontalBoxes, the default: dict(type='LoadAnnotations', "
             "with_bbox=True, box_type='hbox')")
     return TracedBoxes(
-        boxes.tensor, clone=False, trace=Trace.start(boxes.tensor, image_id))
+        boxes.tensor, clone=False, trace=Trace.start(boxes.tensor, image_id, rows))
 
 
 def _records_without_boxes(transform: Any) -> bool:

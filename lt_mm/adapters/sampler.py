@@ -13,6 +13,7 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import DataLoader, Sampler
 
+from lt_mm.adapters.check_data import check_annotated
 from lt_mm.core.replicas import (Layout, check_batch_size, check_num_sources,
                                  count_groups, count_samples, endless_chunks,
                                  epoch_chunks)
@@ -30,6 +31,7 @@ class _ReplicaSampler(Sampler):
                  shuffle: bool, seed: Optional[int]) -> None:
         rank, world_size = get_dist_info()
         check_num_sources(len(dataset))
+        check_annotated(dataset)
         self.layout = Layout(num_repeats, placement, rank, world_size)
         self.dataset = dataset
         self.shuffle = shuffle
@@ -47,7 +49,7 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 
     Args:
         dataset: The data set.
-        num_repeats: Replicas of a source, 2 or more.
+        num_repeats: Replicas of a source, 2 or more; may be larger than the data set.
         mode: ``'full'``: every source ``num_repeats`` times an epoch.
             ``'v1'``: as many samples an epoch as without repetition, rounded up
             to whole groups. Sources are drawn without replacement across
@@ -67,6 +69,7 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 
     Raises:
         ValueError: If the data set is empty or an argument is out of its range.
+        DataSetError: If no image of a detection data set has an instance.
     """
 
     def __init__(self,
@@ -122,6 +125,7 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
 
     Raises:
         ValueError: If the data set is empty or an argument is out of its range.
+        DataSetError: If no image of a detection data set has an instance.
     """
 
     def __init__(self,

@@ -38,10 +38,19 @@ class Trace:
     image_id: int
 
     @classmethod
-    def start(cls, boxes_xyxy: Tensor, image_id: int) -> 'Trace':
-        """The trace of boxes that have just been loaded."""
+    def start(cls, boxes_xyxy: Tensor, image_id: int,
+              rows: Optional[np.ndarray] = None) -> 'Trace':
+        """The trace of boxes that have just been loaded.
+
+        Args:
+            boxes_xyxy: (n, 4), source pixels.
+            image_id: The source image's id.
+            rows: (n,) int64, their places in its list of annotations; 0, 1, ... unless
+                given.
+        """
         count = len(boxes_xyxy)
-        ids = np.stack([np.full(count, image_id), np.arange(count)], axis=1)
+        rows = np.arange(count) if rows is None else rows
+        ids = np.stack([np.full(count, image_id), rows], axis=1)
         return cls(
             source_ids=ids.astype(np.int64),
             source_boxes=boxes_xyxy.detach().double().clone().numpy().reshape(-1, 4),

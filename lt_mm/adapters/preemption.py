@@ -23,6 +23,8 @@ from lt_mm.registry import HOOKS, register
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _PREFIX = 'preempted_iter_'
+# A loading process outlives SIGTERM by this: time for the step that is under way.
+_WORKER_SECONDS = 30
 
 
 @register(HOOKS)
@@ -37,7 +39,9 @@ class PreemptionHook(Hook):
     ``last_checkpoint`` names it, and it is removed when a later checkpoint exists.
 
     The processes that load data leave the group of the signals' receivers, because
-    a group is often signalled as a whole and the run could not save without them.
+    a group is often signalled as a whole and the run could not save without them. Where
+    the signals reach them all the same (SLURM's proctrack/linuxproc), they go on for
+    half a minute.
     """
     priority = 'HIGHEST'  # nothing of the step at which it stops has happened yet
 
@@ -179,5 +183,12 @@ def _detach_workers(dataloader: DataLoader) -> None:
 
 def _start_worker(init: Optional[Callable[[int], None]], worker_id: int) -> None:
     os.setsid()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     if init is not None:
         init(worker_id)
+
+
+def _end_later(number: int, frame: Any) -> None:
+    """A worker's answer to SIGTERM, which may come from the scheduler or from torch."""
+    signal.alarm(_WORKER_SECONDS)

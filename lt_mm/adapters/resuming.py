@@ -1,16 +1,17 @@
 """Going on with a run where it stopped: with the next batch, and the same draws."""
+import functools
 import itertools
 import random
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from lt_mm.adapters.fronts import Front, put_in_front
+from lt_mm.adapters.fronts import put_in_front
 from lt_mm.registry import HOOKS, register
 
 _DATA, _STEP = 0, 1  # streams of random numbers of one iteration
@@ -112,12 +113,18 @@ class ResumeHook(Hook):
                     f'and {type(loader.sampler).__name__} cannot know which iteration a '
                     'batch is for in an iteration-based loop; expected num_workers=0, or '
                     "mmengine >= 0.10.8 and sampler=dict(type='InfiniteSampler')")
-        data = put_in_front(_SeededData, loader.dataset)
-        data.lt_mm_seed = (runner.seed, get_rank())
+        # torch asks a data set for this way to load a batch before the stock one.
+        loader.dataset.__getitems__ = functools.partial(
+            _load_seeded, loader.dataset, getattr(loader.dataset, '__getitems__', None),
+            (runner.seed, get_rank()))
 
 
-class _TrainBatches(Front):
-    """The batches of an epoch, numbered by iteration, without those that are done."""
+class _TrainBatches(Sampler):
+    """Front: an epoch's batches, numbered by iteration, without those that are done.
+
+    Derived from the base class of batch samplers, whose instances Python gives another
+    class only if the two have that base in common.
+    """
     prefix = 'Resumable'
 
     def __iter__(self) -> Iterator[List[int]]:
@@ -140,14 +147,11 @@ class _Batch(list):
         return _Batch, (list(self), self.number)
 
 
-class _SeededData(Front):
-    """A data set whose random draws are a function of what the batch is for."""
-    prefix = 'Seeded'
-
-    def __getitems__(self, batch: _Batch) -> List[Any]:
-        seed_all(*self.lt_mm_seed, batch.number, _DATA)
-        load = getattr(super(), '__getitems__', None)
-        return load(batch) if load else [self[index] for index in batch]
+def _load_seeded(dataset: Any, load: Optional[Callable], seed: Sequence[int],
+                 batch: _Batch) -> List[Any]:
+    """Loads the samples of a batch; the draws are a function of what it is for."""
+    seed_all(*seed, batch.number, _DATA)
+    return load(batch) if load else [dataset[index] for index in batch]
 
 
 def _sampler(loader: DataLoader) -> Any:

@@ -1,0 +1,233 @@
+"""Runs that are killed or asked to stop end as if nothing had happened."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+
+from lt_mm.adapters.preemption import REQUEUE_EXIT_CODE
+from tests.adapters.interrupted_runs import (BATCHES, assert_same_weights, output, run,
+                                             trace, validation, write_config,
+                                             write_pictures)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def iter_based():
+    return {
+        'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=10, val_interval=4),
+        'train_dataloader.sampler.type': 'lt_mm.InfiniteGroupedRepeatAugSampler',
+        'default_hooks.checkpoint': dict(
+            type='CheckpointHook', by_epoch=False, interval=5),
+    }
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp('pictures') / 'images')
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(pictures, tmp_path_factory):
+    """The config and the work directory of a run of three epochs."""
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    config = write_config(pictures, folder)
+    assert run(config, folder / 'run') == 0, output(folder / 'run')
+    return config, folder / 'run'
+
+
+def test_killed_while_it_trains_and_while_it_writes(uninterrupted, tmp_path):
+    """Events: 0-2 of epoch_1.pth, 3-5 of last_checkpoint, and so on."""
+    config, reference = uninterrupted
+    kills = [dict(write_event=0),  # half of the first checkpoint
+             dict(write_event=3),  # half of the first last_checkpoint
+             dict(interrupt=dict(number=signal.SIGKILL, at=BATCHES + 2)),
+             dict(write_event=1)]  # the second checkpoint, before it has its name
+    for kill in kills:
+        assert run(config, tmp_path, **kill) == -signal.SIGKILL, output(tmp_path)
+    assert run(config, tmp_path) == 0, output(tmp_path)
+    # Nothing to go on from; epoch_1.pth without last_checkpoint; epoch_1.pth twice.
+    assert trace(tmp_path, 'start') == [
+        f'start {n * BATCHES}' for n in (0, 0, 1, 1, 1)]
+    assert_same_weights(tmp_path / 'epoch_3.pth', reference / 'epoch_3.pth')
+    assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(uninterrupted, pictures, tmp_path, capsys):
+    config = write_config(pictures, tmp_path, **{'train_cfg.max_epochs': 6})
+    assert run(config, tmp_path / 'reference') == 0
+    rng, work_dir, table = random.Random(0), tmp_path / 'run', []
+    while len(table) < 20:
+        if len(table) % 2:
+            kill = dict(write_event=rng.randrange(12))
+        else:
+            start = BATCHES * (len(trace(work_dir, 'start')) // 5 if table else 0)
+            kill = dict(interrupt=dict(number=signal.SIGKILL,
+                                       at=start + rng.randrange(2 * BATCHES)))
+        code = run(config, work_dir, **kill)
+        if code == 0:  # the moment was not reached before the end
+            break
+        assert code == -signal.SIGKILL, output(work_dir)
+        table.append((kill, trace(work_dir, 'start', 'step')[-1].split('[')[0]))
+    assert len(table) == 20
+    assert run(config, work_dir) == 0, output(work_dir)
+    starts = [int(line.split()[1]) for line in trace(work_dir, 'start')]
+    with capsys.disabled():
+        for number, (kill, last) in enumerate(table, 1):
+            print(number, kill, 'last:', last, 'resumed from:', starts[number])
+    assert starts == sorted(starts)
+    assert_same_weights(work_dir / 'epoch_6.pth', tmp_path / 'reference' / 'epoch_6.pth')
+
+
+def check_preempted(config, reference, work_dir, interrupt, num_done, last):
+    """Interrupts a run once, goes on, and compares it with one that was not."""
+    assert run(config, work_dir, interrupt) == REQUEUE_EXIT_CODE, output(work_dir)
+    saved = work_dir / f'preempted_iter_{num_done}.pth'
+    assert saved.is_file()
+    assert (work_dir / 'last_checkpoint').read_text() == str(saved)
+    assert signal.Signals(interrupt['number']).name in output(work_dir)
+    assert run(config, work_dir) == 0, output(work_dir)
+    assert trace(work_dir, 'start') == ['start 0', f'start {num_done}']
+    # The same samples in the same steps, and each validation once, with its result.
+    assert trace(work_dir, 'step', 'val') == trace(reference, 'step', 'val')
+    assert_same_weights(work_dir / last, reference / last)
+    assert not saved.exists()
+
+
+@pytest.mark.parametrize('at', [
+    2 * BATCHES - 1, pytest.param(BATCHES + 2, marks=pytest.mark.slow)])
+def test_preempted_in_an_epoch_and_at_its_last_step(uninterrupted, tmp_path, at):
+    interrupt = dict(number=signal.SIGTERM, at=at)
+    check_preempted(*uninterrupted, tmp_path, interrupt, at + 1, 'epoch_3.pth')
+
+
+@pytest.mark.parametrize('stage, at', [
+    ('val', BATCHES), pytest.param('train', BATCHES - 1, marks=pytest.mark.slow)])
+def test_preempted_in_a_validation_of_averaged_weights(pictures, tmp_path, stage, at):
+    config = write_config(
+        pictures, tmp_path, hooks=[dict(type='EMAHook', momentum=0.1)],
+        **{**validation(pictures), 'train_cfg.max_epochs': 2})
+    assert run(config, tmp_path / 'reference') == 0, output(tmp_path / 'reference')
+    assert len(trace(tmp_path / 'reference', 'val')) == 2
+    check_preempted(config, tmp_path / 'reference', tmp_path / 'run',
+                    dict(number=signal.SIGUSR1, at=at, stage=stage), BATCHES,
+                    'epoch_2.pth')
+
+
+@pytest.mark.parametrize('at', [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_preempted_in_an_iteration_based_loop(pictures, tmp_path, at):
+    """At the step before a validation, and in between."""
+    config = write_config(pictures, tmp_path, **validation(pictures), **iter_based())
+    assert run(config, tmp_path / 'reference') == 0, output(tmp_path / 'reference')
+    assert len(trace(tmp_path / 'reference', 'val')) == 3
+    check_preempted(config, tmp_path / 'reference', tmp_path / 'run',
+                    dict(number=signal.SIGTERM, at=at), at + 1, 'iter_10.pth')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('persistent', [False, True])
+def test_processes_that_load_data(uninterrupted, pictures, tmp_path, persistent):
+    """The whole process group gets the signal; the draws are those without workers."""
+    config = write_config(pictures, tmp_path, **{
+        'train_dataloader.num_workers': 2,
+        'train_dataloader.persistent_workers': persistent})
+    check_preempted(config, uninterrupted[1], tmp_path / 'run', dict(
+        number=signal.SIGTERM, at=BATCHES + 1, group=True), BATCHES + 2, 'epoch_3.pth')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(_InfiniteDataloaderIterator, 'skip_iter'),
+                    reason='refused with mmengine < 0.10.8')
+def test_processes_that_load_data_of_an_iteration_based_loop(pictures, tmp_path):
+    (tmp_path / 'workers').mkdir()
+    config = write_config(pictures, tmp_path, **iter_based())
+    assert run(config, tmp_path / 'reference') == 0, output(tmp_path / 'reference')
+    config = write_config(pictures, tmp_path / 'workers', **{
+        **iter_based(), 'train_dataloader.num_workers': 2})
+    check_preempted(config, tmp_path / 'reference', tmp_path / 'run', dict(
+        number=signal.SIGTERM, at=6, group=True), 7, 'iter_10.pth')
+
+
+@pytest.mark.slow
+def test_epochs_resume_exactly_with_the_stock_seeds_of_workers(pictures, tmp_path):
+    """Without seed_steps: MMEngine seeds new workers alike in every epoch."""
+    config = write_config(pictures, tmp_path, seed_steps=False, **{
+        'train_dataloader.num_workers': 2, 'model.backbone.drop_path_rate': 0.0})
+    assert run(config, tmp_path / 'reference') == 0
+    kill = dict(number=signal.SIGKILL, at=BATCHES + 1)
+    assert run(config, tmp_path / 'run', kill) == -signal.SIGKILL
+    assert run(config, tmp_path / 'run') == 0
+    assert trace(tmp_path / 'run', 'start') == ['start 0', f'start {BATCHES}']
+    assert_same_weights(tmp_path / 'run' / 'epoch_3.pth',
+                        tmp_path / 'reference' / 'epoch_3.pth')
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_used_before_the_run_stops(pictures, tmp_path):
+    config = write_config(
+        pictures, tmp_path, **{'optim_wrapper.accumulative_counts': 3})
+    assert run(config, tmp_path / 'reference') == 0
+    check_preempted(config, tmp_path / 'reference', tmp_path / 'run',
+                    dict(number=signal.SIGTERM, at=6), 9, 'epoch_3.pth')
+
+
+@pytest.mark.slow
+def test_samples_without_seeds_in_the_config(pictures, tmp_path):
+    """The sampler draws a seed, which the checkpoint keeps: no sample twice."""
+    config = write_config(pictures, tmp_path, seed_steps=False, randomness=dict(seed=None))
+    interrupt = dict(number=signal.SIGTERM, at=BATCHES + 2)
+    assert run(config, tmp_path / 'run', interrupt) == REQUEUE_EXIT_CODE
+    assert run(config, tmp_path / 'run') == 0
+    steps = trace(tmp_path / 'run', 'step')
+    assert [int(step.split()[1]) for step in steps] == list(range(3 * BATCHES))
+    for epoch in range(3):
+        seen = sorted(index for step in steps[epoch * BATCHES:(epoch + 1) * BATCHES]
+                      for index in json.loads(step.split(maxsplit=2)[2]))
+        assert seen == sorted(2 * list(range(2 * BATCHES)))
+
+
+def torchrun(config, work_dir, **more):
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
+        '2', 'tools/train.py', str(config), '--launcher', 'pytorch', '--work-dir',
+        str(work_dir), '--resume']
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1',
+                            PYTHONPATH=str(REPOSITORY)), **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', ['train', 'val'])
+def test_two_processes_of_which_one_gets_the_signal(pictures, tmp_path, stage):
+    """Both stop at the same step; the signal goes to one, and to the launcher later."""
+    interrupt = dict(type='Interrupt', number=signal.SIGTERM.value, rank=1, stage=stage,
+                     at=1 if stage == 'train' else BATCHES // 2)
+    (tmp_path / 'stopped').mkdir()
+    options = {**validation(pictures), 'train_cfg.max_epochs': 2}
+    config = write_config(pictures, tmp_path, **options)
+    stopped = write_config(pictures, tmp_path / 'stopped', hooks=[interrupt], **options)
+    first = torchrun(stopped, tmp_path / 'run')
+    log = first.communicate(timeout=240)[0]
+    assert first.returncode == 1 and f'exitcode  : {REQUEUE_EXIT_CODE}' in log, log[-3000:]
+    num_done = 2 if stage == 'train' else BATCHES // 2
+    assert (tmp_path / 'run' / f'preempted_iter_{num_done}.pth').is_file()
+    for rank in range(2):
+        assert len(trace(tmp_path / 'run', 'step', name=f'trace{rank}')) == num_done
+    second = torchrun(config, tmp_path / 'run')
+    assert 'preempted' in (log := second.communicate(timeout=240)[0])
+    assert second.returncode == 0, log[-3000:]
+    whole = torchrun(config, tmp_path / 'reference')
+    assert whole.wait(timeout=240) == 0
+    for rank in range(2):
+        kinds = ('step', 'val') if rank == 0 else ('step', )  # metrics are rank 0's
+        found, expected = (trace(tmp_path / name, *kinds, name=f'trace{rank}')
+                           for name in ('run', 'reference'))
+        assert found == expected
+    assert_same_weights(tmp_path / 'run' / 'epoch_2.pth',
+                        tmp_path / 'reference' / 'epoch_2.pth')

@@ -11,6 +11,9 @@ from tests.configs.made_data import use_made_data, write_pictures
 from tests.rank_records import read_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_LAUNCHERS_PREFIXES = ('SLURM', 'SBATCH', 'OMPI', 'PMIX', 'MASTER_', 'TORCHELASTIC')
+_LAUNCHERS_NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'NNODES', 'NODE_RANK', 'PORT',
+                    'GPUS', 'GPUS_PER_NODE', 'SRUN_ARGS', 'WAIT', 'GRACE')
 STEPS_AN_EPOCH = 3  # 12 sources, each four times, on two ranks with batches of 8
 
 
@@ -46,8 +49,7 @@ def environment(**more: str) -> Dict[str, str]:
     """One thread, no card, this Python, and nothing that a launcher has set."""
     inherited = {
         key: value for key, value in os.environ.items()
-        if not key.startswith(('SLURM', 'SBATCH', 'OMPI', 'PMIX', 'MASTER_', 'TORCHELASTIC'))
-        and key not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'NNODES', 'NODE_RANK', 'PORT')
+        if not key.startswith(_LAUNCHERS_PREFIXES) and key not in _LAUNCHERS_NAMES
     }
     path = f'{Path(sys.executable).parent}{os.pathsep}{inherited.get("PATH", "")}'
     return dict(inherited, PATH=path, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS='1',

@@ -114,9 +114,9 @@ def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
             and 'SLURM_STEP_ID' not in environ):
         # The batch script itself has SLURM_PROCID=0, and would wait for the others.
         raise LaunchError(
-            f'SLURM_STEP_ID is not set, and SLURM_NTASKS is {world_size}: this process was '
-            'started by the batch script, not by srun. Put srun in front of it, or use '
-            'tools/slurm_train.sh')
+            f'SLURM_STEP_ID is not set, and SLURM_NTASKS is {world_size}: this process '
+            'was started by the batch script, not by srun. Put srun in front of it, or '
+            'use tools/slurm_train.sh')
     return Ranks(rank, world_size, local_rank, _master_addr(launcher, environ),
                  _master_port(launcher, environ))
 
@@ -136,8 +136,8 @@ def check_port(port: int, launcher: str) -> None:
             reason = ('is taken by another process' if error.errno == errno.EADDRINUSE
                       else f'cannot be used ({error.strerror})')
             raise LaunchError(
-                f'port {port} of {socket.gethostname()} {reason}; choose one that is free, '
-                f'for all ranks: {_SETTINGS[launcher].format("MASTER_PORT=29512")}'
+                f'port {port} of {socket.gethostname()} {reason}; choose one that is '
+                f'free, for all ranks: {_SETTINGS[launcher].format("MASTER_PORT=29512")}'
             ) from None
 
 

@@ -16,10 +16,10 @@ from tests.launch_data import (REPOSITORY, assert_trained_alike, finish, start,
 
 TORCHRUN = dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', MASTER_ADDR='node7',
                 MASTER_PORT='29511')
-SLURM = dict(SLURM_PROCID='1', SLURM_NTASKS='2', SLURM_LOCALID='1', SLURM_NODELIST='node7',
-             SLURM_JOB_ID='1234', SLURM_STEP_ID='0')
-MPI = dict(OMPI_COMM_WORLD_RANK='1', OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_LOCAL_RANK='1',
-           OMPI_COMM_WORLD_LOCAL_SIZE='2')
+SLURM = dict(SLURM_PROCID='1', SLURM_NTASKS='2', SLURM_LOCALID='1',
+             SLURM_NODELIST='node7', SLURM_JOB_ID='1234', SLURM_STEP_ID='0')
+MPI = dict(OMPI_COMM_WORLD_RANK='1', OMPI_COMM_WORLD_SIZE='2',
+           OMPI_COMM_WORLD_LOCAL_RANK='1', OMPI_COMM_WORLD_LOCAL_SIZE='2')
 ENVIRONMENTS = dict(pytorch=TORCHRUN, slurm=SLURM, mpi=MPI)
 EPHEMERAL = range(32768, 61000)
 
@@ -243,8 +243,8 @@ def test_one_rank_starts_on_gloo(launched):
 def test_two_processes_with_the_variables_of_mpi_train(tmp_path):
     config, work_dir = write_config(tmp_path), tmp_path / 'work'
     finish([
-        start([sys.executable, REPOSITORY / 'tools' / 'train.py', config, '--launcher', 'mpi',
-               '--work-dir', work_dir],
+        start([sys.executable, REPOSITORY / 'tools' / 'train.py', config,
+               '--launcher', 'mpi', '--work-dir', work_dir],
               OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_LOCAL_SIZE='2',
               OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank,
               PMIX_NAMESPACE=f'test-{os.getpid()}') for rank in '01'])
@@ -270,7 +270,8 @@ def test_torchrun_on_two_nodes_trains(tmp_path):
     listener.close()
     agents = [
         start(['bash', REPOSITORY / 'tools' / 'dist_train.sh', config, '1',
-               '--work-dir', work_dir, '--cfg-options', 'optim_wrapper.optimizer.lr=0.02'],
+               '--work-dir', work_dir,
+               '--cfg-options', 'optim_wrapper.optimizer.lr=0.02'],
               NNODES='2', NODE_RANK=node, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
         for node in '01']
     finish(agents)

@@ -1,0 +1,221 @@
+"""``tools/slurm_train.sh`` on a real SLURM: one node on loopback, started for this.
+
+All of them in one module, with one cluster. Its ports and folders are its own, so that
+another copy of these tests may run beside it.
+"""
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from lt_mm.adapters.process_groups import read_ranks
+from tests.launch_data import (REPOSITORY, STEPS_AN_EPOCH, assert_trained_alike,
+                               environment, write_config)
+from tests.slurm.cluster import RESERVED_PORTS, running_cluster, why_unavailable
+
+SCRIPT = REPOSITORY / 'tools' / 'slurm_train.sh'
+RESULT_SECONDS = 150
+_reason = why_unavailable()
+pytestmark = pytest.mark.skipif(_reason is not None, reason=f'no SLURM here: {_reason}')
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    with running_cluster() as cluster:
+        yield cluster
+
+
+class Job:
+    """What ``tools/slurm_train.sh`` submitted: two tasks of one core, no card."""
+
+    def __init__(self, cluster, config, work_dir, *arguments, path='', **settings):
+        self.cluster, self.work_dir = cluster, Path(work_dir)
+        variables = environment(SLURM_CONF=cluster.environment['SLURM_CONF'], **{
+            **dict(GPUS='0', NTASKS='2', CPUS_PER_TASK='1'), **settings})
+        variables['PATH'] = f'{path}:{variables["PATH"]}'
+        self.script = subprocess.Popen(
+            ['bash', str(SCRIPT), 'normal', 'small', str(config), str(work_dir),
+             *arguments],
+            env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said = [self.script.stdout.readline() for _ in range(2)]
+        self.id = re.fullmatch(r'\[slurm_train\] submitted job (\d+)\n', said[0]).group(1)
+        assert said[1] == f'[slurm_train] log: {work_dir}/slurm-{self.id}.out\n'
+        self.log = self.work_dir / f'slurm-{self.id}.out'
+
+    def exit_code(self):
+        """The script's own, when it has ended."""
+        try:
+            self.script.communicate(timeout=RESULT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.script.kill()
+            pytest.fail(f'the script does not end\n{self.text()}\n{self.cluster.logs()}')
+        return self.script.returncode
+
+    def state(self):
+        return self.cluster.state(self.id)
+
+    def wait_until(self, reached):
+        """Waits until ``reached()``; fails with the logs when that takes too long."""
+        deadline = time.monotonic() + RESULT_SECONDS
+        while not reached():
+            if time.monotonic() > deadline or self.state() in ('FAILED', 'NODE_FAIL'):
+                pytest.fail('\n'.join([
+                    f'job is {self.state()}', self.text(), self.cluster.logs()]))
+            time.sleep(0.1)
+
+    def text(self):
+        return self.log.read_text() if self.log.exists() else 'no log'
+
+    def steps(self, rank=0):
+        """What a rank wrote after each step: (how often requeued, iteration)."""
+        path = self.work_dir / f'steps{rank}.txt'
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [tuple(map(int, line.split())) for line in lines]
+
+    def wait_for_step(self, start, count=1):
+        self.wait_until(
+            lambda: sum(found == start for found, _ in self.steps()) >= count)
+
+
+def preempt(cluster):
+    """Submits a job that needs the whole node and goes first; returns its number."""
+    return cluster.run('sbatch', '--parsable', '--partition=urgent', '--exclusive',
+                       '--output=/dev/null', '--wrap=true').strip()
+
+
+# -------------------------------------------------------------------------- trainings
+
+
+def test_two_jobs_at_once_on_one_node_both_train(cluster, tmp_path):
+    config = write_config(tmp_path)
+    jobs = [
+        Job(cluster, config, tmp_path / name, '--cfg-options',
+            'optim_wrapper.optimizer.lr=0.02', 'notes.scales=[(64, 48), (32, 24)]',
+            'notes.text=$HOME"*"')
+        for name in ('first one', 'second')]
+    jobs[0].wait_until(lambda: jobs[0].state() == jobs[1].state() == 'RUNNING')
+    ports = set()
+    for job in jobs:
+        job.wait_until(lambda: job.state() == 'COMPLETED')
+        assert job.exit_code() == 0
+        ports.add(assert_trained_alike(job.work_dir)[0]['port'])
+        assert job.steps(0) == job.steps(1) == [(0, 1), (0, 2), (0, 3)]
+        assert f'Epoch(train)   [1][{STEPS_AN_EPOCH}/{STEPS_AN_EPOCH}]' in job.text()
+        cfg = Config.fromfile(str(job.work_dir / 'small.py'))
+        assert cfg.optim_wrapper.optimizer.lr == 0.02
+        assert cfg.notes == dict(scales=[(64, 48), (32, 24)], text='$HOME"*')
+    assert len(ports) == 2
+
+
+def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(cluster, tmp_path):
+    """Warned as before the time limit, then preempted, then left alone."""
+    epochs = 8
+    config = write_config(tmp_path, **{
+        'train_cfg.max_epochs': epochs,
+        'train_dataloader.num_workers': 1,
+        'custom_hooks': [dict(type='WriteRankRecords', pause=0.25)],
+    })
+    job = Job(cluster, config, tmp_path / 'work')
+    job.wait_for_step(start=0, count=4)
+    cluster.run('scancel', '--signal=USR1', job.id)
+    job.wait_for_step(start=1)
+    preempt(cluster)
+    job.wait_until(lambda: job.state() == 'COMPLETED')
+    assert_trained_alike(job.work_dir, epochs)
+    every_step = list(range(1, epochs * STEPS_AN_EPOCH + 1))
+    for rank in (0, 1):
+        steps = job.steps(rank)
+        assert [step for _, step in steps] == every_step
+        assert {start for start, _ in steps} == {0, 1, 2}
+    scalars = sorted(job.work_dir.glob('*/vis_data/scalars.json'))
+    assert len(scalars) == 3
+    assert every_step == [json.loads(line)['step'] for path in scalars
+                          for line in path.read_text().splitlines()]
+    text = job.text()
+    assert text.count('SIGUSR1: stopped after') == 1
+    assert text.count('SIGTERM: stopped after') == 1
+    assert text.count(f'exit code 75; requeued job {job.id}') == 2
+
+
+# ------------------------------------------------- the script, with a program that waits
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """Writes a shell script that runs in the place of python; gives (folder, config)."""
+    config = tmp_path / 'config.py'
+    config.touch()
+
+    def write(script):
+        path = tmp_path / 'bin' / 'python'
+        path.parent.mkdir()
+        path.write_text(f'#!/bin/bash\n{script}\n')
+        path.chmod(0o755)
+        return str(path.parent), config
+
+    return write
+
+
+# Ends with 75 at a signal; after a requeue at once.
+WAITS_FOR_A_SIGNAL = """
+trap 'exit 75' USR1 TERM
+echo "$SLURM_RESTART_COUNT:$*"
+for i in {1..600}; do [ -n "$SLURM_RESTART_COUNT" ] || sleep 0.1; done
+"""
+
+
+def test_time_limit_warns_and_requeues(cluster, stub, tmp_path):
+    path, config = stub(WAITS_FOR_A_SIGNAL)
+    job = Job(cluster, config, tmp_path / 'work', '--resume', 'start.pth', '--amp',
+              path=path, SBATCH_ARGS='--time=1 --comment=none', GRACE='59')
+    job.wait_until(lambda: job.state() == 'COMPLETED')
+    tool = f'-u {REPOSITORY}/tools/train.py {config} --work-dir {job.work_dir}'
+    arguments = f'{tool} --resume --launcher slurm --resume start.pth --amp'
+    assert job.text().count(f':{arguments}\n') == 2
+    assert job.text().count(f'1:{arguments} --resume\n') == 2  # its own checkpoint
+    assert job.text().count('requeued job') == 1
+
+
+def test_cancelled_job_does_not_come_back(cluster, stub, tmp_path):
+    path, config = stub(WAITS_FOR_A_SIGNAL)
+    job = Job(cluster, config, tmp_path / 'work', path=path)
+    job.wait_until(lambda: job.text().count('train.py') == 2)
+    cluster.run('scancel', job.id)
+    job.wait_until(lambda: job.state() == 'CANCELLED')
+    assert 'SLURM ends this job already (COMPLETING)' in job.text()
+    assert 'start 2' not in job.text()
+
+
+def test_failure_is_passed_on_and_not_repeated(cluster, stub, tmp_path):
+    path, config = stub('exit $((SLURM_PROCID * 3))')
+    job = Job(cluster, config, tmp_path / 'work', path=path, WAIT='1')
+    assert job.exit_code() == 3 and job.state() == 'FAILED'
+    assert 'requeue' not in job.text()
+
+
+def test_first_rank_that_stops_does_not_kill_one_that_saves(cluster, stub, tmp_path):
+    path, config = stub('[ -n "$SLURM_RESTART_COUNT" ] && exit 0\n'
+                        '[ "$SLURM_PROCID" = 1 ] || { sleep 2; echo saved; }\nexit 75')
+    job = Job(cluster, config, tmp_path / 'work', path=path)
+    job.wait_until(lambda: job.state() == 'COMPLETED')
+    assert 'saved' in job.text() and 'exit code 75; requeued' in job.text()
+
+
+def test_ranks_and_ports_of_real_steps(cluster):
+    def ranks(*options):
+        text = cluster.run('srun', '--ntasks=2', *options, 'bash', '-c',
+                           'env | grep ^SLURM | tr "\\n" " "; echo')
+        found = [read_ranks('slurm', dict(pair.split('=', 1) for pair in line.split()))
+                 for line in text.splitlines()]
+        assert sorted(rank[:3] for rank in found) == [(0, 2, 0), (1, 2, 1)]
+        assert found[0][3:] == found[1][3:]
+        return found[0]
+
+    first, second, reserved = ranks(), ranks(), ranks('--resv-ports=1')
+    assert first.master_addr == cluster.run('hostname', '-s').strip()
+    assert first.master_port != second.master_port
+    assert reserved.master_port in RESERVED_PORTS

@@ -1,4 +1,5 @@
 """What a rank reads from its launcher, the ports, and real launches on the CPU."""
+import json
 import os
 import shutil
 import socket
@@ -251,14 +252,34 @@ def test_two_processes_with_the_variables_of_mpi_train(tmp_path):
     assert_trained_alike(work_dir)
 
 
+MPIRUN = ['mpirun', '--allow-run-as-root', '--oversubscribe', '-n', '2']
+needs_mpirun = pytest.mark.skipif(
+    shutil.which('mpirun') is None,
+    reason='mpirun is not installed (Debian: openmpi-bin)')
+
+
+@needs_mpirun
+def test_ranks_and_ports_of_two_real_mpiruns():
+    """Each rank writes its environment as one line."""
+    write = 'import json, os; print(json.dumps(dict(os.environ)))'
+    outputs = finish([start([*MPIRUN, sys.executable, '-c', write]) for _ in range(2)])
+    ports = set()
+    for output in outputs:
+        lines = [line for line in output.splitlines() if line.startswith('{')]
+        ranks = sorted(read_ranks('mpi', json.loads(line)) for line in lines)
+        port = ranks[0].master_port
+        assert ranks == [(0, 2, 0, '127.0.0.1', port), (1, 2, 1, '127.0.0.1', port)]
+        ports.add(port)
+    assert len(ports) == 2 and not ports & {29500, *EPHEMERAL}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which('mpirun') is None, reason='mpirun is not installed')
+@needs_mpirun
 def test_mpirun_trains(tmp_path):
     config, work_dir = write_config(tmp_path), tmp_path / 'work'
     finish([start([
-        'mpirun', '--allow-run-as-root', '--oversubscribe', '-n', '2', sys.executable,
-        REPOSITORY / 'tools' / 'train.py', config, '--launcher', 'mpi',
-        '--work-dir', work_dir])])
+        *MPIRUN, sys.executable, REPOSITORY / 'tools' / 'train.py', config,
+        '--launcher', 'mpi', '--work-dir', work_dir])])
     ranks = assert_trained_alike(work_dir)
     assert ranks[0]['port'] not in (29500, *EPHEMERAL)
 

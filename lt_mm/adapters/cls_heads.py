@@ -9,6 +9,7 @@ from lt_mm.adapters.batch_augments import PREPROCESSOR_REMEDY
 from lt_mm.adapters.head import (ConsistencyHead, ConsistencyOptions,
                                  UnsupportedHeadError, add_consistency, register_wrap,
                                  source_ids_of)
+from lt_mm.adapters.ranks import OwnRank
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
 
@@ -35,14 +36,15 @@ class ClsConsistency(ConsistencyHead):
                 f'{type(self).__name__} predicts {type(cls_score).__name__}; the '
                 'consistency term needs logits of shape (N, C)')
         source_ids = source_ids_of(data_samples)
-        self._watch_groups(source_ids)
+        self._watch_groups(source_ids, cls_score.device)
+        ranks = self._exchange(len(source_ids), cls_score.device)
         # The pairs are formed here: samples with the same source image.
-        group_ids = torch.tensor(source_ids, device=cls_score.device)
-        self._settle_labels(data_samples, group_ids)
+        group_ids = ranks.join(torch.tensor(source_ids, device=cls_score.device))
+        self._settle_labels(data_samples, group_ids, ranks)
         losses = super()._get_loss(cls_score, data_samples, **kwargs)
         self._term('cls', lambda: self._class_term(
-            cls_score, group_ids, self._is_sigmoid()), losses)
-        paired = is_paired(group_ids)
+            ranks.join(cls_score), group_ids, self._is_sigmoid()), losses)
+        paired = ranks.own(is_paired(group_ids))
         losses['lt_num_pairs'] = paired.sum().float()
         losses['lt_paired_share'] = paired.float().mean()
         return losses
@@ -53,7 +55,8 @@ class ClsConsistency(ConsistencyHead):
                 or bool(getattr(loss, 'use_sigmoid', False))
                 or type(loss).__name__ in _SIGMOID_LOSSES)
 
-    def _settle_labels(self, data_samples: List[Any], group_ids: Tensor) -> None:
+    def _settle_labels(self, data_samples: List[Any], group_ids: Tensor,
+                       ranks: OwnRank) -> None:
         """Makes sure that replicas of one source are trained on one and the same label.
 
         With ``mixed_labels='average'`` and labels that no grouped augment mixed, this
@@ -62,16 +65,19 @@ class ClsConsistency(ConsistencyHead):
         cannot be mixed.
         """
         mixed_alike = 'mix_lambda' in data_samples[0]
-        if mixed_alike and all(sample.mix_lambda == 1 for sample in data_samples):
+        # What other ranks' samples hold is not known here, so no rank may leave first.
+        if ranks.is_alone and mixed_alike and all(
+                sample.mix_lambda == 1 for sample in data_samples):
             return
         scores = _soft_labels(data_samples)
         if scores is None:
             return
+        scores = ranks.join(scores)
         if mixed_alike:
             _check_mixed_alike(scores, group_ids)
         elif self.lt_options.mixed_labels == 'average':
-            for sample, score in zip(data_samples,
-                                     average_over_replicas(scores, group_ids)):
+            means = ranks.own(average_over_replicas(scores, group_ids))
+            for sample, score in zip(data_samples, means):
                 sample.set_gt_score(score)
         else:
             # A multi-label target sums to anything, so there only a difference tells.
@@ -94,7 +100,8 @@ def _check_mixed_alike(scores: Tensor, group_ids: Tensor) -> None:
             'batch augment; expected equal ones. Either they differed before it, so '
             'check what the data set gives for one image, or the augment does not mix '
             'all replicas of a source alike: use lt_mm.GroupedMixup or '
-            'lt_mm.GroupedCutMix in model.train_cfg.augments')
+            'lt_mm.GroupedCutMix in model.train_cfg.augments. Replicas on different '
+            "ranks cannot be mixed alike: use placement='rank' in the sampler")
 
 
 def _refuse_mixed(scores: Tensor, group_ids: Tensor, one_hot: bool) -> None:

@@ -16,6 +16,7 @@ from mmdet.models.dense_heads import (ATSSHead, DeformableDETRHead, DETRHead, DI
 from mmdet.models.dense_heads.anchor_head import AnchorHead
 from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -46,7 +47,12 @@ class DenseConsistency(DetectionConsistency):
     """Base of the fronts of dense heads.
 
     A family's front gives :meth:`_assigned`, :meth:`_class_logits` and :meth:`_decoder`.
+
+    Attributes:
+        lt_stock_averages: Whether the stock loss is divided by the mean number of
+            positives over the ranks, rather than by this rank's.
     """
+    lt_stock_averages = True
     _lt_noted: Any = None
 
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
@@ -86,7 +92,15 @@ class DenseConsistency(DetectionConsistency):
             positives=[image.rows for image in assigned],
             annotations=[image.annotations for image in assigned],
             sigmoid=self._is_sigmoid(),
-            avg_factor=max(sum(image.avg_factor for image in assigned), 1))
+            avg_factor=self._avg_factor(sum(image.avg_factor for image in assigned),
+                                        logits.device))
+
+    def _avg_factor(self, num_positives: float, device: torch.device) -> float:
+        """n of the formula: the mean over the ranks, where the stock loss takes it."""
+        if self.lt_stock_averages:
+            num_positives = reduce_mean(torch.tensor(
+                float(num_positives), device=device)).item()
+        return max(num_positives, 1)
 
     def _is_sigmoid(self) -> bool:
         return bool(self.loss_cls.use_sigmoid)
@@ -110,7 +124,8 @@ class DenseConsistency(DetectionConsistency):
 
 
 class AnchorConsistency(DenseConsistency):
-    """Front of heads on anchors: RetinaNet, SSD, ATSS, RPN."""
+    """Front of heads on anchors: RetinaNet, SSD, RPN."""
+    lt_stock_averages = False
 
     def _assigned(self, targets: tuple, given: Dict[str, Any]) -> _Assigned:
         # ATSS and its descendants return the anchors before the labels.
@@ -141,6 +156,11 @@ class AnchorConsistency(DenseConsistency):
         return decode
 
 
+class ATSSConsistency(AnchorConsistency):
+    """Front of ATSS heads."""
+    lt_stock_averages = True
+
+
 class RPNConsistency(AnchorConsistency):
     """Front of a region proposal network; its keys carry ``rpn``, as the stock ones.
 
@@ -167,7 +187,7 @@ class _SideDetections(Detections):
     side_logits: Tensor
 
 
-class GFLConsistency(AnchorConsistency):
+class GFLConsistency(ATSSConsistency):
     """Front of GFL heads, whose box term is the KL of their side distributions."""
 
     def _detections(self, given: Dict[str, Any], assigned: List[_Assigned]) -> Detections:
@@ -200,7 +220,8 @@ class GFLConsistency(AnchorConsistency):
         in_replica = detections.side_logits[candidates.rows].unflatten(1, (4, -1))
         in_source = in_replica.gather(1, sides[..., None].expand_as(in_replica))
         return side_consistency(
-            in_source, positions, self._exact_groups(candidates),
+            candidates.ranks.join(in_source), candidates.ranks.join(positions),
+            self._exact_groups(candidates),
             detach_mean=self.lt_options.detach_mean, avg_factor=detections.avg_factor)
 
 
@@ -326,7 +347,7 @@ _FAMILIES: List[Tuple[type, type, Tuple[type, ...]]] = [
     (YOLOXConsistency, YOLOXHead, (YOLOXHead, )),
     (FCOSConsistency, FCOSHead, (FCOSHead, )),
     (GFLConsistency, GFLHead, (GFLHead, )),
-    (AnchorConsistency, ATSSHead, (ATSSHead, )),
+    (ATSSConsistency, ATSSHead, (ATSSHead, )),
     (RPNConsistency, RPNHead, (RPNHead, )),
     (AnchorConsistency, AnchorHead, (RetinaHead, SSDHead)),
 ]

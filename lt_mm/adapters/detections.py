@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lt_mm.adapters.head import (RECORD_REMEDY, ConsistencyHead, MissingRecordError,
                                  paired_share, source_ids_of)
+from lt_mm.adapters.ranks import OwnRank
 from lt_mm.core.consistency import box_consistency
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
 from lt_mm.core.pairing import (UNPAIRED, groups_across_replicas, iou_groups, is_paired,
@@ -51,19 +52,22 @@ class Detections:
 
 @dataclass
 class Candidates:
-    """The predictions that may pair, P in all.
+    """The predictions of this rank that may pair, P in all.
 
     Attributes:
         rows: (P,) int64, rows of the head's N predictions.
         labels: (P,) int64 classes: annotated ones, or predicted ones with 'iou'.
         matrices: (P, 3, 3) float64, view from the source to the replica.
-        group_ids: (P,) int64, the pairing.
+        ranks: What joins them with those of other ranks, Q in all; Q = P without
+            ``across_ranks``.
+        group_ids: (Q,) int64, the pairing.
         share: Scalar, the share of the instances (with 'iou': of the candidates) that
             have a pair.
     """
     rows: Tensor
     labels: Tensor
     matrices: Tensor
+    ranks: OwnRank
     group_ids: Tensor
     share: Tensor
 
@@ -72,15 +76,19 @@ class DetectionConsistency(ConsistencyHead):
     """Base of the fronts of heads that predict classes and boxes of instances."""
 
     def _add_terms(self, detections: Detections, losses: Dict[str, Any]) -> None:
-        self._watch_groups(source_ids_of(detections.records))
+        self._watch_groups(source_ids_of(detections.records),
+                           detections.positives[0].device)
         candidates = self._pair(detections)
+        detections.avg_factor = candidates.ranks.total(detections.avg_factor)
         if detections.logits is not None:
             self._term('cls', lambda: self._class_term(
-                detections.logits[candidates.rows], candidates.group_ids,
-                detections.sigmoid, avg_factor=detections.avg_factor), losses)
+                candidates.ranks.join(detections.logits[candidates.rows]),
+                candidates.group_ids, detections.sigmoid,
+                avg_factor=detections.avg_factor), losses)
         if detections.decode is not None:
             self._term('bbox', lambda: self._box_term(detections, candidates), losses)
-        losses['lt_num_pairs'] = is_paired(candidates.group_ids).sum().float()
+        paired = candidates.ranks.own(is_paired(candidates.group_ids))
+        losses['lt_num_pairs'] = paired.sum().float()
         losses['lt_paired_share'] = candidates.share
 
     def _pair(self, detections: Detections) -> Candidates:
@@ -92,13 +100,15 @@ class DetectionConsistency(ConsistencyHead):
     def _pair_by_annotation(self, detections: Detections) -> Candidates:
         """Positives of one annotation in different replicas."""
         records, annotations = detections.records, detections.annotations
-        replicas = image_numbers(annotations)
+        rows = rows_of_batch(detections.positives, detections.counts)
+        ranks = self._exchange(len(rows), rows.device)
         group_ids, share = pair_annotations(records, annotations,
-                                            self.lt_options.min_visibility)
+                                            self.lt_options.min_visibility, ranks)
         candidates = Candidates(
-            rows=rows_of_batch(detections.positives, detections.counts),
+            rows=rows,
             labels=of_annotations('labels', records, annotations),
             matrices=of_annotations('source_matrices', records, annotations),
+            ranks=ranks,
             group_ids=group_ids,
             share=share)
         if self.lt_options.pairing == 'gt_nearest':
@@ -106,7 +116,9 @@ class DetectionConsistency(ConsistencyHead):
             with torch.no_grad():
                 distances = _distances(self._boxes(detections, candidates), annotated,
                                        candidates.matrices)
-            candidates.group_ids = nearest_in_each_replica(group_ids, replicas, distances)
+            replicas = ranks.join(ranks.distinct(image_numbers(annotations)))
+            candidates.group_ids = nearest_in_each_replica(group_ids, replicas,
+                                                           ranks.join(distances))
         return candidates
 
     def _pair_by_iou(self, detections: Detections) -> Candidates:
@@ -122,6 +134,7 @@ class DetectionConsistency(ConsistencyHead):
         candidates = Candidates(
             rows=rows, labels=labels[rows],
             matrices=matrices.repeat_interleave(kept, dim=0),
+            ranks=self._exchange(len(rows), rows.device),
             group_ids=torch.full_like(rows, UNPAIRED), share=scores.new_zeros(()))
         valid = (best >= self.lt_options.score_threshold).flatten()
         with torch.no_grad():
@@ -130,9 +143,10 @@ class DetectionConsistency(ConsistencyHead):
         valid = valid & is_invertible(candidates.matrices)
         candidates.group_ids = pair_overlapping(
             restored, candidates.labels, valid, [kept] * len(counts),
-            source_ids_of(detections.records), self.lt_options.iou_threshold)
-        candidates.share = (is_paired(candidates.group_ids).sum()
-                            / valid.sum().clamp(min=1)).float()
+            source_ids_of(detections.records), self.lt_options.iou_threshold,
+            candidates.ranks)
+        paired = candidates.ranks.own(is_paired(candidates.group_ids))
+        candidates.share = (paired.sum() / valid.sum().clamp(min=1)).float()
         return candidates
 
     @torch.no_grad()
@@ -154,7 +168,7 @@ class DetectionConsistency(ConsistencyHead):
         restored = boxes_to_source(self._boxes(detections, candidates),
                                    candidates.matrices)
         return box_consistency(
-            restored, self._exact_groups(candidates),
+            candidates.ranks.join(restored), self._exact_groups(candidates),
             detach_mean=self.lt_options.detach_mean, avg_factor=detections.avg_factor)
 
     def _exact_groups(self, candidates: Candidates) -> Tensor:
@@ -162,36 +176,38 @@ class DetectionConsistency(ConsistencyHead):
 
         Those are not restored exactly; they stay out of the box term.
         """
-        exact = is_axis_aligned(candidates.matrices)
+        exact = candidates.ranks.join(is_axis_aligned(candidates.matrices))
         return torch.where(exact, candidates.group_ids, UNPAIRED)
 
 
 def pair_annotations(records: Sequence[InstanceData], annotations: Sequence[Tensor],
-                     min_visibility: float):
+                     min_visibility: float, ranks: OwnRank):
     """Forms the pairs of 'gt': one annotation in at least two replicas.
 
     Args:
         records: The recorded ``gt_instances`` of each image.
         annotations: For each image (p,) int64, the annotation of each prediction.
         min_visibility: Instances less visible pair with nothing.
+        ranks: What joins the P predictions with those of other ranks, Q in all.
 
     Returns:
-        (P,) int64 group ids, and the share of the batch's instances with a pair.
+        (Q,) int64 group ids, and the share of this rank's instances with a pair.
     """
     visible = of_annotations('visibility', records, annotations) >= min_visibility
     visible = visible & is_invertible(
         of_annotations('source_matrices', records, annotations))
     group_ids = groups_across_replicas(
-        of_annotations('source_ids', records, annotations), image_numbers(annotations),
-        visible)
+        ranks.join(of_annotations('source_ids', records, annotations)),
+        ranks.join(ranks.distinct(image_numbers(annotations))), ranks.join(visible))
     sizes = [len(record.source_ids) for record in records]
-    return group_ids, paired_share(group_ids, rows_of_batch(annotations, sizes),
-                                   sum(sizes))
+    share = paired_share(ranks.own(is_paired(group_ids)),
+                         rows_of_batch(annotations, sizes), sum(sizes))
+    return group_ids, share
 
 
 def pair_overlapping(restored: Tensor, labels: Tensor, valid: Tensor,
-                     counts: Sequence[int], source_ids: Sequence[int],
-                     iou_threshold: float) -> Tensor:
+                     counts: List[int], source_ids: List[int],
+                     iou_threshold: float, ranks: OwnRank) -> Tensor:
     """Forms the pairs of 'iou': :func:`lt_mm.core.pairing.iou_groups` of a batch.
 
     Args:
@@ -201,17 +217,20 @@ def pair_overlapping(restored: Tensor, labels: Tensor, valid: Tensor,
         counts: Number of boxes of each image.
         source_ids: Source of each image.
         iou_threshold: Smallest IoU with the mean of a group.
+        ranks: What joins the P boxes with those of other ranks, Q in all.
 
     Returns:
-        (P,) int64 group ids.
+        (Q,) int64 group ids.
     """
+    restored, labels, valid = (ranks.join(own) for own in (restored, labels, valid))
+    counts = ranks.join_numbers(counts)
     images = defaultdict(list)
-    for image, source in enumerate(source_ids):
+    for image, source in enumerate(ranks.join_numbers(source_ids)):
         images[source].append(torch.tensor(image))
     members = pad_sequence([torch.stack(own) for own in images.values()],
                            batch_first=True, padding_value=UNPAIRED)
     boxes, classes, flags = (
-        pad_sequence(values.split(list(counts)), batch_first=True)
+        pad_sequence(values.split(counts), batch_first=True)
         for values in (restored, labels, valid))
     groups = iou_groups(boxes, classes, flags, members.to(restored.device),
                         iou_threshold)

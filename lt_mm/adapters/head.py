@@ -14,8 +14,8 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from lt_mm.adapters.fronts import Front, build_stock, put_in_front
+from lt_mm.adapters.ranks import OwnRank, exchange
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
-from lt_mm.core.pairing import is_paired
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
 from lt_mm.registry import MODELS, register
 
@@ -31,7 +31,9 @@ RECORD_REMEDY = (
     "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]")
 SAMPLER_REMEDY = (
     "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', "
-    'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides')
+    'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides; with '
+    "placement='spread', which puts replicas on different ranks, also across_ranks=True "
+    'in the LossTransformHead')
 
 
 class MissingRecordError(ValueError):
@@ -63,6 +65,7 @@ class ConsistencyOptions:
     score_threshold: float = 0.5
     max_candidates: int = 100
     mask_grid: int = 28
+    across_ranks: bool = False
     schedules: Dict[str, RhoSchedule] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +147,11 @@ class LossTransformHead:
         max_candidates: With 'iou', at most so many predictions of an image take part,
             the most confident ones.
         mask_grid: Cells along each side of the grid on which masks are compared.
+        across_ranks: Whether the replicas of a source lie on different ranks
+            (``placement='spread'`` of the sampler). The ranks then exchange what pairs,
+            and each computes the term of the joint batch; the gradient reaches the
+            rank that made a prediction. The model wrapper must take the mean of the
+            gradients over the ranks, as ``DistributedDataParallel`` does.
         **overrides: Further arguments, which the stock detectors add to their heads
             (``train_cfg``, ``test_cfg``); go to the stock head.
 
@@ -163,13 +171,15 @@ class LossTransformHead:
                 temperature: float = 1.0, activation: str = 'auto',
                 mixed_labels: str = 'refuse', iou_threshold: float = 0.5,
                 score_threshold: float = 0.5, max_candidates: int = 100,
-                mask_grid: int = 28, **overrides: Any) -> nn.Module:
+                mask_grid: int = 28, across_ranks: bool = False,
+                **overrides: Any) -> nn.Module:
         options = ConsistencyOptions(
             rho=rho, rho_cls=rho_cls, rho_bbox=rho_bbox, rho_mask=rho_mask,
             detach_mean=detach_mean, min_visibility=min_visibility, pairing=pairing,
             temperature=temperature, activation=activation, mixed_labels=mixed_labels,
             iou_threshold=iou_threshold, score_threshold=score_threshold,
-            max_candidates=max_candidates, mask_grid=mask_grid)
+            max_candidates=max_candidates, mask_grid=mask_grid,
+            across_ranks=across_ranks)
         return wrap_head(build_stock(head, overrides), options)
 
 
@@ -231,13 +241,19 @@ class ConsistencyHead(Front):
         return consistency(logits, group_ids, temperature=options.temperature,
                            detach_mean=options.detach_mean, avg_factor=avg_factor)
 
-    def _watch_groups(self, source_ids: Sequence[int]) -> None:
+    def _exchange(self, count: int, device: torch.device) -> OwnRank:
+        """What joins ``count`` predictions with those of the other ranks."""
+        return exchange(self.lt_options.across_ranks, count, device)
+
+    def _watch_groups(self, source_ids: List[int], device: torch.device) -> None:
         """Stops training that holds no replicas to pair, or only parts of groups.
 
-        Works on the host: ``source_ids`` are numbers from the metainfo.
+        Works on the host: ``source_ids`` are numbers from the metainfo. ``device`` is
+        where the ranks exchange them, if they do.
         """
         if all(schedule.is_zero for schedule in self.lt_options.schedules.values()):
             return
+        source_ids = self._exchange(len(source_ids), device).join_numbers(source_ids)
         sizes = Counter(source_ids)
         whole = min(sizes.values(), default=2) > 1
         self._lt_excess = 0 if whole else self._lt_excess + 1
@@ -288,19 +304,18 @@ def source_ids_of(samples: Sequence[Any]) -> List[int]:
     return [int(sample.source_id) for sample in samples]
 
 
-def paired_share(group_ids: Tensor, instances: Tensor, count: int) -> Tensor:
+def paired_share(paired: Tensor, instances: Tensor, count: int) -> Tensor:
     """Share of instances that have a paired prediction.
 
     Args:
-        group_ids: (N,) of the predictions.
+        paired: (N,) bool, which predictions have a pair.
         instances: (N,) int64 below ``count``, the instance of each prediction.
         count: Number of instances in the batch.
 
     Returns:
         Scalar float32 in [0, 1]; 0 without instances.
     """
-    hit = group_ids.new_zeros(max(count, 1)).index_add_(
-        0, instances, is_paired(group_ids).long())
+    hit = instances.new_zeros(max(count, 1)).index_add_(0, instances, paired.long())
     return (hit > 0).float().mean()
 
 

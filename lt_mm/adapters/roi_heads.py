@@ -22,6 +22,7 @@ from lt_mm.adapters.detections import (DetectionConsistency, Detections, check_r
 from lt_mm.adapters.head import (ConsistencyHead, ConsistencyOptions, MissingRecordError,
                                  UnsupportedHeadError, add_consistency, register_wrap,
                                  source_ids_of)
+from lt_mm.adapters.ranks import OwnRank
 from lt_mm.core.consistency import mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
 from lt_mm.core.pairing import group_hulls
@@ -114,7 +115,7 @@ class MaskConsistency(ConsistencyHead):
         rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
         result = super().loss_and_target(mask_preds, sampling_results, *args, **kwargs)
         records = _records_of(sampling_results)
-        self._watch_groups(source_ids_of(records))
+        self._watch_groups(source_ids_of(records), rois.device)
         annotations = _annotations_of(sampling_results)
         self._term('mask', lambda: self._mask_term(mask_preds, rois, records, annotations),
                    result['loss_mask'])
@@ -124,30 +125,36 @@ class MaskConsistency(ConsistencyHead):
                    annotations: List[Tensor]) -> Tensor:
         labels = of_annotations('labels', records, annotations)
         matrices = of_annotations('source_matrices', records, annotations)
-        group_ids, boxes = self._pair(rois, labels, records, annotations)
+        ranks = self._exchange(len(labels), labels.device)
+        group_ids, boxes = self._pair(rois, labels, records, annotations, ranks)
+        hulls = ranks.own(group_hulls(ranks.join(boxes), group_ids))
         channels = torch.zeros_like(labels) if self.class_agnostic else labels
         rows = torch.arange(len(labels), device=labels.device)
-        masks, inside = masks_to_source(
-            mask_preds[rows, channels], rois, matrices, group_hulls(boxes, group_ids),
-            self.lt_options.mask_grid)
+        masks, inside = masks_to_source(mask_preds[rows, channels], rois, matrices,
+                                        hulls, self.lt_options.mask_grid)
         return mask_consistency(
-            masks, inside, group_ids, temperature=self.lt_options.temperature,
-            detach_mean=self.lt_options.detach_mean, avg_factor=max(len(mask_preds), 1))
+            ranks.join(masks), ranks.join(inside), group_ids,
+            temperature=self.lt_options.temperature,
+            detach_mean=self.lt_options.detach_mean,
+            avg_factor=ranks.total(max(len(mask_preds), 1)))
 
     def _pair(self, rois: Tensor, labels: Tensor, records: List[InstanceData],
-              annotations: List[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Group ids (P,), and restored boxes (P, 4) whose hull is the instance."""
+              annotations: List[Tensor], ranks: OwnRank) -> Tuple[Tensor, Tensor]:
+        """Group ids, and restored boxes (P, 4) whose hull is the instance.
+
+        The group ids are those of all ranks, if these exchange what pairs.
+        """
         matrices = of_annotations('source_matrices', records, annotations)
         if self.lt_options.pairing != 'iou':
             annotated = of_annotations('bboxes', records, annotations)
             group_ids, _ = pair_annotations(records, annotations,
-                                            self.lt_options.min_visibility)
+                                            self.lt_options.min_visibility, ranks)
             return group_ids, boxes_to_source(annotated, matrices)
         views = image_matrices(records, rois.device)[image_numbers(annotations)]
         restored = boxes_to_source(rois, views)
         group_ids = pair_overlapping(
             restored, labels, is_invertible(views), [len(own) for own in annotations],
-            source_ids_of(records), self.lt_options.iou_threshold)
+            source_ids_of(records), self.lt_options.iou_threshold, ranks)
         return group_ids, restored
 
 

@@ -121,7 +121,8 @@ def det_sample(source_id: int, flip: bool = False,
     gt = InstanceData(
         bboxes=torch.tensor(boxes.clip(0, [width, height] * 2), dtype=torch.float32),
         labels=torch.tensor(LABELS)[list(instances)].reshape(-1),
-        source_ids=torch.tensor([[source_id, i] for i in instances]).reshape(-1, 2),
+        source_ids=torch.tensor([[source_id, i] for i in instances],
+                                dtype=torch.int64).reshape(-1, 2),
         source_matrices=torch.tensor(view).expand(count, 3, 3).clone(),
         visibility=torch.full((count, ), visibility))
     gt.set_metainfo(facts)

@@ -7,6 +7,7 @@ import torch
 from mmdet.structures.bbox import bbox2roi
 
 from lt_mm.adapters.head import MissingRecordError
+from lt_mm.adapters.ranks import OwnRank
 from tests import reference
 from tests import reference_losses as twin
 from tests.adapters import dense_data
@@ -175,7 +176,8 @@ def test_masks_against_a_naive_pairing():
     records = [sample.gt_instances for sample in samples]
     annotations = [result.pos_assigned_gt_inds for result in results]
     labels = torch.cat([result.pos_gt_labels for result in results])
-    group_ids, restored = head.mask_head._pair(rois, labels, records, annotations)
+    group_ids, restored = head.mask_head._pair(rois, labels, records, annotations,
+                                               OwnRank())
     images = []
     for result, sample in zip(results, samples):
         back = reference.inverse(sample.source_matrix)

@@ -9,8 +9,10 @@ For n predictions p_i, brought back to the source frame, and the indicator 1(i, 
 All functions take the predictions of a batch and their group ids, and give a scalar
 in float32 or wider, under autocast too. The gradient flows to every paired prediction,
 and through the mean unless ``detach_mean``. A prediction without a positive adds 0;
-with no pair at all the term is 0 and still has a graph. Time and memory are linear in
-the number of predictions: the mean is a segment reduction.
+with no pair at all the term is 0 and still has a graph. Finite predictions give a finite
+term and, in float32 or wider, a finite gradient, however large they are; NaN stays NaN,
+where it is paired. Time and memory are linear in the number of predictions: the mean is
+a segment reduction.
 """
 from typing import Optional, Tuple
 
@@ -22,6 +24,10 @@ from lt_mm.core.pairing import compact_ids, is_paired
 
 # Smallest side of a box in pixels, so that a collapsed prediction has a finite KL.
 MIN_BOX_SIDE = 1e-2
+# Predictions beyond it count as it, without gradient: their sums stay finite.
+_LARGEST = 1e30
+# Likewise for what one box is off from the mean, in units of its own size.
+_LARGEST_RATIO = 1e9
 # Share of a box side's distribution that is spread over all bins of the group.
 BIN_FLOOR = 1e-3
 
@@ -123,13 +129,15 @@ def box_consistency(boxes_xyxy: Tensor,
     paired = is_paired(group_ids)
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
         boxes = _only(paired, boxes_xyxy)
-        center, sigma = _gaussians(boxes)
-        mean_center, mean_sigma = _gaussians(_group_mean(boxes, group_ids, detach_mean))
-        variance = sigma.square()
-        offset = (mean_center - center).square()
-        divergence = ((sigma / mean_sigma).log() +
-                      (mean_sigma.square() + offset) / (2 * variance) - 0.5).sum(dim=1)
-        return _average(divergence, paired, avg_factor)
+        # Squares, and the gradients of quotients, leave float32 long before boxes do.
+        center, sigma = _gaussians(boxes.double())
+        mean_center, mean_sigma = _gaussians(
+            _group_mean(boxes.double(), group_ids, detach_mean))
+        ratio = mean_sigma / sigma
+        offset = ((mean_center - center) / sigma).clamp(-_LARGEST_RATIO, _LARGEST_RATIO)
+        squares = ratio.clamp(max=_LARGEST_RATIO).square() + offset.square()
+        divergence = (squares / 2 - ratio.log() - 0.5).sum(dim=1)
+        return _average(divergence, paired, avg_factor).to(boxes.dtype)
 
 
 def mask_consistency(mask_logits: Tensor,
@@ -296,7 +304,7 @@ def _only(paired: Tensor, predictions: Tensor) -> Tensor:
     0 * inf, NaN, in the gradient.
     """
     wide = predictions if predictions.dtype == torch.float64 else predictions.float()
-    return torch.where(paired[:, None], wide, 0)
+    return torch.where(paired[:, None], wide, 0).clamp(-_LARGEST, _LARGEST)
 
 
 def _check(predictions: Tensor, group_ids: Tensor, avg_factor: Optional[float],

@@ -8,6 +8,12 @@ transforms are composed by multiplying from the left.
 
 The builders return numpy arrays, because they are used inside data workers, on one
 3x3 matrix at a time. The maps are batched, differentiable torch functions.
+
+No NaN comes out unless a point or a box that goes in holds one. A view that is no view
+(entries that are not finite, or beyond 1e100) moves everything to the origin, and what
+a view moves beyond the numbers of a precision is stopped at half its largest one, so
+that a difference of two of them is finite. :func:`is_invertible` is False for views
+that must not pair anything. Builders raise ``ValueError`` for what is not finite.
 """
 import math
 from typing import Tuple
@@ -18,16 +24,28 @@ from torch import Tensor
 
 _PERSPECTIVE_FLOOR = 1e-9
 _SMALLEST_SIDE = 1e-6  # pixels; a RoI with a smaller one counts as without area
+# Products of three numbers as large as this are still finite in float64.
+_LARGEST = 1e100
+# Entries of an inverse: restored pixels stay far from the end of float32.
+_LARGEST_INVERSE = 1e15
 
 
 def translation_matrix(dx: float, dy: float) -> np.ndarray:
     """View of a shift by (dx, dy) pixels: (3, 3) float64."""
+    _refuse_infinite('a shift by', dx, dy)
     return np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1]], dtype=np.float64)
 
 
 def scale_matrix(sx: float, sy: float) -> np.ndarray:
     """View of a resize by the factors sx (width) and sy (height): (3, 3) float64."""
+    _refuse_infinite('a resize by', sx, sy)
     return np.array([[sx, 0, 0], [0, sy, 0], [0, 0, 1]], dtype=np.float64)
+
+
+def _refuse_infinite(what: str, *numbers: float) -> None:
+    if not all(abs(number) <= _LARGEST for number in numbers):
+        raise ValueError(f'{what} {numbers} is no view; expected finite numbers. '
+                         'Check the transform that drew them')
 
 
 def flip_matrix(shape: Tuple[int, int], direction: str) -> np.ndarray:
@@ -47,6 +65,7 @@ def flip_matrix(shape: Tuple[int, int], direction: str) -> np.ndarray:
         raise ValueError(f"flip direction is {direction!r}; expected 'horizontal', "
                          "'vertical' or 'diagonal'")
     height, width = shape[:2]
+    _refuse_infinite('a flip in an image of', height, width)
     matrix = np.eye(3)
     if direction != 'vertical':
         matrix[0, 0], matrix[0, 2] = -1, width
@@ -65,6 +84,7 @@ def rotation_matrix(center: Tuple[float, float], angle: float) -> np.ndarray:
     Returns:
         (3, 3) float64.
     """
+    _refuse_infinite('a rotation by x, y, angle', *center, angle)
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     return (translation_matrix(*center) @ turn
@@ -82,6 +102,7 @@ def scale_about_matrices(centers: np.ndarray, sx: float, sy: float) -> np.ndarra
     Returns:
         (n, 3, 3) float64.
     """
+    _refuse_infinite('a resize about', np.abs(centers).max(initial=0))
     matrices = np.tile(scale_matrix(sx, sy), (len(centers), 1, 1))
     matrices[:, :2, 2] = centers * (1 - np.array([sx, sy]))
     return matrices
@@ -109,29 +130,45 @@ def is_axis_aligned(matrices: Tensor, tolerance: float = 1e-6) -> Tensor:
     straight = small[..., 0, 1] & small[..., 1, 0]
     swapped = small[..., 0, 0] & small[..., 1, 1]
     flat = (perspective <= tolerance * matrices[..., 2, 2:].abs()).all(dim=-1)
-    return (straight | swapped) & flat
+    finite = matrices.isfinite().flatten(-2).all(dim=-1)
+    return (straight | swapped) & flat & finite
 
 
 def map_points(points: Tensor, matrices: Tensor) -> Tensor:
     """Moves points by views.
 
     A point on the horizon of a perspective view has no image; it is moved very far
-    away, never to NaN.
+    away, never to NaN. A point that is not a number stays so.
 
     Args:
         points: (..., k, 2), x and y in pixels; receives gradient.
         matrices: (..., 3, 3), one view for each set of k points.
 
     Returns:
-        (..., k, 2) in the dtype of ``points``; computed in the wider of both dtypes.
+        (..., k, 2) in the dtype of ``points``; computed in float64. Beyond half the
+        largest number of that dtype, positions stop there, without gradient.
     """
-    dtype = torch.promote_types(points.dtype, matrices.dtype)
-    wide, views = points.to(dtype), matrices.to(dtype)
+    views = _where_finite(matrices.double())
+    wide = points.double().clamp(-_LARGEST, _LARGEST)
     moved = wide @ views[..., :2, :2].mT + views[..., None, :2, 2]
     depth = wide @ views[..., 2, :2, None] + views[..., 2, 2, None, None]
-    far = torch.where(depth < 0, -_PERSPECTIVE_FLOOR, _PERSPECTIVE_FLOOR).to(dtype)
+    far = torch.where(depth < 0, -_PERSPECTIVE_FLOOR, _PERSPECTIVE_FLOOR).to(depth)
     depth = torch.where(depth.abs() < _PERSPECTIVE_FLOOR, far, depth)
-    return (moved / depth).to(points.dtype)
+    limit = torch.finfo(points.dtype).max / 2
+    return (moved / depth).clamp(-limit, limit).to(points.dtype)
+
+
+def _where_finite(views: Tensor) -> Tensor:
+    """The views; in the place of those that are none, one that moves all to (0, 0)."""
+    usable = (views.abs() <= _LARGEST).flatten(-2).all(dim=-1)[..., None, None]
+    return torch.where(usable, views, _collapsing(views))
+
+
+def _collapsing(views: Tensor) -> Tensor:
+    """Zeros with a last entry of one, as many as there are views."""
+    collapsed = torch.zeros_like(views)
+    collapsed[..., 2, 2] = 1
+    return collapsed
 
 
 def map_boxes(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
@@ -164,25 +201,27 @@ def invert(matrices: Tensor) -> Tensor:
     """
     adjugate, det = _adjugate_and_determinant(matrices.double())
     invertible = is_invertible(matrices)[..., None, None]
-    collapsed = torch.zeros_like(adjugate)
-    collapsed[..., 2, 2] = 1
     inverse = adjugate / torch.where(invertible, det[..., None, None], 1)
-    return torch.where(invertible, inverse, collapsed)
+    return torch.where(invertible, inverse, _collapsing(adjugate))
 
 
 def is_invertible(matrices: Tensor) -> Tensor:
     """Whether views can be inverted: (..., 3, 3) to (...,) bool.
 
-    Not where the determinant is below 1e-12 (an image squeezed to a line), and not
-    where it cannot be told from the rounding of its own terms.
+    Not where the determinant is below 1e-12 (an image squeezed to a line), not where it
+    cannot be told from the rounding of its own terms, and not where an entry of the
+    view or of its inverse is not finite or absurd.
     """
     wide = matrices.double()
     adjugate, det = _adjugate_and_determinant(wide)
     first, second, third = wide.abs().unbind(dim=-2)
     terms = first * (second.roll(-1, -1) * third.roll(-2, -1)
                      + second.roll(-2, -1) * third.roll(-1, -1))
-    finite = adjugate.isfinite().all(dim=-1).all(dim=-1) & det.isfinite()
-    return finite & (det.abs() > 1e-12) & (det.abs() > 1e-14 * terms.sum(dim=-1))
+    size = det.abs()
+    usable = (wide.abs() <= _LARGEST).flatten(-2).all(dim=-1)
+    bounded = (adjugate.abs() <= _LARGEST_INVERSE * size[..., None, None]).flatten(-2)
+    return (usable & bounded.all(dim=-1) & size.isfinite() & (size > 1e-12)
+            & (size > 1e-14 * terms.sum(dim=-1)))
 
 
 def _adjugate_and_determinant(wide: Tensor) -> Tuple[Tensor, Tensor]:
@@ -318,18 +357,20 @@ def visible_fraction(boxes_xyxy: Tensor, whole_xyxy: Tensor,
     Returns:
         (n,) float32 in [0, 1]: area of the box inside the image and inside the whole
         box / area of the whole moved box; 0 for a box without area. (A box that was
-        clipped and then rotated can lie outside the whole: nothing of it is seen.)
+        clipped and then rotated can lie outside the whole: nothing of it is seen, as
+        of a box that is not a number.)
     """
     height, width = shape[:2]
-    whole_xyxy = whole_xyxy.to(boxes_xyxy)
-    limit = boxes_xyxy.new_tensor([width, height])
-    low = torch.maximum(boxes_xyxy[..., :2], whole_xyxy[..., :2]).clamp(min=0)
-    high = torch.minimum(boxes_xyxy[..., 2:], whole_xyxy[..., 2:]).minimum(limit)
+    boxes, whole_xyxy = (xyxy.double().clamp(-_LARGEST, _LARGEST)
+                         for xyxy in (boxes_xyxy, whole_xyxy))
+    limit = boxes.new_tensor([width, height])
+    low = torch.maximum(boxes[..., :2], whole_xyxy[..., :2]).clamp(min=0)
+    high = torch.minimum(boxes[..., 2:], whole_xyxy[..., 2:]).minimum(limit)
     area = _areas(torch.cat([low, high], dim=-1))
     whole = _areas(whole_xyxy)
     has_area = whole > 0
     fraction = torch.where(has_area, area / torch.where(has_area, whole, 1), 0)
-    return fraction.clamp(0, 1).float()
+    return fraction.nan_to_num(nan=0.0).clamp(0, 1).float()
 
 
 def _areas(boxes_xyxy: Tensor) -> Tensor:

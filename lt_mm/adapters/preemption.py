@@ -23,8 +23,6 @@ from lt_mm.registry import HOOKS, register
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _PREFIX = 'preempted_iter_'
-# A loading process outlives SIGTERM by this: time for the step that is under way.
-_WORKER_SECONDS = 30
 
 
 @register(HOOKS)
@@ -38,10 +36,9 @@ class PreemptionHook(Hook):
     The file is ``preempted_iter_<iterations done>.pth`` in the work directory,
     ``last_checkpoint`` names it, and it is removed when a later checkpoint exists.
 
-    The processes that load data leave the group of the signals' receivers, because
-    a group is often signalled as a whole and the run could not save without them. Where
-    the signals reach them all the same (SLURM's proctrack/linuxproc), they go on for
-    half a minute.
+    The processes that load data take these signals from this process only, and leave its
+    group: launchers signal groups, and SLURM (proctrack/linuxproc) all processes, and
+    the run could not save without those that load.
     """
     priority = 'HIGHEST'  # nothing of the step at which it stops has happened yet
 
@@ -177,18 +174,21 @@ def _remove_superseded(work_dir: str) -> None:
 
 
 def _detach_workers(dataloader: DataLoader) -> None:
-    """Makes a loader's worker processes leave this process group when they start."""
+    """Makes a loader's processes outlive the signals, which may go to all processes."""
     dataloader.worker_init_fn = functools.partial(_start_worker, dataloader.worker_init_fn)
 
 
 def _start_worker(init: Optional[Callable[[int], None]], worker_id: int) -> None:
     os.setsid()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_for_parent, args=(os.getppid(), ), daemon=True).start()
     if init is not None:
         init(worker_id)
 
 
-def _end_later(number: int, frame: Any) -> None:
-    """A worker's answer to SIGTERM, which may come from the scheduler or from torch."""
-    signal.alarm(_WORKER_SECONDS)
+def _end_for_parent(parent: int) -> None:
+    """Answers to the signals in a worker: torch ends it by one, from its parent."""
+    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)

@@ -3,8 +3,11 @@
 All of them in one module, with one cluster. Its ports and folders are its own, so that
 another copy of these tests may run beside it.
 """
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -29,6 +32,20 @@ def cluster():
         yield cluster
 
 
+@pytest.fixture
+def submit(cluster):
+    """Submits jobs; with WAIT=1 the script may outlive the cluster, so it is ended."""
+    jobs = []
+
+    def make(*arguments, **settings):
+        jobs.append(Job(cluster, *arguments, **settings))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.end_script()
+
+
 class Job:
     """What ``tools/slurm_train.sh`` submitted: two tasks of one core, no card."""
 
@@ -40,20 +57,24 @@ class Job:
         self.script = subprocess.Popen(
             ['bash', str(SCRIPT), 'normal', 'small', str(config), str(work_dir),
              *arguments],
-            env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True)
         said = [self.script.stdout.readline() for _ in range(2)]
-        self.id = re.fullmatch(r'\[slurm_train\] submitted job (\d+)\n', said[0]).group(1)
+        found = re.fullmatch(r'\[slurm_train\] submitted job (\d+)\n', said[0])
+        assert found, said
+        self.id = found.group(1)
         assert said[1] == f'[slurm_train] log: {work_dir}/slurm-{self.id}.out\n'
         self.log = self.work_dir / f'slurm-{self.id}.out'
 
     def exit_code(self):
         """The script's own, when it has ended."""
-        try:
-            self.script.communicate(timeout=RESULT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.script.kill()
-            pytest.fail(f'the script does not end\n{self.text()}\n{self.cluster.logs()}')
-        return self.script.returncode
+        return self.script.wait(timeout=RESULT_SECONDS)
+
+    def end_script(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.script.pid, signal.SIGKILL)
+        self.script.wait()
+        self.script.stdout.close()
 
     def state(self):
         return self.cluster.state(self.id)
@@ -90,10 +111,10 @@ def preempt(cluster):
 # -------------------------------------------------------------------------- trainings
 
 
-def test_two_jobs_at_once_on_one_node_both_train(cluster, tmp_path):
+def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
     config = write_config(tmp_path)
     jobs = [
-        Job(cluster, config, tmp_path / name, '--cfg-options',
+        submit(config, tmp_path / name, '--cfg-options',
             'optim_wrapper.optimizer.lr=0.02', 'notes.scales=[(64, 48), (32, 24)]',
             'notes.text=$HOME"*"')
         for name in ('first one', 'second')]
@@ -111,7 +132,8 @@ def test_two_jobs_at_once_on_one_node_both_train(cluster, tmp_path):
     assert len(ports) == 2
 
 
-def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(cluster, tmp_path):
+def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(
+        cluster, submit, tmp_path):
     """Warned as before the time limit, then preempted, then left alone."""
     epochs = 8
     config = write_config(tmp_path, **{
@@ -119,7 +141,7 @@ def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(cluster, tmp_p
         'train_dataloader.num_workers': 1,
         'custom_hooks': [dict(type='WriteRankRecords', pause=0.25)],
     })
-    job = Job(cluster, config, tmp_path / 'work')
+    job = submit(config, tmp_path / 'work')
     job.wait_for_step(start=0, count=4)
     cluster.run('scancel', '--signal=USR1', job.id)
     job.wait_for_step(start=1)
@@ -169,12 +191,13 @@ for i in {1..600}; do [ -n "$SLURM_RESTART_COUNT" ] || sleep 0.1; done
 
 
 @pytest.mark.parametrize('warned_by', [
-    'scancel', pytest.param('time limit', marks=pytest.mark.slow)])  # checked twice a minute
+    'scancel',
+    pytest.param('time limit', marks=pytest.mark.slow)])  # SLURM checks it every 30 s
 def test_warned_job_is_requeued_when_all_ranks_have_ended(
-        cluster, stub, tmp_path, warned_by):
+        cluster, submit, stub, tmp_path, warned_by):
     path, config = stub(WAITS_FOR_A_SIGNAL)
     options = dict(SBATCH_ARGS='--time=1 --comment=none', GRACE='59')
-    job = Job(cluster, config, tmp_path / 'work', '--resume', 'start.pth', '--amp',
+    job = submit(config, tmp_path / 'work', '--resume', 'start.pth', '--amp',
               path=path, **(options if warned_by == 'time limit' else {}))
     if warned_by == 'scancel':
         job.wait_until(lambda: job.text().count('train.py') == 2)
@@ -187,9 +210,9 @@ def test_warned_job_is_requeued_when_all_ranks_have_ended(
     assert job.text().count('saved') == job.text().count('75; requeued job') == 1
 
 
-def test_cancelled_job_does_not_come_back(cluster, stub, tmp_path):
+def test_cancelled_job_does_not_come_back(cluster, submit, stub, tmp_path):
     path, config = stub(WAITS_FOR_A_SIGNAL)
-    job = Job(cluster, config, tmp_path / 'work', path=path)
+    job = submit(config, tmp_path / 'work', path=path)
     job.wait_until(lambda: job.text().count('train.py') == 2)
     cluster.run('scancel', job.id)
     job.wait_until(lambda: job.state() == 'CANCELLED')
@@ -197,9 +220,9 @@ def test_cancelled_job_does_not_come_back(cluster, stub, tmp_path):
     assert 'start 2' not in job.text()
 
 
-def test_failure_is_passed_on_and_not_repeated(cluster, stub, tmp_path):
+def test_failure_is_passed_on_and_not_repeated(submit, stub, tmp_path):
     path, config = stub('exit $((SLURM_PROCID * 3))')
-    job = Job(cluster, config, tmp_path / 'work', path=path, WAIT='1')
+    job = submit(config, tmp_path / 'work', path=path, WAIT='1')
     assert job.exit_code() == 3 and job.state() == 'FAILED'
     assert 'requeue' not in job.text()
 

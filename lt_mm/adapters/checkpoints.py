@@ -13,12 +13,12 @@ import os.path as osp
 import pickle
 import re
 import zipfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Union
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
@@ -323,13 +323,14 @@ def _refusing(filename: str) -> Iterator[None]:
 def _allowed_globals() -> List[Any]:
     """What MMEngine's checkpoints hold beside what torch allows.
 
-    Histories of the log (``HistoryBuffer`` and its methods) and numpy's arrays and
-    numbers, under the names of numpy 1 and 2.
+    Histories of the log (``HistoryBuffer`` and its methods), settings that data sets
+    keep (``ConfigDict``), and numpy's arrays and numbers, under the names of numpy 1
+    and 2.
     """
     array, number = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdgFDGSUO'}
     return [
-        HistoryBuffer, (_history_method, 'builtins.getattr'), defaultdict,
+        HistoryBuffer, (_history_method, 'builtins.getattr'), ConfigDict,
         np.ndarray, np.dtype, *dtypes,
         *((array, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
         *((number, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
@@ -339,7 +340,8 @@ def _allowed_globals() -> List[Any]:
 def _history_method(owner: Any, name: str) -> Any:
     """Stands in for ``getattr``, with which a file could reach everything."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'GLOBAL builtins.getattr({owner!r}, {name!r})')
+        found = getattr(owner, '__name__', type(owner).__name__)
+        raise pickle.UnpicklingError(f'GLOBAL {found}.{name}')
     return getattr(owner, name)
 
 

@@ -120,13 +120,14 @@ def _add_hooks(cfg: Config) -> None:
     cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}')
                                   for name in ('PreemptionHook', 'ResumeHook')
                                   if name not in names)]
-    default_hooks = cfg.setdefault('default_hooks', {})
-    # MMEngine's own default, if the config has none.
-    checkpoint = default_hooks.setdefault(
-        'checkpoint', dict(type='CheckpointHook', interval=1))
+    # The first is MMEngine's own default.
+    default_hooks = {'checkpoint': dict(type='CheckpointHook', interval=1),
+                     **(cfg.get('default_hooks') or {})}
+    checkpoint = default_hooks['checkpoint']
     if checkpoint and checkpoint.get('type') in ('CheckpointHook',
                                                  'mmengine.CheckpointHook'):
         checkpoint['type'] = 'lt_mm.AtomicCheckpointHook'
+    cfg.default_hooks = default_hooks
 
 
 def _enable_auto_scale_lr(cfg: Config) -> None:

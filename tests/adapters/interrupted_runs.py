@@ -3,9 +3,11 @@
 Processes are forked from a server that has imported everything once.
 """
 import contextlib
+import copy
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,7 +49,11 @@ class Trace(Hook):
 
 @HOOKS.register_module()
 class Interrupt(Hook):
-    """Sends a signal to the process (``group``: to its group) at an iteration."""
+    """Sends a signal at an iteration.
+
+    To the process; with ``group`` to its group, and to those that load data, as SLURM's
+    proctrack/linuxproc does.
+    """
 
     def __init__(self, number, at, stage='train', group=False, rank=0):
         self.number, self.at, self.stage, self.group = number, at, stage, group
@@ -62,9 +68,14 @@ class Interrupt(Hook):
             self._send(runner)
 
     def _send(self, runner):
-        if runner.rank == self.rank:
-            (os.killpg if self.group else os.kill)(0 if self.group else os.getpid(),
-                                                   self.number)
+        if runner.rank != self.rank:
+            return
+        if self.group:
+            os.killpg(0, self.number)
+            workers = [str(child.pid) for child in multiprocessing.active_children()]
+            subprocess.run(['kill', f'-{self.number:d}', *workers], check=True)
+        else:
+            os.kill(os.getpid(), self.number)
 
 
 def write_pictures(root):
@@ -88,7 +99,7 @@ def write_config(pictures, folder, seed_steps=True, hooks=(), **more):
         'custom_imports': dict(imports=['tests.adapters.interrupted_runs']),
         'custom_hooks': [dict(type='Trace'), *hooks,
                          dict(type='lt_mm.ResumeHook', seed_steps=seed_steps)],
-        **more
+        **copy.deepcopy(more)  # merging takes _delete_ out of them
     })
     path = folder / 'config.py'
     cfg.dump(str(path))

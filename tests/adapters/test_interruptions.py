@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
+from lt_mm.adapters.checkpoints import find_resumable, load_weights_only
 from lt_mm.adapters.preemption import REQUEUE_EXIT_CODE
 from tests.adapters.interrupted_runs import (BATCHES, assert_same_weights, output, run,
                                              trace, validation, write_config,
@@ -24,6 +25,11 @@ def iter_based():
         'default_hooks.checkpoint': dict(
             type='CheckpointHook', by_epoch=False, interval=5),
     }
+
+
+WRITE_EVENTS = ('half of a checkpoint', 'a checkpoint without its name',
+                'a new checkpoint', 'half of last_checkpoint',
+                'last_checkpoint without its name', 'a new last_checkpoint')
 
 
 @pytest.fixture(scope='module')
@@ -59,29 +65,29 @@ def test_killed_while_it_trains_and_while_it_writes(uninterrupted, tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times(uninterrupted, pictures, tmp_path, capsys):
-    config = write_config(pictures, tmp_path, **{'train_cfg.max_epochs': 6})
+    config = write_config(pictures, tmp_path, **{'train_cfg.max_epochs': 14})
     assert run(config, tmp_path / 'reference') == 0
     rng, work_dir, table = random.Random(0), tmp_path / 'run', []
-    while len(table) < 20:
-        if len(table) % 2:
-            kill = dict(write_event=rng.randrange(12))
+    for number in range(20):
+        saved = find_resumable(work_dir)
+        start = load_weights_only(saved)['meta']['iter'] if saved else 0
+        if number % 2:
+            kill = dict(write_event=rng.randrange(6))
+            where = WRITE_EVENTS[kill['write_event']]
         else:
-            start = BATCHES * (len(trace(work_dir, 'start')) // 5 if table else 0)
-            kill = dict(interrupt=dict(number=signal.SIGKILL,
-                                       at=start + rng.randrange(2 * BATCHES)))
-        code = run(config, work_dir, **kill)
-        if code == 0:  # the moment was not reached before the end
-            break
-        assert code == -signal.SIGKILL, output(work_dir)
-        table.append((kill, trace(work_dir, 'start', 'step')[-1].split('[')[0]))
-    assert len(table) == 20
+            at = start + rng.randrange(2 * BATCHES)
+            kill = dict(interrupt=dict(number=signal.SIGKILL, at=at))
+            where = f'step {at}'
+        assert run(config, work_dir, **kill) == -signal.SIGKILL, output(work_dir)
+        assert trace(work_dir, 'start')[-1] == f'start {start}'
+        table.append(f'{number + 1:2} resumed from {start:2}, killed at: {where}')
     assert run(config, work_dir) == 0, output(work_dir)
-    starts = [int(line.split()[1]) for line in trace(work_dir, 'start')]
     with capsys.disabled():
-        for number, (kill, last) in enumerate(table, 1):
-            print(number, kill, 'last:', last, 'resumed from:', starts[number])
-    assert starts == sorted(starts)
-    assert_same_weights(work_dir / 'epoch_6.pth', tmp_path / 'reference' / 'epoch_6.pth')
+        print('', *table, sep='\n')
+    starts = [int(line.split()[1]) for line in trace(work_dir, 'start')]
+    assert len(starts) == 21 and starts == sorted(starts)
+    assert trace(work_dir, 'step')[-1].startswith(f'step {14 * BATCHES - 1} ')
+    assert_same_weights(work_dir / 'epoch_14.pth', tmp_path / 'reference/epoch_14.pth')
 
 
 def check_preempted(config, reference, work_dir, interrupt, num_done, last):

@@ -135,7 +135,7 @@ def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
 def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(
         cluster, submit, tmp_path):
     """Warned as before the time limit, then preempted, then left alone."""
-    epochs = 8
+    epochs = 6
     config = write_config(tmp_path, **{
         'train_cfg.max_epochs': epochs,
         'train_dataloader.num_workers': 1,

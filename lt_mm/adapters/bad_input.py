@@ -29,8 +29,8 @@ class BadImageError(ValueError):
 class Tally:
     """Distinct numbers, counted by all processes that a data loader starts.
 
-    They lie in shared memory, because the workers of every epoch may be new ones. (Two
-    workers that add at the same moment may count one too few.)
+    They lie in shared memory, because the workers of every epoch may be new ones. Each
+    number has its own place there, so that workers seldom write to the same one.
 
     Args:
         capacity: How many different numbers are remembered.
@@ -40,12 +40,16 @@ class Tally:
         self._numbers = torch.full((capacity, ), -1, dtype=torch.int64).share_memory_()
 
     def add(self, number: int) -> bool:
-        """Whether the number is new and was remembered."""
-        free = (self._numbers == -1).nonzero()
-        if not len(free) or bool((self._numbers == number).any()):
-            return False
-        self._numbers[free[0]] = number
-        return True
+        """Whether the number (0 or more) is new and was remembered."""
+        size = len(self._numbers)
+        for place in (slot % size for slot in range(number, number + size)):
+            found = int(self._numbers[place])
+            if found == number:
+                return False
+            if found == -1:
+                self._numbers[place] = number
+                return True
+        return False
 
     def __len__(self) -> int:
         return int((self._numbers != -1).sum())
@@ -120,8 +124,8 @@ class SkippedImages:
                 f'{error}. Check data_root, data_prefix and the transforms of '
                 'train_dataloader.dataset') from error
         if is_new:
-            warn(f'{error}; left out ({count} images so far), another image takes the '
-                 'place of all its replicas')
+            warn(f'{error}; left out, and another image takes the place of all its '
+                 f'replicas (images left out so far: {count})')
 
 
 class AnnotationCleaner:
@@ -165,7 +169,7 @@ class AnnotationCleaner:
         more = f' and {len(faults) - 3} more' if len(faults) > 3 else ''
         end = '; no further ones are named' if self._tally.is_full() else ''
         warn(f'annotations of {path_of(results)} cannot be used: {named}{more} '
-             f'({len(self._tally)} such images so far{end})')
+             f'(such images so far: {len(self._tally)}{end})')
 
 
 def _shape_of(results: dict) -> Tuple[int, int]:
@@ -337,8 +341,8 @@ def path_of(results: dict) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """OpenCV's errors say in their first line what their others repeat."""
-    return str(error).strip().partition('\n')[0][:200]
+    """What an error says, briefly; OpenCV's are long and say it in ``err``."""
+    return (getattr(error, 'err', '') or str(error)).strip().partition('\n')[0][:200]
 
 
 def warn(message: str) -> None:

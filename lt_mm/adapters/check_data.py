@@ -41,7 +41,8 @@ def check_annotated(dataset: Any) -> None:
         classes = each.metainfo.get('classes') or ()
         if isinstance(classes, str):
             raise DataSetError(f'the classes of {type(each).__name__} are the text '
-                               f'{classes!r}; {_CLASSES_REMEDY}')
+                               f'{classes!r}, expected a tuple of names; '
+                               f'{_CLASSES_REMEDY}')
         _warn_of_missing_classes(each, classes)
         count = len(each)
         if count and 'instances' in each.get_data_info(0) and not any(

@@ -43,6 +43,7 @@ def scale_matrix(sx: float, sy: float) -> np.ndarray:
 
 
 def _refuse_infinite(what: str, *numbers: float) -> None:
+    numbers = tuple(map(float, numbers))
     if not all(abs(number) <= _LARGEST for number in numbers):
         raise ValueError(f'{what} {numbers} is no view; expected finite numbers. '
                          'Check the transform that drew them')

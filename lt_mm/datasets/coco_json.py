@@ -200,6 +200,9 @@ def _repeated_ids(annotations: List[Dict[str, Any]]) -> Optional[str]:
 def _nothing_to_train(coco: Dict[str, Any], classes: Sequence[str],
                       filter_cfg: Mapping[str, Any]) -> Optional[str]:
     names = [category['name'] for category in coco['categories']]
+    if isinstance(classes, str):
+        return (f'is to be read for the text {classes!r}; expected a tuple of names, with a comma '
+                f'after a single one: classes=({classes!r}, )')
     if not set(names) & set(classes):
         return (f'has none of the classes {briefly(classes)}; its categories are '
                 f'{briefly(names)}. Set train_dataloader.dataset.metainfo='

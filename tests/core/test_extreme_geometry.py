@@ -47,14 +47,16 @@ views = any_views | scaled | singular | nearly_singular | ordinary
 def numbers_of(dtype):
     """Finite numbers of every magnitude of a precision."""
     top = math.floor(math.log10(torch.finfo(dtype).max))
-    return _signed(-8, min(top, 300)) | st.sampled_from([0.0, float(torch.finfo(dtype).max)])
+    largest = torch.finfo(dtype).max
+    return _signed(-8, min(top, 300)) | st.sampled_from([0.0, largest])
 
 
 @st.composite
 def predictions(draw, width):
     """(NUM, width) finite numbers of a drawn precision."""
     dtype = draw(st.sampled_from(DTYPES))
-    numbers = draw(st.lists(numbers_of(dtype), min_size=NUM * width, max_size=NUM * width))
+    size = NUM * width
+    numbers = draw(st.lists(numbers_of(dtype), min_size=size, max_size=size))
     limit = torch.finfo(dtype).max
     values = torch.tensor(numbers, dtype=torch.float64).clamp(-limit, limit).to(dtype)
     return values.view(NUM, width)
@@ -100,7 +102,8 @@ class TestViews:
     @pytest.mark.parametrize('build', [
         lambda bad: geometry.translation_matrix(bad, 0),
         lambda bad: geometry.translation_matrix(0, bad),
-        lambda bad: geometry.scale_matrix(bad, 1), lambda bad: geometry.scale_matrix(1, bad),
+        lambda bad: geometry.scale_matrix(bad, 1),
+        lambda bad: geometry.scale_matrix(1, bad),
         lambda bad: geometry.rotation_matrix((bad, 0), 3),
         lambda bad: geometry.rotation_matrix((0, 0), bad),
         lambda bad: geometry.flip_matrix((bad, 4), 'vertical'),

@@ -1,6 +1,7 @@
 """What a rank reads from its launcher, the ports, and real launches on the CPU."""
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch.distributed as torch_dist
 from mmengine.config import Config
 
-from lt_mm.adapters import process_groups
+from lt_mm.adapters import launch, process_groups
 from lt_mm.adapters.process_groups import (LaunchError, check_port,
                                            prepare_process_group, read_ranks)
 from tests.launch_data import (REPOSITORY, assert_trained_alike, finish, start,
@@ -259,14 +260,18 @@ needs_mpirun = pytest.mark.skipif(
 
 
 @needs_mpirun
-def test_ranks_and_ports_of_two_real_mpiruns():
-    """Each rank writes its environment as one line."""
-    write = 'import json, os; print(json.dumps(dict(os.environ)))'
-    outputs = finish([start([*MPIRUN, sys.executable, '-c', write]) for _ in range(2)])
+def test_ranks_and_ports_of_two_real_mpiruns(tmp_path):
+    """Each rank writes its environment to a file."""
+    write = ('import json, os, sys, tempfile; '
+             'json.dump(dict(os.environ), open(tempfile.mktemp(dir=sys.argv[1]), "w"))')
+    folders = [tmp_path / 'first', tmp_path / 'second']
+    for folder in folders:
+        folder.mkdir()
+    finish([start([*MPIRUN, sys.executable, '-c', write, folder]) for folder in folders])
     ports = set()
-    for output in outputs:
-        lines = [line for line in output.splitlines() if line.startswith('{')]
-        ranks = sorted(read_ranks('mpi', json.loads(line)) for line in lines)
+    for folder in folders:
+        ranks = sorted(read_ranks('mpi', json.loads(path.read_text()))
+                       for path in folder.iterdir())
         port = ranks[0].master_port
         assert ranks == [(0, 2, 0, '127.0.0.1', port), (1, 2, 1, '127.0.0.1', port)]
         ports.add(port)
@@ -275,13 +280,31 @@ def test_ranks_and_ports_of_two_real_mpiruns():
 
 @pytest.mark.slow
 @needs_mpirun
-def test_mpirun_trains(tmp_path):
-    config, work_dir = write_config(tmp_path), tmp_path / 'work'
-    finish([start([
-        *MPIRUN, sys.executable, REPOSITORY / 'tools' / 'train.py', config,
-        '--launcher', 'mpi', '--work-dir', work_dir])])
+def test_mpirun_trains_and_evaluates(tmp_path):
+    dataset = dict(
+        type='CustomDataset', data_root=str(tmp_path / 'pictures'),
+        pipeline=[dict(type=name) for name in ('LoadImageFromFile', 'PackInputs')])
+    config = write_config(
+        tmp_path, test_cfg=dict(),
+        test_evaluator=dict(_delete_=True, type='Accuracy', topk=1),
+        test_dataloader=dict(
+            _delete_=True, batch_size=4, num_workers=0, dataset=dataset,
+            sampler=dict(type='DefaultSampler', shuffle=False)))
+    work_dir = tmp_path / 'work'
+
+    def mpirun(tool, *arguments):
+        return finish([start([
+            *MPIRUN, sys.executable, REPOSITORY / 'tools' / tool, config, *arguments,
+            '--launcher', 'mpi', '--work-dir', work_dir])])[0]
+
+    mpirun('train.py')
     ranks = assert_trained_alike(work_dir)
     assert ranks[0]['port'] not in (29500, *EPHEMERAL)
+    checkpoint = work_dir / 'epoch_1.pth'
+    found = re.findall(r'accuracy/top1: ([\d.]+)', mpirun('test.py', checkpoint))
+    alone = launch.test(str(config), str(checkpoint), work_dir=str(tmp_path / 'alone'))
+    assert [float(value) for value in found] == [
+        pytest.approx(alone['accuracy/top1'], abs=1e-3)]
 
 
 def test_torchrun_on_two_nodes_trains(tmp_path):

@@ -1,17 +1,27 @@
 """Runs that are killed or asked to stop end as if nothing had happened."""
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmengine.dataset import DefaultSampler
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import DataLoader
 
 from lt_mm.adapters.checkpoints import find_resumable, load_weights_only
-from lt_mm.adapters.preemption import REQUEUE_EXIT_CODE
+from lt_mm.adapters.preemption import REQUEUE_EXIT_CODE, SIGNALS, PreemptionHook
+from lt_mm.adapters.resuming import ResumeHook
 from tests.adapters.interrupted_runs import (BATCHES, assert_same_weights, output, run,
                                              trace, validation, write_config,
                                              write_pictures)
@@ -237,3 +247,120 @@ def test_two_processes_of_which_one_gets_the_signal(pictures, tmp_path, stage):
         assert found == expected
     assert_same_weights(tmp_path / 'run' / 'epoch_2.pth',
                         tmp_path / 'reference' / 'epoch_2.pth')
+
+
+# ---------------------------------------------------------------- the hooks alone
+
+
+class Sources(torch.utils.data.Dataset):
+    """Ten samples, of which every third is higher than wide."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return index, random.random(), np.random.rand(), torch.rand(())
+
+    def get_data_info(self, index):
+        return dict(width=2 + index % 3, height=3)
+
+
+def make_runner(epoch=0, iteration=0, loop_type=EpochBasedTrainLoop, num_workers=0,
+                sampler=None):
+    """A runner with batches of two of one shape, four an epoch and one of the rest."""
+    sampler = sampler or DefaultSampler(Sources(), shuffle=True, seed=1)
+    loader = DataLoader(
+        sampler.dataset, collate_fn=list, num_workers=num_workers,
+        batch_sampler=AspectRatioBatchSampler(sampler, batch_size=2))
+    loop = loop_type.__new__(loop_type)
+    loop.dataloader, loop._epoch, loop._iter = loader, epoch, iteration
+    if loop_type is not EpochBasedTrainLoop:
+        loop.dataloader_iterator = iter(loader)
+    runner = SimpleNamespace(
+        epoch=epoch, iter=iteration, seed=0, train_loop=loop, val_loop=None,
+        logger=SimpleNamespace(info=print, warning=print))
+    return runner, loader
+
+
+def resume(runner, seed_steps=False, **meta):
+    hook = ResumeHook(seed_steps)
+    hook.after_load_checkpoint(runner, dict(meta=meta))
+    hook.before_train(runner)
+
+
+def batches(loader):
+    return [[sample[0] for sample in batch] for batch in loader]
+
+
+@pytest.mark.parametrize('num_done', range(6))
+def test_whole_batches_are_left_out_once(num_done):
+    """Batches grouped by shape: leaving samples out would make other ones."""
+    expected = batches(make_runner()[1])
+    assert len(expected) == 5 and len(set(map(str, expected))) == 5
+    runner, loader = make_runner(epoch=2, iteration=10 + num_done)
+    resume(runner, num_batches=5)
+    assert batches(loader) == expected[num_done:]
+    assert batches(loader) == expected
+
+
+def test_draws_depend_on_the_iteration_alone():
+    runner, loader = make_runner()
+    resume(runner, seed_steps=True)
+    whole = []
+    for runner.train_loop._iter, batch in enumerate(loader, 1):
+        random.random(), np.random.rand(), torch.rand(3)
+        whole.append(batch)
+    resumed, loader = make_runner(iteration=2)
+    resume(resumed, seed_steps=True, num_batches=5)
+    first = next(iter(loader))
+    assert first == whole[2] and first[0][1:] != whole[1][0][1:]
+
+
+def test_the_sampler_gets_the_seed_of_the_checkpoint():
+    runner, loader = make_runner(iteration=5, epoch=1)
+    resume(runner, num_batches=5, sampler_seed=7)
+    sampler = DefaultSampler(Sources(), shuffle=True, seed=7)
+    assert batches(loader) == batches(make_runner(sampler=sampler)[1])
+
+
+@pytest.mark.parametrize('num_batches, iteration', [(4, 9), (5, 16)])
+def test_a_checkpoint_of_another_number_of_batches_is_refused(num_batches, iteration):
+    runner, _ = make_runner(epoch=2, iteration=iteration)
+    with pytest.raises(ValueError, match='same data set, batch size') as error:
+        resume(runner, num_batches=num_batches)
+    assert f'iteration {iteration}, with {num_batches}' in str(error.value)
+
+
+def test_the_start_of_an_epoch_fits_every_number_of_batches():
+    runner, loader = make_runner(epoch=2, iteration=8)
+    resume(runner, num_batches=4)
+    assert len(batches(loader)) == 5
+
+
+def test_workers_of_an_unknown_sampler_in_an_iteration_based_loop_are_refused():
+    runner, _ = make_runner(loop_type=IterBasedTrainLoop, num_workers=2)
+    with pytest.raises(ValueError, match='num_workers=2.*SequentialSampler'):
+        resume(runner, seed_steps=True)
+
+
+def test_signals_in_another_thread_are_not_promised():
+    messages, hook, (runner, _) = [], PreemptionHook(), make_runner()
+    runner.logger.warning = messages.append
+    thread = threading.Thread(target=hook.before_train, args=(runner, ))
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert 'main thread' in messages[0] and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_handlers_are_for_the_training_and_this_process_alone():
+    hook, (runner, _) = PreemptionHook(), make_runner()
+    before = [signal.signal(number, signal.SIG_DFL) for number in SIGNALS]
+    hook.before_train(runner)
+    child = multiprocessing.get_context('fork').Process(
+        target=signal.raise_signal, args=(signal.SIGTERM, ))
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == -signal.SIGTERM
+    hook.restore_handlers()
+    assert [signal.signal(*pair) for pair in zip(SIGNALS, before)] == 2 * [signal.SIG_DFL]

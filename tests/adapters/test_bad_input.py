@@ -247,6 +247,17 @@ def _check_rows(dataset, expected, log):
         assert log() == []
 
 
+def check_sizes(size, expected, tmp_path, log):
+    """The json gives the image another (height, width) than the file has."""
+    content = coco(annotation(1, [40, 30, 9, 9]), annotation(2, [100, 100, 9, 9]))
+    content['images'][BAD].update(height=size[0], width=size[1])
+    write_data(tmp_path, content)
+    dataset = open_data(tmp_path, load=LOAD_MASKS, steps=[dict(type='PackDetInputs')])
+    _check_rows(dataset, expected, log)
+    sample = dataset[BAD]['data_samples']
+    assert sample.source_shape == sample.ori_shape == (HEIGHT, WIDTH)
+
+
 def check_numbers(boxes, expected, tmp_path, log):
     """Boxes xyxy of a data set that, unlike COCO's, looks at none of them."""
     write_data(tmp_path)
@@ -277,6 +288,13 @@ def check_refused(bad, words, tmp_path, log):
     for each in words if isinstance(words, tuple) else (words, ):
         assert each in str(error.value)
     assert str(tmp_path / 'train.json') in str(error.value)
+
+
+def check_no_file(bad, words, tmp_path, log):
+    """What the stock data set says is clear, and is left as it is."""
+    cfg = dict(type='CocoDataset', ann_file=bad, data_root=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=words), explained(cfg):
+        CocoDataset(**without(cfg, 'type'))
 
 
 def check_accepted(bad, words, tmp_path, log):
@@ -419,6 +437,9 @@ CASES = [
     Case('equal boxes', check_rows, [annotation(1, BOX), annotation(2, BOX)],
          Rows([0, 1, 2], [], '')),
     Case('5000 instances', check_rows, many(5000), Rows(list(range(5001)), [], '')),
+    Case('json says larger', check_sizes, (200, 300),
+         Rows([0, 1], [], 'number 2: the box [100.0, 100.0, 109.0, 109.0] lies outside')),
+    Case('json says smaller', check_sizes, (20, 30), Rows([0], [], '')),
     # Boxes of data sets that check nothing.
     Case('NaN, unchecked', check_numbers, [[NAN, 1, 5, 5], [20, 20, 30, 30]],
          Rows([0, 2], [], 'is not finite; dropped')),
@@ -470,6 +491,7 @@ CASES = [
          [annotation(1, EXTRA, **compressed(20, 30))],
          Rows([0], [1], 'cover 600 of 3072 pixels')),
     # Annotation files.
+    Case('no file', check_no_file, 'nowhere.json', 'nowhere.json'),
     Case('json is empty', check_refused, File(''), ('is no json', 'it has 0 bytes')),
     Case('json is text', check_refused, File('hello'), 'is no json'),
     Case('json is truncated', check_refused, File(json.dumps(coco())[:300]),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch.utils.data import DataLoader, Sampler
 
 from lt_mm.adapters.fronts import put_in_front
@@ -36,9 +36,10 @@ class ResumeHook(Hook):
             sees the same images with other augmentations.
 
     Raises:
-        ValueError: If a checkpoint of mid-epoch does not fit the data loader, or if
-            ``seed_steps`` cannot be kept: an iteration-based loop with worker processes
-            needs mmengine 0.10.8 and a sampler that has ``skip``.
+        ValueError: If a checkpoint of mid-epoch does not fit the data loader, if its
+            batch sampler is not one of torch's, or if ``seed_steps`` cannot be kept: an
+            iteration-based loop with worker processes needs mmengine 0.10.8 and a
+            sampler that has ``skip``.
     """
     priority = 'LOWEST'
 
@@ -62,9 +63,7 @@ class ResumeHook(Hook):
         if resumed and isinstance(loop, EpochBasedTrainLoop):
             num_done = self._num_batches_done(runner)
         if num_done or self.seed_steps:
-            batches = put_in_front(_TrainBatches, loop.dataloader.batch_sampler)
-            batches.num_done, batches.loop = num_done, loop
-            batches.is_loaded_at_once = loop.dataloader.num_workers == 0
+            self._number_batches(loop, num_done)
         if self.seed_steps:
             self._seed_data(runner)
         if resumed and self._meta.get('validation_due'):
@@ -98,6 +97,18 @@ class ResumeHook(Hook):
         runner.logger.info(f'{num_done} of {num_batches} batches of epoch '
                            f'{runner.epoch + 1} are done and left out')
         return num_done
+
+    def _number_batches(self, loop: BaseLoop, num_done: int) -> None:
+        batches = loop.dataloader.batch_sampler
+        if not isinstance(batches, Sampler):
+            raise ValueError(
+                'ResumeHook expected a data loader with a batch sampler derived from '
+                f"torch's BatchSampler, found {type(batches).__name__}; for example "
+                "train_dataloader=dict(batch_sampler=dict(type='BatchSampler', "
+                'drop_last=False))')
+        put_in_front(_TrainBatches, batches)
+        batches.num_done, batches.loop = num_done, loop
+        batches.is_loaded_at_once = loop.dataloader.num_workers == 0
 
     def _seed_data(self, runner) -> None:
         loop = runner.train_loop

@@ -11,7 +11,9 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as stock_module
+from mmengine.runner import load_checkpoint
 from torch import nn
 
 from lt_mm.adapters import launch
@@ -20,6 +22,7 @@ from lt_mm.adapters.checkpoints import (AtomicBackend, AtomicCheckpointHook,
                                         find_resumable, is_complete, load_weights_only,
                                         write_last_checkpoint)
 from lt_mm.registry import HOOKS
+from tests.adapters.interrupted_runs import write_config, write_pictures
 
 
 class Malicious:
@@ -177,6 +180,7 @@ def malicious(tmp_path):
     return write(tmp_path / 'malicious.pth', checkpoint(extra=Malicious(tmp_path / 'ran')))
 
 
+@pytest.mark.filterwarnings('ignore:Environment variable TORCH_FORCE_NO')
 def test_code_in_a_checkpoint_does_not_run(malicious, tmp_path):
     model, stock = nn.Linear(2, 1), dict(CheckpointLoader._schemes)
     with checkpoint_loading():
@@ -191,6 +195,10 @@ def test_code_in_a_checkpoint_does_not_run(malicious, tmp_path):
     with checkpoint_loading(trusted=True):
         load_checkpoint(model, malicious)
     assert (tmp_path / 'ran').is_dir()
+    (tmp_path / 'ran').rmdir()
+    if hasattr(stock_module, '_safe_torch_load'):  # what newer MMEngines do by themselves
+        load_checkpoint(model, malicious)
+        assert (tmp_path / 'ran').is_dir()
     assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
     assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ
 
@@ -242,6 +250,17 @@ def train(tmp_path, text='', **arguments):
     path = tmp_path / 'config.py'
     path.write_text('train_dataloader = dict(dataset=dict())\n' + text)
     launch.train(str(path), work_dir=str(tmp_path), **arguments)
+
+
+@pytest.mark.parametrize('setting', ['resume', 'load_from', 'model.backbone.init_cfg'])
+def test_no_way_into_the_tools_runs_code(malicious, tmp_path, setting):
+    config = write_config(write_pictures(tmp_path / 'pictures'), tmp_path)
+    options = {'load_from': malicious, 'resume': setting == 'resume'}
+    if setting == 'model.backbone.init_cfg':
+        options = {setting: dict(type='Pretrained', checkpoint=malicious)}
+    with pytest.raises(UntrustedCheckpointError, match='posix.mkdir'):
+        launch.train(str(config), work_dir=str(tmp_path), cfg_options=options)
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_tools_make_interruptions_harmless(built, tmp_path):

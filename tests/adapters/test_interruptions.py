@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from lt_mm.adapters.checkpoints import find_resumable, load_weights_only
 from lt_mm.adapters.preemption import REQUEUE_EXIT_CODE, SIGNALS, PreemptionHook
-from lt_mm.adapters.resuming import ResumeHook
+from lt_mm.adapters.resuming import ResumeHook, _Batch
 from tests.adapters.interrupted_runs import (BATCHES, assert_same_weights, output, run,
                                              trace, validation, write_config,
                                              write_pictures)
@@ -275,7 +276,7 @@ def make_runner(epoch=0, iteration=0, loop_type=EpochBasedTrainLoop, num_workers
     loop = loop_type.__new__(loop_type)
     loop.dataloader, loop._epoch, loop._iter = loader, epoch, iteration
     if loop_type is not EpochBasedTrainLoop:
-        loop.dataloader_iterator = iter(loader)
+        loop.dataloader_iterator = None
     runner = SimpleNamespace(
         epoch=epoch, iter=iteration, seed=0, train_loop=loop, val_loop=None,
         logger=SimpleNamespace(info=print, warning=print))
@@ -341,6 +342,22 @@ def test_workers_of_an_unknown_sampler_in_an_iteration_based_loop_are_refused():
     runner, _ = make_runner(loop_type=IterBasedTrainLoop, num_workers=2)
     with pytest.raises(ValueError, match='num_workers=2.*SequentialSampler'):
         resume(runner, seed_steps=True)
+
+
+def test_batches_of_another_kind_are_refused():
+    runner, _ = make_runner()
+    runner.train_loop.dataloader = DataLoader(Sources(), batch_sampler=[[0, 1], [2, 3]])
+    with pytest.raises(ValueError, match="BatchSampler.*list"):
+        resume(runner, seed_steps=True)
+
+
+def test_seeded_data_go_to_workers_that_are_not_forked():
+    runner, loader = make_runner()
+    resume(runner, seed_steps=True)
+    expected = next(iter(loader))
+    data = pickle.loads(pickle.dumps(loader.dataset))
+    indices = pickle.loads(pickle.dumps(_Batch([sample[0] for sample in expected], 0)))
+    assert data.__getitems__(indices) == expected
 
 
 def test_signals_in_another_thread_are_not_promised():

@@ -14,6 +14,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from lt_mm.adapters.head import source_ids_of
+from lt_mm.adapters.checkpoints import checkpoint_loading
 from lt_mm.adapters.launch import load_config
 from lt_mm.core.geometry import boxes_to_source
 from lt_mm.core.pairing import greedy_iou_groups
@@ -47,6 +48,7 @@ def draw_replicas(config: str, checkpoint: str, out: str, index: Optional[int] =
 
     Raises:
         MissingRecordError: If the training pipeline records nothing.
+        UntrustedCheckpointError: If the checkpoint holds code.
         ValueError: If no single matrix describes a replica.
     """
     cfg = load_config(config)
@@ -55,7 +57,8 @@ def draw_replicas(config: str, checkpoint: str, out: str, index: Optional[int] =
     if index is None:
         index = _telling_index(dataset)
     model = MODELS.build(cfg.model)
-    load_checkpoint(model, checkpoint, map_location='cpu')
+    with checkpoint_loading():
+        load_checkpoint(model, checkpoint, map_location='cpu')
     np.random.seed(seed)
     replicas = [dataset[index] for _ in range(num_replicas)]
     source_ids_of([replica['data_samples'] for replica in replicas])

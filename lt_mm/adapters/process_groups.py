@@ -70,7 +70,8 @@ def prepare_process_group(cfg: Config) -> None:
     starts the process group on gloo, and gives ``cfg`` the wrapper of the model for it.
 
     Raises:
-        LaunchError: If the environment is incomplete, or the port is taken.
+        LaunchError: If the environment is incomplete, the host of rank 0 is unknown, or
+            the port is taken.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
@@ -83,8 +84,10 @@ def prepare_process_group(cfg: Config) -> None:
         ranks = read_ranks(launcher, os.environ)
         _export(ranks, os.environ)
         # torchrun's agent listens already, and its ranks connect to it.
-        if ranks.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
-            check_port(ranks.master_port, launcher)
+        if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+            check_address(ranks.master_addr, launcher)
+            if ranks.rank == 0:
+                check_port(ranks.master_port, launcher)
     if get_device() == 'cpu':
         _start_gloo(cfg, dist_cfg.get('timeout'))
 
@@ -119,6 +122,21 @@ def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
             'use tools/slurm_train.sh')
     return Ranks(rank, world_size, local_rank, _master_addr(launcher, environ),
                  _master_port(launcher, environ))
+
+
+def check_address(host: str, launcher: str) -> None:
+    """Checks that rank 0's host is known, for which torch would wait for minutes.
+
+    Raises:
+        LaunchError: If it has no address here.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise LaunchError(
+            f'the host of rank 0, {host}, has no address on {socket.gethostname()} '
+            f'({error.strerror}); name one that has, or its number, for all ranks: '
+            f'{_SETTINGS[launcher].format("MASTER_ADDR=10.0.0.7")}') from None
 
 
 def check_port(port: int, launcher: str) -> None:

@@ -41,7 +41,13 @@ def port_in_use():
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Sets the environment of a launch, from which every trace goes away again."""
+    """Sets the environment of a launch on node7; every trace goes away again."""
+
+    def resolve(host, *_):
+        if host not in ('node7', '127.0.0.1'):
+            raise socket.gaierror(-2, 'Name or service not known')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve)
     monkeypatch.setattr(os, 'environ', dict(os.environ))
     for name in [*TORCHRUN, *SLURM, *MPI, 'TORCHELASTIC_USE_AGENT_STORE']:
         os.environ.pop(name, None)
@@ -182,6 +188,14 @@ def test_taken_port_is_named_with_the_remedy():
 
 
 # ------------------------------------------------------------------------ preparation
+
+
+
+def test_unknown_host_of_rank_0_is_named_at_once(launched):
+    launched(dict(SLURM, SLURM_NODELIST='node8'))
+    with pytest.raises(LaunchError, match='rank 0, node8, has no address') as error:
+        prepare_process_group(Config(dict(launcher='slurm')))
+    assert 'export MASTER_ADDR=' in str(error.value)
 
 
 @pytest.fixture

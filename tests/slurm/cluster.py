@@ -1,4 +1,8 @@
-"""A SLURM cluster of one node on loopback, in a folder of its own, for tests."""
+"""A SLURM cluster of two nodes on loopback, in a folder of its own, for tests.
+
+Both nodes are this machine, on which SLURM's daemon for a node runs twice. Their names,
+node1 and node2, are SLURM's alone: no host has them.
+"""
 import contextlib
 import getpass
 import os
@@ -11,7 +15,6 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Optional
 
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'squeue')
-RESERVED_PORTS = range(12000, 12101)
 _START_SECONDS = 30
 
 # AuthInfo: SLURM holds a requeued job back for as long as a credential is valid.
@@ -19,24 +22,22 @@ _START_SECONDS = 30
 _SLURM_CONF = """
 ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
 CryptoType=crypto/munge
 AuthInfo=socket={root}/munge.socket,cred_expire=5
 StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool
+SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd.pid
+SlurmdPidFile={root}/slurmd.%n.pid
 SlurmctldLogFile={root}/slurmctld.log
-SlurmdLogFile={root}/slurmd.log
+SlurmdLogFile={root}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
-MpiParams=ports={reserved.start}-{reserved.stop}
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -46,9 +47,10 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
-PartitionName=normal Nodes={host} Default=YES PriorityTier=1 GraceTime=60
-PartitionName=urgent Nodes={host} PriorityTier=2 PreemptMode=OFF
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4
+PartitionName=normal Nodes=node[1-2] Default=YES PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=node[1-2] PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -115,11 +117,12 @@ def running_cluster() -> Iterator[Cluster]:
                 ('seed-file', 'seed'), ('log-file', 'log')))))
         _wait_for(cluster, daemons, (root / 'munge.socket').exists)
         daemons.append(_start(cluster, 'slurmctld', '-D'))
-        daemons.append(_start(cluster, 'slurmd', '-D'))
+        for node in ('node1', 'node2'):
+            daemons.append(_start(cluster, 'slurmd', '-D', '-N', node))
         _wait_for(cluster, daemons, lambda: _idle(cluster))
         yield cluster
     finally:
-        if len(daemons) == 3:
+        if len(daemons) == 4:
             _kill_jobs(cluster)
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -153,11 +156,10 @@ def _write_configuration(root: Path) -> None:
     (root / 'spool').mkdir()
     (root / 'munge.key').write_bytes(os.urandom(128))
     (root / 'munge.key').chmod(0o400)
-    controller_port, node_port = _free_ports(2)
     (root / 'slurm.conf').write_text(_SLURM_CONF.format(
         name=root.name.lower().replace('_', ''), root=root,
         host=socket.gethostname().partition('.')[0],
-        reserved=RESERVED_PORTS, controller_port=controller_port, node_port=node_port))
+        ports=_free_ports(3)))
 
 
 def _free_ports(count: int) -> List[int]:
@@ -172,15 +174,15 @@ def _free_ports(count: int) -> List[int]:
 
 
 def _start(cluster: Cluster, program: str, *arguments: str) -> subprocess.Popen:
-    with open(cluster.root / f'{program}.out.log', 'w') as output:
+    with open(cluster.root / f'{program}.out.log', 'a') as output:
         return subprocess.Popen([_find(program), *arguments], env=cluster.environment,
                                 stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
 def _idle(cluster: Cluster) -> bool:
-    found = subprocess.run(['sinfo', '--noheader', '--format=%T'],
+    found = subprocess.run(['sinfo', '--noheader', '--format=%D %T', '-p', 'normal'],
                            env=cluster.environment, capture_output=True, text=True)
-    return 'idle' in found.stdout.split()
+    return found.stdout.split() == ['2', 'idle']
 
 
 def _wait_for(cluster: Cluster, daemons: List[subprocess.Popen], ready) -> None:

@@ -1,4 +1,4 @@
-"""``tools/slurm_train.sh`` on a real SLURM: one node on loopback, started for this.
+"""``tools/slurm_train.sh`` on a real SLURM: two nodes on loopback, started for this.
 
 All of them in one module, with one cluster. Its ports and folders are its own, so that
 another copy of these tests may run beside it.
@@ -18,7 +18,7 @@ from mmengine.config import Config
 from lt_mm.adapters.process_groups import read_ranks
 from tests.launch_data import (REPOSITORY, STEPS_AN_EPOCH, assert_trained_alike,
                                environment, write_config)
-from tests.slurm.cluster import RESERVED_PORTS, running_cluster, why_unavailable
+from tests.slurm.cluster import running_cluster, why_unavailable
 
 SCRIPT = REPOSITORY / 'tools' / 'slurm_train.sh'
 RESULT_SECONDS = 150
@@ -52,7 +52,8 @@ class Job:
     def __init__(self, cluster, config, work_dir, *arguments, path='', **settings):
         self.cluster, self.work_dir = cluster, Path(work_dir)
         variables = environment(SLURM_CONF=cluster.environment['SLURM_CONF'], **{
-            **dict(GPUS='0', NTASKS='2', CPUS_PER_TASK='1'), **settings})
+            **dict(GPUS='0', NTASKS='2', CPUS_PER_TASK='1', MASTER_ADDR='127.0.0.1'),
+            **settings})
         variables['PATH'] = f'{path}:{variables["PATH"]}'
         self.script = subprocess.Popen(
             ['bash', str(SCRIPT), 'normal', 'small', str(config), str(work_dir),
@@ -103,9 +104,9 @@ class Job:
 
 
 def preempt(cluster):
-    """Submits a job that needs the whole node and goes first; returns its number."""
-    return cluster.run('sbatch', '--parsable', '--partition=urgent', '--exclusive',
-                       '--output=/dev/null', '--wrap=true').strip()
+    """Submits a job that needs both nodes and goes first."""
+    cluster.run('sbatch', '--partition=urgent', '--exclusive', '--nodes=2',
+                '--output=/dev/null', '--wrap=true')
 
 
 # -------------------------------------------------------------------------- trainings
@@ -116,7 +117,7 @@ def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
     jobs = [
         submit(config, tmp_path / name, '--cfg-options',
             'optim_wrapper.optimizer.lr=0.02', 'notes.scales=[(64, 48), (32, 24)]',
-            'notes.text=$HOME"*"')
+            'notes.text=$HOME"*"', SBATCH_ARGS='--nodelist=node1')
         for name in ('first one', 'second')]
     jobs[0].wait_until(lambda: jobs[0].state() == jobs[1].state() == 'RUNNING')
     ports = set()
@@ -134,20 +135,21 @@ def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
 
 def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(
         cluster, submit, tmp_path):
-    """Warned as before the time limit, then preempted, then left alone."""
+    """On two nodes: warned as before the time limit, then preempted, then left alone."""
     epochs = 6
     config = write_config(tmp_path, **{
         'train_cfg.max_epochs': epochs,
         'train_dataloader.num_workers': 1,
         'custom_hooks': [dict(type='WriteRankRecords', pause=0.25)],
     })
-    job = submit(config, tmp_path / 'work')
+    job = submit(config, tmp_path / 'work',
+                 SBATCH_ARGS='--nodes=2 --ntasks-per-node=1')
     job.wait_for_step(start=0, count=4)
     cluster.run('scancel', '--signal=USR1', job.id)
     job.wait_for_step(start=1)
     preempt(cluster)
     job.wait_until(lambda: job.state() == 'COMPLETED')
-    assert_trained_alike(job.work_dir, epochs)
+    assert_trained_alike(job.work_dir, epochs, local_ranks=(0, 0))
     every_step = list(range(1, epochs * STEPS_AN_EPOCH + 1))
     for rank in (0, 1):
         steps = job.steps(rank)
@@ -227,17 +229,20 @@ def test_failure_is_passed_on_and_not_repeated(submit, stub, tmp_path):
     assert 'requeue' not in job.text()
 
 
-def test_ranks_and_ports_of_real_steps(cluster):
+def test_ranks_and_ports_of_real_steps(cluster, monkeypatch):
+    monkeypatch.setenv('SLURM_CONF', cluster.environment['SLURM_CONF'])
+
     def ranks(*options):
         text = cluster.run('srun', '--ntasks=2', *options, 'bash', '-c',
-                           'env | grep ^SLURM | tr "\\n" " "; echo')
-        found = [read_ranks('slurm', dict(pair.split('=', 1) for pair in line.split()))
-                 for line in text.splitlines()]
-        assert sorted(rank[:3] for rank in found) == [(0, 2, 0), (1, 2, 1)]
-        assert found[0][3:] == found[1][3:]
-        return found[0]
+                           'echo $(env | grep ^SLURM)')
+        return sorted(
+            read_ranks('slurm', dict(pair.split('=', 1) for pair in line.split()))
+            for line in text.splitlines())
 
-    first, second, reserved = ranks(), ranks(), ranks('--resv-ports=1')
-    assert first.master_addr == cluster.run('hostname', '-s').strip()
-    assert first.master_port != second.master_port
-    assert reserved.master_port in RESERVED_PORTS
+    one_node, two_nodes = ranks('--nodelist=node2'), ranks('--nodes=2')
+    assert [rank[:4] for rank in one_node] == [
+        (0, 2, 0, 'node2'), (1, 2, 1, 'node2')]
+    assert [rank[:4] for rank in two_nodes] == [
+        (0, 2, 0, 'node1'), (1, 2, 0, 'node1')]
+    ports = [{rank.master_port for rank in step} for step in (one_node, two_nodes)]
+    assert [len(step) for step in ports] == [1, 1] and ports[0] != ports[1]

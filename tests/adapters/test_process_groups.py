@@ -190,7 +190,6 @@ def test_taken_port_is_named_with_the_remedy():
 # ------------------------------------------------------------------------ preparation
 
 
-
 def test_unknown_host_of_rank_0_is_named_at_once(launched):
     launched(dict(SLURM, SLURM_NODELIST='node8'))
     with pytest.raises(LaunchError, match='rank 0, node8, has no address') as error:

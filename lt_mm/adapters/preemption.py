@@ -117,8 +117,11 @@ class PreemptionHook(Hook):
 
     def _is_asked_to_stop(self) -> bool:
         """The same on all ranks, who have to ask together."""
-        self._signal = self._maximum(self._signal)
-        return self._signal > 0
+        number = self._maximum(self._signal)
+        if number == 0:  # and a signal that came meanwhile is for the next time
+            return False
+        self._signal = number
+        return True
 
     def _maximum(self, number: int) -> int:
         if self._group is None:
@@ -140,8 +143,8 @@ class PreemptionHook(Hook):
             # Launchers kill the others when one rank ends.
             torch_dist.barrier(group=self._group)
         runner.logger.warning(
-            f'{signal.Signals(self._signal).name}: stopped after {runner.iter} iterations '
-            f'and saved {name}; ends with exit code {REQUEUE_EXIT_CODE}. '
+            f'{signal.Signals(self._signal).name}: stopped after {runner.iter} '
+            f'iterations and saved {name}; ends with exit code {REQUEUE_EXIT_CODE}. '
             'Go on with: tools/train.py ... --resume')
         self.restore_handlers()
         raise SystemExit(REQUEUE_EXIT_CODE)
@@ -175,14 +178,16 @@ def _remove_superseded(work_dir: str) -> None:
 
 def _detach_workers(dataloader: DataLoader) -> None:
     """Makes a loader's processes outlive the signals, which may go to all processes."""
-    dataloader.worker_init_fn = functools.partial(_start_worker, dataloader.worker_init_fn)
+    dataloader.worker_init_fn = functools.partial(
+        _start_worker, dataloader.worker_init_fn)
 
 
 def _start_worker(init: Optional[Callable[[int], None]], worker_id: int) -> None:
     os.setsid()
     if hasattr(signal, 'sigwaitinfo'):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=_end_for_parent, args=(os.getppid(), ), daemon=True).start()
+        threading.Thread(
+            target=_end_for_parent, args=(os.getppid(), ), daemon=True).start()
     if init is not None:
         init(worker_id)
 

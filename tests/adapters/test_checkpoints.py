@@ -177,7 +177,8 @@ def test_numpys_names_of_both_major_versions_are_known(tmp_path):
 @pytest.fixture
 def malicious(tmp_path):
     """A checkpoint of a linear layer that makes a folder when it is loaded."""
-    return write(tmp_path / 'malicious.pth', checkpoint(extra=Malicious(tmp_path / 'ran')))
+    content = checkpoint(extra=Malicious(tmp_path / 'ran'))
+    return write(tmp_path / 'malicious.pth', content)
 
 
 @pytest.mark.filterwarnings('ignore:Environment variable TORCH_FORCE_NO')
@@ -265,7 +266,8 @@ def test_no_way_into_the_tools_runs_code(malicious, tmp_path, setting):
 
 def test_tools_make_interruptions_harmless(built, tmp_path):
     train(tmp_path)
-    train(tmp_path, "default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=7))\n"
+    train(tmp_path, "stock = dict(type='CheckpointHook', interval=7)\n"
+                    'default_hooks = dict(checkpoint=stock)\n'
                     "custom_hooks = [dict(type='ResumeHook', seed_steps=True)]\n")
     train(tmp_path, "default_hooks = dict(checkpoint=dict(type='Other'))\n")
     hooks = [dict(type='lt_mm.PreemptionHook'), dict(type='lt_mm.ResumeHook')]

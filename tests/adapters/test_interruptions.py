@@ -196,7 +196,8 @@ def test_accumulated_gradients_are_used_before_the_run_stops(pictures, tmp_path)
 @pytest.mark.slow
 def test_samples_without_seeds_in_the_config(pictures, tmp_path):
     """The sampler draws a seed, which the checkpoint keeps: no sample twice."""
-    config = write_config(pictures, tmp_path, seed_steps=False, randomness=dict(seed=None))
+    config = write_config(pictures, tmp_path, seed_steps=False,
+                          randomness=dict(seed=None))
     interrupt = dict(number=signal.SIGTERM, at=BATCHES + 2)
     assert run(config, tmp_path / 'run', interrupt) == REQUEUE_EXIT_CODE
     assert run(config, tmp_path / 'run') == 0
@@ -231,7 +232,8 @@ def test_two_processes_of_which_one_gets_the_signal(pictures, tmp_path, stage):
     stopped = write_config(pictures, tmp_path / 'stopped', hooks=[interrupt], **options)
     first = torchrun(stopped, tmp_path / 'run')
     log = first.communicate(timeout=240)[0]
-    assert first.returncode == 1 and f'exitcode  : {REQUEUE_EXIT_CODE}' in log, log[-3000:]
+    assert first.returncode == 1, log[-3000:]
+    assert f'exitcode  : {REQUEUE_EXIT_CODE}' in log, log[-3000:]
     num_done = 2 if stage == 'train' else BATCHES // 2
     assert (tmp_path / 'run' / f'preempted_iter_{num_done}.pth').is_file()
     for rank in range(2):

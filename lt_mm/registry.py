@@ -11,6 +11,7 @@ from typing import Callable, TypeVar
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TASK_UTILS as ROOT_TASK_UTILS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
@@ -29,6 +30,7 @@ def _child_of(root: Registry) -> Registry:
 BATCH_AUGMENTS = _child_of(MMPRETRAIN_BATCH_AUGMENTS)
 DATA_SAMPLERS = _child_of(ROOT_DATA_SAMPLERS)
 HOOKS = _child_of(ROOT_HOOKS)
+LOOPS = _child_of(ROOT_LOOPS)
 MODELS = _child_of(ROOT_MODELS)
 TASK_UTILS = _child_of(ROOT_TASK_UTILS)
 TRANSFORMS = _child_of(ROOT_TRANSFORMS)

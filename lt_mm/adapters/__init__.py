@@ -9,6 +9,8 @@ from lt_mm.adapters.checkpoints import AtomicCheckpointHook
 from lt_mm.adapters.cifar_backbones import CifarDenseNet, CifarResNet
 from lt_mm.adapters.freezing import Frozen
 from lt_mm.adapters.head import LossTransformHead
+from lt_mm.adapters.micro_batches import (MicroBatchIterTrainLoop,
+                                          MicroBatchTrainLoop)
 from lt_mm.adapters.nasnet_mobile import NASNetMobile
 from lt_mm.adapters.pipeline import InvertiblePipeline
 from lt_mm.adapters.preemption import PreemptionHook
@@ -23,8 +25,9 @@ from lt_mm.adapters.torchvision_backbone import TorchvisionBackbone
 __all__ = [
     'AtomicCheckpointHook', 'CifarDenseNet', 'CifarResNet', 'Cutout', 'Frozen',
     'GroupedClsDataPreprocessor', 'GroupedCutMix', 'GroupedMixup',
-    'GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler',
-    'InvertiblePipeline', 'LossTransformHead', 'NASNetMobile', 'PreemptionHook',
-    'ResumeHook', 'SourceTrackingSampler', 'SupConHead', 'TorchvisionAnchorGenerator',
-    'TorchvisionBackbone', 'cls_heads', 'dense_heads'
+    'GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler', 'InvertiblePipeline',
+    'LossTransformHead', 'MicroBatchIterTrainLoop', 'MicroBatchTrainLoop',
+    'NASNetMobile', 'PreemptionHook', 'ResumeHook', 'SourceTrackingSampler',
+    'SupConHead', 'TorchvisionAnchorGenerator', 'TorchvisionBackbone', 'cls_heads',
+    'dense_heads'
 ]

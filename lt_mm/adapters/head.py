@@ -211,9 +211,12 @@ class ConsistencyHead(Front):
 
     Attributes:
         lt_options: The options of the wrap.
+        lt_micro_batches: What joins the micro-batches of a step
+            (:mod:`lt_mm.adapters.micro_batches`), while one is run.
     """
     prefix = 'LossTransform'
     lt_options: ConsistencyOptions
+    lt_micro_batches: Any = None
     _lt_excess = 0
 
     def _term(self, kind: str, compute, losses: Dict[str, Tensor]) -> None:
@@ -242,7 +245,10 @@ class ConsistencyHead(Front):
                            detach_mean=options.detach_mean, avg_factor=avg_factor)
 
     def _exchange(self, count: int, device: torch.device) -> OwnRank:
-        """What joins ``count`` predictions with those of the other ranks."""
+        """What joins ``count`` predictions with those of the other ranks or micro-batches.
+        """
+        if self.lt_micro_batches is not None:
+            return self.lt_micro_batches.exchange(count, device)
         return exchange(self.lt_options.across_ranks, count, device)
 
     def _watch_groups(self, source_ids: List[int], device: torch.device) -> None:
@@ -253,7 +259,10 @@ class ConsistencyHead(Front):
         """
         if all(schedule.is_zero for schedule in self.lt_options.schedules.values()):
             return
-        source_ids = self._exchange(len(source_ids), device).join_numbers(source_ids)
+        ranks = self._exchange(len(source_ids), device)
+        source_ids = ranks.join_numbers(source_ids)
+        if not ranks.is_complete:
+            return
         sizes = Counter(source_ids)
         whole = min(sizes.values(), default=2) > 1
         self._lt_excess = 0 if whole else self._lt_excess + 1

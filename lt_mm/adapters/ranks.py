@@ -16,8 +16,10 @@ class OwnRank:
 
     Attributes:
         is_alone: Whether this rank's predictions are all that there are.
+        is_complete: Whether all others are known.
     """
     is_alone = True
+    is_complete = True
 
     def join(self, values: Tensor) -> Tensor:
         """(n, ...) of this rank to (N, ...) of all ranks, rank after rank."""

@@ -127,14 +127,14 @@ class MaskConsistency(ConsistencyHead):
         matrices = of_annotations('source_matrices', records, annotations)
         ranks = self._exchange(len(labels), labels.device)
         group_ids, boxes = self._pair(rois, labels, records, annotations, ranks)
-        hulls = ranks.own(group_hulls(ranks.join(boxes), group_ids))
+        hulls = group_hulls(ranks.join(boxes), group_ids)
         channels = torch.zeros_like(labels) if self.class_agnostic else labels
         rows = torch.arange(len(labels), device=labels.device)
-        masks, inside = masks_to_source(mask_preds[rows, channels], rois, matrices,
-                                        hulls, self.lt_options.mask_grid)
+        masks, inside = masks_to_source(
+            ranks.join(mask_preds[rows, channels]), ranks.join(rois),
+            ranks.join(matrices), hulls, self.lt_options.mask_grid)
         return mask_consistency(
-            ranks.join(masks), ranks.join(inside), group_ids,
-            temperature=self.lt_options.temperature,
+            masks, inside, group_ids, temperature=self.lt_options.temperature,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=ranks.total(max(len(mask_preds), 1)))
 

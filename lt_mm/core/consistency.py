@@ -14,13 +14,14 @@ term and, in float32 or wider, a finite gradient, however large they are; NaN st
 where it is paired. Time and memory are linear in the number of predictions: the mean is
 a segment reduction.
 """
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from lt_mm.core.pairing import compact_ids, is_paired
+from lt_mm.core.pairing import PairedGroups, paired_groups
 
 # Smallest side of a box in pixels, so that a collapsed prediction has a finite KL.
 MIN_BOX_SIDE = 1e-2
@@ -30,6 +31,8 @@ _LARGEST = 1e30
 _LARGEST_RATIO = 1e9
 # Share of a box side's distribution that is spread over all bins of the group.
 BIN_FLOOR = 1e-3
+# Entries of a block of rows: what a processor's cache holds, or enough for a card.
+_CPU_BLOCK, _DEVICE_BLOCK = 2**18, 2**20
 
 
 def categorical_consistency(logits: Tensor,
@@ -55,14 +58,95 @@ def categorical_consistency(logits: Tensor,
             not positive.
     """
     _check(logits, group_ids, avg_factor, temperature)
-    paired = is_paired(group_ids)
+    groups = paired_groups(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
-        log_p = F.log_softmax(_only(paired, logits) / temperature, dim=1)
-        mean = _group_mean(log_p.exp(), group_ids, detach_mean)
+        total = _CategoricalSum.apply(logits, *groups, temperature, detach_mean)
+        return total / (avg_factor or max(len(logits), 1))
+
+
+class _CategoricalSum(torch.autograd.Function):
+    """sum_i D_KL(pbar_i || p_i) of softmax predictions, with its own backward.
+
+    With p = softmax(z / T), and for a group g of m members the means pbar and L of
+    their p and log p, all members have one mean and the sum is one over groups::
+
+        sum_g m <pbar, w>    with  w = log(pbar) - L
+
+    Row k of the gradient, with respect to z_k / T, is what the KL of k itself says,
+    p_k - pbar, and, through the mean, d sum / d pbar = m (w + 1), of which p_k has the
+    share 1 / m. The 1 vanishes in the softmax, whose rows sum to one::
+
+        p_k - pbar + p_k * (w - <p_k, w>)
+
+    Only pbar and w are kept for the backward pass, N / 2 rows each, and the softmax is
+    made again there. Both passes go through blocks of rows, so that what lies between
+    them stays small, and in the cache of a processor.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, numbers: Tensor, sizes: Tensor, paired: Tensor,
+                temperature: float, detach_mean: bool) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        mean = logits.new_zeros(len(sizes), logits.shape[1], dtype=dtype)
+        mean_log = torch.zeros_like(mean)
+        log_totals = mean.new_zeros(len(sizes), 1)
+        for rows, group in _blocks(logits, numbers):
+            scaled = _below_largest(rows, temperature)
+            mean_log.index_add_(0, group, scaled)
+            p = scaled.exp_()
+            totals = p.sum(dim=1, keepdim=True)
+            mean.index_add_(0, group, p.div_(totals))
+            log_totals.index_add_(0, group, totals.log_())
+        counts = sizes[:, None].clamp(min=1)
+        mean.div_(counts)
+        mean_log.sub_(log_totals).div_(counts)
         # mean * log(mean) tends to 0 with the mean, and so does its gradient there.
-        log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
-        divergence = (mean * (log_mean - log_p)).sum(dim=1)
-        return _average(divergence, paired, avg_factor)
+        log_ratio = mean.clamp(min=torch.finfo(dtype).tiny).log_().sub_(mean_log)
+        del mean_log
+        for unpaired in (mean[-1], log_ratio[-1]):
+            unpaired.zero_()
+        ctx.save_for_backward(logits, numbers, paired, mean,
+                              None if detach_mean else log_ratio)
+        ctx.temperature = temperature
+        return (sizes * torch.linalg.vecdot(mean, log_ratio)).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        logits, numbers, paired, mean, log_ratio = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        scale = grad_output.to(mean.dtype) / ctx.temperature
+        for rows, group, keep, out in _blocks(logits, numbers, paired, gradient):
+            p = _below_largest(rows, ctx.temperature).exp_()
+            p.div_(p.sum(dim=1, keepdim=True))
+            if log_ratio is None:
+                row = p.clone()
+            else:
+                row = log_ratio.index_select(0, group).mul_(p)
+                row.addcmul_(p, 1 - row.sum(dim=1, keepdim=True))
+            row.sub_(torch.index_select(mean, 0, group, out=p)).mul_(scale)
+            out.copy_(row.masked_fill_(~keep[:, None], 0))
+        return gradient, None, None, None, None, None
+
+
+def _blocks(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:
+    """Views of the same consecutive rows of all tensors, the first being (N, C)."""
+    entries = _CPU_BLOCK if tensors[0].device.type == 'cpu' else _DEVICE_BLOCK
+    num_rows = max(entries // max(tensors[0].shape[1], 1), 1)
+    return zip(*(tensor.split(num_rows) for tensor in tensors))
+
+
+def _below_largest(logits: Tensor, temperature: float) -> Tensor:
+    """A copy of logits / temperature (N, C), shifted so that 0 is the largest of a row.
+
+    In float32 at least. What lies too far below the largest counts as ``-_LARGEST``:
+    sums stay finite.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    shifted = wide - wide.amax(dim=1, keepdim=True)
+    if temperature != 1:
+        shifted.div_(temperature)
+    return shifted.clamp_(min=-_LARGEST)
 
 
 def bernoulli_consistency(logits: Tensor,
@@ -88,11 +172,11 @@ def bernoulli_consistency(logits: Tensor,
             not positive.
     """
     _check(logits, group_ids, avg_factor, temperature)
-    paired = is_paired(group_ids)
+    groups = paired_groups(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
-        scaled = _only(paired, logits) / temperature
-        divergence = _bernoulli_divergence(scaled, group_ids, detach_mean)
-        return _average(divergence.sum(dim=1), paired, avg_factor)
+        scaled = _only(groups.paired, logits) / temperature
+        divergence = _bernoulli_divergence(scaled, groups, detach_mean)
+        return _average(divergence.sum(dim=1), groups.paired, avg_factor)
 
 
 def box_consistency(boxes_xyxy: Tensor,
@@ -126,18 +210,18 @@ def box_consistency(boxes_xyxy: Tensor,
     if boxes_xyxy.shape[1] != 4:
         raise ValueError(f'boxes have shape {tuple(boxes_xyxy.shape)}; expected (N, 4), '
                          'xyxy, one box for each prediction')
-    paired = is_paired(group_ids)
+    groups = paired_groups(group_ids)
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
-        boxes = _only(paired, boxes_xyxy)
+        boxes = _only(groups.paired, boxes_xyxy)
         # Squares, and the gradients of quotients, leave float32 long before boxes do.
         center, sigma = _gaussians(boxes.double())
         mean_center, mean_sigma = _gaussians(
-            _group_mean(boxes.double(), group_ids, detach_mean))
+            _group_mean(boxes.double(), groups, detach_mean))
         ratio = mean_sigma / sigma
         offset = ((mean_center - center) / sigma).clamp(-_LARGEST_RATIO, _LARGEST_RATIO)
         squares = ratio.clamp(max=_LARGEST_RATIO).square() + offset.square()
         divergence = (squares / 2 - ratio.log() - 0.5).sum(dim=1)
-        return _average(divergence, paired, avg_factor).to(boxes.dtype)
+        return _average(divergence, groups.paired, avg_factor).to(boxes.dtype)
 
 
 def mask_consistency(mask_logits: Tensor,
@@ -173,15 +257,15 @@ def mask_consistency(mask_logits: Tensor,
                          f'{tuple(inside.shape)}; expected (N, H, W) both')
     logits, inside = mask_logits.flatten(1), inside.flatten(1)
     _check(logits, group_ids, avg_factor, temperature)
-    paired = is_paired(group_ids)
+    groups = paired_groups(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
-        scaled = _only(paired, logits) / temperature
+        scaled = _only(groups.paired, logits) / temperature
         seen = inside.to(scaled)
-        shared = (seen > 0) & (_group_sum(seen, group_ids) > 1)
-        divergence = _bernoulli_divergence(scaled, group_ids, detach_mean, weights=seen)
+        shared = (seen > 0) & (_group_sum(seen, groups) > 1)
+        divergence = _bernoulli_divergence(scaled, groups, detach_mean, weights=seen)
         pixels = shared.sum(dim=1)
         mean = torch.where(shared, divergence, 0).sum(dim=1) / pixels.clamp(min=1)
-        return _average(mean, paired, avg_factor)
+        return _average(mean, groups.paired, avg_factor)
 
 
 def side_consistency(side_logits: Tensor,
@@ -219,26 +303,27 @@ def side_consistency(side_logits: Tensor,
         raise ValueError(f'side logits have shape {shape} and positions '
                          f'{tuple(positions.shape)}; expected (N, 4, K) both, K > 0')
     _check(side_logits.flatten(1), group_ids, avg_factor)
-    paired = is_paired(group_ids)
+    groups = paired_groups(group_ids)
     with torch.autocast(side_logits.device.type, enabled=False):
-        wide = _only(paired, side_logits.flatten(1)).view_as(side_logits)
-        places = torch.where(paired[:, None, None], positions.detach(), 0)
-        spread = _in_common_bins(wide.softmax(dim=2), places, group_ids)
+        wide = _only(groups.paired, side_logits.flatten(1)).view_as(side_logits)
+        places = torch.where(groups.paired[:, None, None], positions.detach(), 0)
+        spread = _in_common_bins(wide.softmax(dim=2), places, groups)
         log_p = spread.log().flatten(1)
-        mean = _group_mean(spread.flatten(1), group_ids, detach_mean)
+        mean = _group_mean(spread.flatten(1), groups, detach_mean)
         divergence = (mean * (mean.log() - log_p)).sum(dim=1)
-        return _average(divergence, paired, avg_factor)
+        return _average(divergence, groups.paired, avg_factor)
 
 
-def _in_common_bins(probabilities: Tensor, positions: Tensor, group_ids: Tensor
+def _in_common_bins(probabilities: Tensor, positions: Tensor, groups: PairedGroups
                     ) -> Tensor:
     """Distributions (N, 4, K) over own positions, over bins of the group: (N, 4, 2K+1)."""
     count = probabilities.shape[2]
     expected = (probabilities * positions).sum(dim=2)
-    middle = _group_mean(expected, group_ids, detach=True)
+    middle = _group_mean(expected, groups, detach=True)
     spacing = (positions[..., -1] - positions[..., 0]).abs() / max(count - 1, 1)
-    numbers = compact_ids(group_ids)[:, None].expand(-1, 4)
-    widest = torch.zeros_like(spacing).scatter_reduce_(0, numbers, spacing, 'amax')
+    numbers = groups.numbers[:, None].expand(-1, 4)
+    widest = spacing.new_zeros(len(groups.sizes), 4).scatter_reduce_(
+        0, numbers, spacing, 'amax')
     width = widest.gather(0, numbers).clamp(min=MIN_BOX_SIDE)
     places = (positions - middle[..., None]) / width[..., None] + count
     places = places.clamp(0, 2 * count)
@@ -256,19 +341,19 @@ def _gaussians(boxes_xyxy: Tensor) -> Tuple[Tensor, Tensor]:
     return (low + high) / 2, (high - low).clamp(min=MIN_BOX_SIDE) / 2
 
 
-def _bernoulli_divergence(logits: Tensor, group_ids: Tensor, detach_mean: bool,
+def _bernoulli_divergence(logits: Tensor, groups: PairedGroups, detach_mean: bool,
                           weights: Optional[Tensor] = None) -> Tensor:
     """D_KL(pbar_i || p_i) of every Bernoulli by itself: logits (N, D) to (N, D)."""
     divergence = torch.zeros_like(logits)
     for signed in (logits, -logits):  # p and 1 - p, without cancellation
         log_p = F.logsigmoid(signed)
-        mean = _group_mean(torch.sigmoid(signed), group_ids, detach_mean, weights)
+        mean = _group_mean(torch.sigmoid(signed), groups, detach_mean, weights)
         log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
         divergence = divergence + mean * (log_mean - log_p)
     return divergence
 
 
-def _group_mean(values: Tensor, group_ids: Tensor, detach: bool,
+def _group_mean(values: Tensor, groups: PairedGroups, detach: bool,
                 weights: Optional[Tensor] = None) -> Tensor:
     """pbar: for each row of values (N, D) the mean of its group's rows, (N, D).
 
@@ -278,16 +363,15 @@ def _group_mean(values: Tensor, group_ids: Tensor, detach: bool,
     if detach:
         values = values.detach()
     if weights is None:
-        counts = _group_sum(values.new_ones(len(values), 1), group_ids)
-        return _group_sum(values, group_ids) / counts
-    return _group_sum(values * weights, group_ids) / _group_sum(
-        weights, group_ids).clamp(min=1)
+        return _group_sum(values, groups) / groups.sizes[groups.numbers, None]
+    return _group_sum(values * weights, groups) / _group_sum(
+        weights, groups).clamp(min=1)
 
 
-def _group_sum(values: Tensor, group_ids: Tensor) -> Tensor:
+def _group_sum(values: Tensor, groups: PairedGroups) -> Tensor:
     """For each row of values (N, D) the sum of its group's rows, (N, D)."""
-    numbers = compact_ids(group_ids)
-    return torch.zeros_like(values).index_add(0, numbers, values)[numbers]
+    sums = values.new_zeros(len(groups.sizes), values.shape[1])
+    return sums.index_add(0, groups.numbers, values)[groups.numbers]
 
 
 def _average(divergence: Tensor, paired: Tensor, avg_factor: Optional[float]) -> Tensor:

@@ -6,7 +6,7 @@ nothing. It takes O(N) memory where the indicator itself would take N x N. Only 
 greedy matching by IoU makes the host wait for the device; all other functions have
 outputs of fixed size.
 """
-from typing import List, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,43 @@ def group_sizes(group_ids: Tensor) -> Tensor:
 def is_paired(group_ids: Tensor) -> Tensor:
     """Which predictions have a positive besides themselves: (N,) to (N,) bool."""
     return group_sizes(group_ids) > 1
+
+
+class PairedGroups(NamedTuple):
+    """The groups of N predictions that have two members or more, numbered.
+
+    There are at most N // 2 of them, so that what is kept for each group needs half
+    the memory of what is kept for each prediction, without asking the device for
+    their number.
+
+    Args:
+        numbers: (N,) int64, 0, 1, 2... in the order of the ids; N // 2 for the unpaired.
+        sizes: (N // 2 + 1,) int64, members of each; the last counts the unpaired.
+        paired: (N,) bool.
+    """
+    numbers: Tensor
+    sizes: Tensor
+    paired: Tensor
+
+
+def paired_groups(group_ids: Tensor) -> PairedGroups:
+    """Numbers the groups that pair, with one sort.
+
+    Args:
+        group_ids: (N,) integer, negative for predictions that pair with nothing.
+    """
+    ordered, order = group_ids.sort()
+    unpaired = len(group_ids) // 2
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    last = torch.ones_like(first)
+    last[:-1] = first[1:]
+    paired = ~(first & last) & (ordered >= 0)
+    numbers = torch.where(paired, (first & paired).cumsum(0) - 1, unpaired)
+    sizes = numbers.new_zeros(unpaired + 1).index_add_(
+        0, numbers, torch.ones_like(numbers))
+    numbers = torch.empty_like(numbers).scatter_(0, order, numbers)
+    return PairedGroups(numbers, sizes, numbers < unpaired)
 
 
 def groups_across_replicas(instance_ids: Tensor, replica_ids: Tensor,

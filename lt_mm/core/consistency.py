@@ -60,15 +60,15 @@ def categorical_consistency(logits: Tensor,
     _check(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
-        total = _CategoricalSum.apply(logits, *groups, temperature, detach_mean)
+        total = _CategoricalSum.apply(logits, groups, temperature, detach_mean)
         return total / (avg_factor or max(len(logits), 1))
 
 
 class _CategoricalSum(torch.autograd.Function):
-    """sum_i D_KL(pbar_i || p_i) of softmax predictions, with its own backward.
+    """sum_i D_KL(pbar_i || p_i) of softmax predictions, with its own gradient.
 
     With p = softmax(z / T), and for a group g of m members the means pbar and L of
-    their p and log p, all members have one mean and the sum is one over groups::
+    their p and log p, all members share one mean, and the sum is one over groups::
 
         sum_g m <pbar, w>    with  w = log(pbar) - L
 
@@ -78,55 +78,83 @@ class _CategoricalSum(torch.autograd.Function):
 
         p_k - pbar + p_k * (w - <p_k, w>)
 
-    Only pbar and w are kept for the backward pass, N / 2 rows each, and the softmax is
-    made again there. Both passes go through blocks of rows, so that what lies between
-    them stays small, and in the cache of a processor.
+    It is made in the forward pass, where the softmax is, and takes its place: one
+    tensor (N, C) and two (G, C) are alive at most. Rows are worked on in blocks, so
+    that what lies between is small, and stays in the cache of a processor.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, numbers: Tensor, sizes: Tensor, paired: Tensor,
-                temperature: float, detach_mean: bool) -> Tensor:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        mean = logits.new_zeros(len(sizes), logits.shape[1], dtype=dtype)
-        mean_log = torch.zeros_like(mean)
-        log_totals = mean.new_zeros(len(sizes), 1)
-        for rows, group in _blocks(logits, numbers):
-            scaled = _below_largest(rows, temperature)
-            mean_log.index_add_(0, group, scaled)
-            p = scaled.exp_()
-            totals = p.sum(dim=1, keepdim=True)
-            mean.index_add_(0, group, p.div_(totals))
-            log_totals.index_add_(0, group, totals.log_())
-        counts = sizes[:, None].clamp(min=1)
-        mean.div_(counts)
-        mean_log.sub_(log_totals).div_(counts)
-        # mean * log(mean) tends to 0 with the mean, and so does its gradient there.
-        log_ratio = mean.clamp(min=torch.finfo(dtype).tiny).log_().sub_(mean_log)
-        del mean_log
-        for unpaired in (mean[-1], log_ratio[-1]):
-            unpaired.zero_()
-        ctx.save_for_backward(logits, numbers, paired, mean,
-                              None if detach_mean else log_ratio)
-        ctx.temperature = temperature
-        return (sizes * torch.linalg.vecdot(mean, log_ratio)).sum()
+    def forward(ctx, logits: Tensor, groups: PairedGroups, temperature: float,
+                detach_mean: bool) -> Tensor:
+        p, mean, log_mean = _softmax_and_means(logits, groups, temperature)
+        divergence, log_ratio = _divergence_of_groups(mean, log_mean)
+        if ctx.needs_input_grad[0]:
+            _softmax_to_gradient(p, mean, None if detach_mean else log_ratio, groups)
+            ctx.save_for_backward(p)
+            ctx.temperature = temperature
+        return (groups.sizes * divergence).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        logits, numbers, paired, mean, log_ratio = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        scale = grad_output.to(mean.dtype) / ctx.temperature
-        for rows, group, keep, out in _blocks(logits, numbers, paired, gradient):
-            p = _below_largest(rows, ctx.temperature).exp_()
-            p.div_(p.sum(dim=1, keepdim=True))
-            if log_ratio is None:
-                row = p.clone()
-            else:
-                row = log_ratio.index_select(0, group).mul_(p)
-                row.addcmul_(p, 1 - row.sum(dim=1, keepdim=True))
-            row.sub_(torch.index_select(mean, 0, group, out=p)).mul_(scale)
-            out.copy_(row.masked_fill_(~keep[:, None], 0))
-        return gradient, None, None, None, None, None
+        gradient, = ctx.saved_tensors
+        return gradient * (grad_output / ctx.temperature), None, None, None
+
+
+def _softmax_and_means(logits: Tensor, groups: PairedGroups, temperature: float
+                       ) -> Tuple[Tensor, Tensor, Tensor]:
+    """p (N, C) in float32 at least, and for each group the means of p and log p.
+
+    Both means are (G + 1, C); the last row stands for the unpaired, and is 0.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    p = torch.empty_like(logits, dtype=dtype)
+    mean = p.new_zeros(len(groups.sizes), p.shape[1])
+    log_mean, log_totals = torch.zeros_like(mean), mean.new_zeros(len(mean), 1)
+    for rows, own, numbers in _blocks(logits, p, groups.numbers):
+        rows = rows.to(dtype)
+        shifted = rows - rows.amax(dim=1, keepdim=True)
+        if temperature != 1:
+            shifted.div_(temperature)
+        log_mean.index_add_(0, numbers, shifted)
+        totals = shifted.exp_().sum(dim=1, keepdim=True)
+        torch.div(shifted, totals, out=own)
+        mean.index_add_(0, numbers, own)
+        log_totals.index_add_(0, numbers, totals.log_())
+    counts = groups.sizes[:, None].clamp(min=1)
+    for pbar, log_pbar, totals, count in _blocks(mean, log_mean, log_totals, counts):
+        pbar.div_(count)
+        # Far below the largest a logit has -inf here; sums have to stay finite.
+        log_pbar.sub_(totals).div_(count).clamp_(min=-_LARGEST)
+    mean[-1].zero_()
+    log_mean[-1].zero_()
+    return p, mean, log_mean
+
+
+def _divergence_of_groups(mean: Tensor, log_mean: Tensor) -> Tuple[Tensor, Tensor]:
+    """<pbar, w> (G,) and w = log(pbar) - L (G, C), which takes the place of L."""
+    divergence = mean.new_empty(len(mean))
+    for pbar, log_ratio, own in _blocks(mean, log_mean, divergence):
+        # pbar * log(pbar) tends to 0 with pbar, and so does its gradient there.
+        logarithm = pbar.clamp(min=torch.finfo(pbar.dtype).tiny).log_()
+        torch.sub(logarithm, log_ratio, out=log_ratio)
+        torch.sum(pbar * log_ratio, dim=1, out=own)
+    return divergence, log_mean
+
+
+def _softmax_to_gradient(p: Tensor, mean: Tensor, log_ratio: Optional[Tensor],
+                         groups: PairedGroups) -> None:
+    """Writes the gradient over p (N, C); without w the mean counts as constant."""
+    bits = torch.int64 if p.dtype == torch.float64 else torch.int32
+    for own, numbers, paired in _blocks(p, groups.numbers, groups.paired):
+        if log_ratio is not None:
+            through = log_ratio.index_select(0, numbers).mul_(own)
+            share = 1 - through.sum(dim=1, keepdim=True)
+            torch.addcmul(through, own, share, out=own)
+        own.sub_(mean.index_select(0, numbers))
+        # Zeros for the unpaired, whatever they hold. On the bits, since masked_fill_
+        # takes ten times as long on a CPU.
+        own.view(bits).bitwise_and_(-paired[:, None].to(bits))
 
 
 def _blocks(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:
@@ -134,19 +162,6 @@ def _blocks(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:
     entries = _CPU_BLOCK if tensors[0].device.type == 'cpu' else _DEVICE_BLOCK
     num_rows = max(entries // max(tensors[0].shape[1], 1), 1)
     return zip(*(tensor.split(num_rows) for tensor in tensors))
-
-
-def _below_largest(logits: Tensor, temperature: float) -> Tensor:
-    """A copy of logits / temperature (N, C), shifted so that 0 is the largest of a row.
-
-    In float32 at least. What lies too far below the largest counts as ``-_LARGEST``:
-    sums stay finite.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    shifted = wide - wide.amax(dim=1, keepdim=True)
-    if temperature != 1:
-        shifted.div_(temperature)
-    return shifted.clamp_(min=-_LARGEST)
 
 
 def bernoulli_consistency(logits: Tensor,

@@ -63,15 +63,14 @@ def is_paired(group_ids: Tensor) -> Tensor:
 
 
 class PairedGroups(NamedTuple):
-    """The groups of N predictions that have two members or more, numbered.
+    """The G groups of N predictions that have two members or more, numbered.
 
-    There are at most N // 2 of them, so that what is kept for each group needs half
-    the memory of what is kept for each prediction, without asking the device for
-    their number.
+    On the CPU G is exact. Elsewhere asking for it would make the host wait, and G is
+    N // 2, which is the most there can be; numbers that no group has, have size 0.
 
     Args:
-        numbers: (N,) int64, 0, 1, 2... in the order of the ids; N // 2 for the unpaired.
-        sizes: (N // 2 + 1,) int64, members of each; the last counts the unpaired.
+        numbers: (N,) int64, 0, 1, 2... in the order of the ids; G for the unpaired.
+        sizes: (G + 1,) int64, members of each; the last counts the unpaired.
         paired: (N,) bool.
     """
     numbers: Tensor
@@ -86,17 +85,23 @@ def paired_groups(group_ids: Tensor) -> PairedGroups:
         group_ids: (N,) integer, negative for predictions that pair with nothing.
     """
     ordered, order = group_ids.sort()
-    unpaired = len(group_ids) // 2
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     last = torch.ones_like(first)
     last[:-1] = first[1:]
     paired = ~(first & last) & (ordered >= 0)
-    numbers = torch.where(paired, (first & paired).cumsum(0) - 1, unpaired)
-    sizes = numbers.new_zeros(unpaired + 1).index_add_(
+    first &= paired
+    num_groups = int(first.sum()) if _counting_is_free(first) else len(first) // 2
+    numbers = torch.where(paired, first.cumsum(0) - 1, num_groups)
+    sizes = numbers.new_zeros(num_groups + 1).index_add_(
         0, numbers, torch.ones_like(numbers))
     numbers = torch.empty_like(numbers).scatter_(0, order, numbers)
-    return PairedGroups(numbers, sizes, numbers < unpaired)
+    return PairedGroups(numbers, sizes, numbers < num_groups)
+
+
+def _counting_is_free(tensor: Tensor) -> bool:
+    """Whether the host need not wait to know what is in a tensor."""
+    return tensor.device.type == 'cpu'
 
 
 def groups_across_replicas(instance_ids: Tensor, replica_ids: Tensor,

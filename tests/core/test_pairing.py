@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import box_iou
 
+from lt_mm.core import pairing
 from lt_mm.core.consistency import (bernoulli_consistency, box_consistency,
                                     categorical_consistency, mask_consistency,
                                     side_consistency)
@@ -18,7 +19,7 @@ from lt_mm.core.pairing import (UNPAIRED, annotation_of_target, compact_ids,
                                 compact_rows, greedy_iou_groups, greedy_iou_pairs,
                                 group_hulls, group_sizes, groups_across_replicas,
                                 iou_groups, is_paired, nearest_in_each_replica,
-                                pairwise_iou, same_source_by_area)
+                                paired_groups, pairwise_iou, same_source_by_area)
 from tests import reference_losses as reference
 
 LARGEST, SMALLEST = 2**63 - 1, -2**63
@@ -85,6 +86,31 @@ class TestCompactIds:
         rows = torch.randint(-2, 30, (5000, 4))
         expected = np.unique(rows.numpy(), axis=0, return_inverse=True)[1]
         assert compact_rows(rows).tolist() == expected.ravel().tolist()
+
+
+class TestPairedGroups:
+
+    @pytest.mark.parametrize('free', [True, False])
+    @_some
+    @given(ids=some_ids)
+    def test_equals_lists(self, free, ids):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pairing, '_counting_is_free', lambda tensor: free)
+            numbers, sizes, paired = paired_groups(_ids(ids))
+        alike = [ids.count(i) if i >= 0 else 0 for i in ids]
+        distinct = sorted({i for i, count in zip(ids, alike) if count > 1})
+        most = len(distinct) if free else len(ids) // 2
+        assert numbers.tolist() == [
+            distinct.index(i) if count > 1 else most for i, count in zip(ids, alike)]
+        assert paired.tolist() == [count > 1 for count in alike]
+        rest = [0] * (most - len(distinct))
+        assert sizes.tolist() == [*map(ids.count, distinct), *rest,
+                                  len(ids) - sum(paired.tolist())]
+
+    @pytest.mark.parametrize('dtype', INTEGERS)
+    def test_types(self, dtype):
+        numbers, sizes, _ = paired_groups(torch.tensor([7, 3, 7], dtype=dtype))
+        assert numbers.tolist() == [0, 1, 0] and sizes.tolist() == [2, 1]
 
 
 class TestGroupSizes:
@@ -786,7 +812,8 @@ WAITS = {
 class TestDevice:
 
     @pytest.mark.parametrize('run', SYNC_FREE.values(), ids=SYNC_FREE)
-    def test_does_not_wait(self, run):
+    def test_does_not_wait(self, run, monkeypatch):
+        monkeypatch.setattr(pairing, '_counting_is_free', lambda tensor: False)
         with _NoWaiting():
             run()
 

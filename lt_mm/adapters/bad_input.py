@@ -4,6 +4,7 @@ What is wrong with a whole data set is an error before training instead, see
 :mod:`lt_mm.adapters.check_data`.
 """
 import logging
+import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import cv2
@@ -20,6 +21,7 @@ _NAMED_IMAGES = 100
 # Unreadable images in a row: then it is not the images.
 _IN_A_ROW = 20
 _POLICIES = ('skip', 'raise')
+_END = b'\xff\xd9'  # the marker of the end of a JPEG
 
 
 class BadImageError(ValueError):
@@ -147,6 +149,8 @@ class AnnotationCleaner:
         """
         instances, shape = results['instances'], _shape_of(results)
         faults = box_faults([each.get('bbox') for each in instances], shape)
+        if not faults and not with_masks:
+            return np.arange(len(instances))
         rows = [row for row in range(len(instances)) if row not in faults]
         kept = [instances[row] for row in rows]
         if with_masks:
@@ -188,20 +192,21 @@ def box_faults(boxes: Sequence[Any], shape: Tuple[int, int]) -> Dict[int, str]:
     Returns:
         By row, for the boxes that do not cover a part of the image.
     """
-    try:
-        numbers = np.array(boxes, dtype=np.float64).reshape(len(boxes), 4)
-        suspects = np.flatnonzero(_is_no_box(numbers, shape))
-    except (TypeError, ValueError):  # one of them is not four numbers
-        suspects = range(len(boxes))
-    faults = {int(row): _box_fault(boxes[row], shape) for row in suspects}
+    faults = {row: _box_fault(box, shape) for row, box in enumerate(boxes)
+              if not _is_box(box, shape)}
     return {row: fault for row, fault in faults.items() if fault is not None}
 
 
-def _is_no_box(numbers: np.ndarray, shape: Tuple[int, int]) -> np.ndarray:
-    x1, y1, x2, y2 = numbers.T
-    covers = (np.minimum(x2, shape[1]) > np.maximum(x1, 0)) & (
-        np.minimum(y2, shape[0]) > np.maximum(y1, 0))
-    return ~(covers & (np.abs(numbers) <= LARGEST_COORDINATE).all(axis=1))
+def _is_box(box: Any, shape: Tuple[int, int]) -> bool:
+    """Whether a box covers a part of the image; False where it is not four numbers."""
+    height, width = shape
+    try:
+        x1, y1, x2, y2 = box
+        return bool(-LARGEST_COORDINATE <= x1 < x2 <= LARGEST_COORDINATE
+                    and -LARGEST_COORDINATE <= y1 < y2 <= LARGEST_COORDINATE
+                    and x1 < width and y1 < height and x2 > 0 and y2 > 0)
+    except (TypeError, ValueError):
+        return False
 
 
 def _box_fault(box: Any, shape: Tuple[int, int]) -> Optional[str]:
@@ -216,7 +221,7 @@ def _box_fault(box: Any, shape: Tuple[int, int]) -> Optional[str]:
         fault = 'is larger than any image'
     elif x2 <= x1 or y2 <= y1:
         fault = 'has no area'
-    elif _is_no_box(numbers[None], shape)[0]:
+    elif not _is_box(numbers, shape):
         fault = f'lies outside the image of {shape[1]} x {shape[0]} pixels'
     else:
         return None
@@ -310,16 +315,28 @@ def load_image(load: Callable, results: dict) -> dict:
 def _refuse_truncated(load: LoadImageFromFile, path: str) -> None:
     """OpenCV before 4.12 paints what is missing of a JPEG grey and says nothing.
 
-    (Of other formats it gives no image.) The file is read once more, so of the two or
+    (Of other formats it gives no image.) Most files end with the marker, and on a disk
+    a look at the last two bytes is enough. Others are read once more, so of the two or
     more replicas of a source no more reads are made than by the stock pipeline.
     """
     if load.file_client_args is not None:
         data = fileio.FileClient.infer_client(load.file_client_args, path).get(path)
     else:
-        data = fileio.get(path, backend_args=load.backend_args)
+        backend = fileio.get_file_backend(
+            path, backend_args=load.backend_args, enable_singleton=True)
+        # No end of a thumbnail: in what was decoded, pixels follow the header.
+        if isinstance(backend, fileio.LocalBackend) and _last_two(path) == _END:
+            return
+        data = backend.get(path)
     if data[:2] == b'\xff\xd8' and not _has_end(data):
         raise BadImageError(f'{path} is a truncated JPEG: {len(data)} bytes without the '
                             'marker of the end')
+
+
+def _last_two(path: str) -> bytes:
+    with open(path, 'rb', buffering=0) as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read(2)
 
 
 def _has_end(jpeg: bytes) -> bool:
@@ -332,7 +349,7 @@ def _has_end(jpeg: bytes) -> bool:
     while jpeg[place:place + 1] == b'\xff' and jpeg[place + 1:place + 2] != b'\xda':
         is_filler = jpeg[place + 1:place + 2] == b'\xff'
         place += 1 if is_filler else 2 + int.from_bytes(jpeg[place + 2:place + 4], 'big')
-    return jpeg.find(b'\xff\xd9', place) >= 0
+    return jpeg.find(_END, place) >= 0
 
 
 def path_of(results: dict) -> str:

@@ -6,12 +6,15 @@ transforms one after the other and follows the boxes through them (see
 sample. A transform that breaks the record stops the run with its name.
 """
 import copy
+import itertools
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
+from mmcv.transforms import Resize as ResizeImage
+from mmdet.datasets.transforms import FixScaleResize, FixShapeResize, Resize
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmengine.structures import BaseDataElement, InstanceData
 
@@ -34,6 +37,9 @@ _RECORDED_WITHOUT_BOXES = frozenset([
     'SolarizeAdd', 'CutOut', 'RandomErasing', 'Corrupt', 'FilterAnnotations',
     'Normalize', 'RandomGrayscale', 'ImageToTensor', 'ToTensor',
 ])
+# Stock transforms that draw nothing at random, so that replicas of a source can share
+# what they give; subclasses may draw.
+_DETERMINISTIC = (ResizeImage, Resize, FixScaleResize, FixShapeResize)
 # Stock transforms that move no pixel but rebuild the boxes from numbers.
 _IMAGE_ONLY = ('RandomErasing', )
 # Result keys by which stock transforms tell what they did.
@@ -120,7 +126,9 @@ class InvertiblePipeline(BaseTransform):
     transforms off by name (``YOLOXModeSwitchHook``), leave them outside and wrap the
     packing alone: the record travels in the boxes.
 
-    Consecutive samples of one source load and decode it once.
+    Consecutive samples of one source load and decode it once, and share what stock
+    transforms that draw nothing at random (``Resize``) do right after loading. Each
+    gets arrays of its own, so that transforms may write into them.
 
     Bad input, where this pipeline loads: an image that cannot be read, that is a
     truncated JPEG, or that OpenCV refuses to transform, is left out, counted and
@@ -172,9 +180,11 @@ class InvertiblePipeline(BaseTransform):
         self.image_only = frozenset(image_only) | frozenset(_IMAGE_ONLY)
         self.sample_idx_offset = sample_idx_offset
         self.max_refetch = max_refetch
-        self._num_loading = _count_loading(self.transforms)
+        self._num_loading = _count_leading(self.transforms, _loads)
+        self._num_shared = _count_leading(self.transforms, _can_be_shared)
         self._loaded_key: Optional[Tuple] = None
-        self._loaded_values: dict = {}
+        self._loaded_values: Optional[dict] = None
+        self._is_repeating = True  # whether the last source came more than once
         self._skipped = SkippedImages(on_bad_image, on_missing_image, max_skipped)
         self._cleaner = AnnotationCleaner()
         self._has_rejected = False
@@ -238,7 +248,7 @@ class InvertiblePipeline(BaseTransform):
         """One replica of a source; None where every attempt is rejected."""
         for _ in range(self.max_refetch + 1):
             output = self._augment(self._load(TracedResults(results)),
-                                   self.transforms[self._num_loading:])
+                                   self.transforms[self._num_shared:])
             if output is not None:
                 return output
         return None
@@ -251,28 +261,36 @@ class InvertiblePipeline(BaseTransform):
                  'rejections are not logged')
 
     def _load(self, results: TracedResults) -> TracedResults:
-        """Runs the leading loaders, or repeats what they gave for the same source."""
+        """Runs the leading loaders and what else replicas of a source can share.
+
+        For the same source again: repeats what they gave.
+        """
         key = _key_of(results)
-        if key != self._loaded_key:
-            incoming = dict(results)
-            results = self._augment(results, self.transforms[:self._num_loading])
-            if results is None:
-                raise BadImageError(f'the loading transforms reject {path_of(incoming)}')
-            self._loaded_values = {
-                name: value for name, value in results.items()
-                if name not in incoming or value is not incoming[name]
-            }
-            self._loaded_key = key
-        # The augmentations may write into arrays: each replica gets its own.
-        results.update(copy.deepcopy(self._loaded_values))
+        is_again = key == self._loaded_key
+        if is_again and self._loaded_values is not None:
+            self._is_repeating = True
+            # The augmentations may write into arrays: each replica gets its own.
+            results.update(copy.deepcopy(self._loaded_values))
+            return results
+        incoming = dict(results)
+        results = self._augment(results, self.transforms[:self._num_shared])
+        if results is None:
+            raise BadImageError(f'the loading transforms reject {path_of(incoming)}')
+        # Where sources come once, copies would be made for nobody.
+        is_wanted = is_again or self._is_repeating
+        self._loaded_values = copy.deepcopy({
+            name: value for name, value in results.items()
+            if name not in incoming or value is not incoming[name]
+        }) if is_wanted else None
+        self._loaded_key, self._is_repeating = key, is_again
         return results
 
     def _augment(self, results: TracedResults,
                  transforms: Sequence[Callable]) -> Optional[dict]:
-        if results.get('source_shape') is None:
-            results['source_shape'] = _shape_of(results)
         mixed = results.pop('mix_results', None)
         for transform in transforms:
+            if results.get('source_shape') is None:
+                results['source_shape'] = _shape_of(results)
             if transform in self._mixers and mixed is not None:
                 results['mix_results'] = self._take_mixed(transform, mixed)
             output = self._step(transform, results)
@@ -294,10 +312,10 @@ class InvertiblePipeline(BaseTransform):
                 _publish(output['data_samples'], results, self._source_id(results),
                          self._only_loads_and_packs())
                 return output
-            if not isinstance(output, TracedResults):
+            if output is not results:
                 output = TracedResults(output)
-            for key in _OWN_KEYS.intersection(results):
-                output.setdefault(key, results[key])
+                for key in _OWN_KEYS.intersection(results):
+                    output.setdefault(key, results[key])
             self._follow_boxes(transform, before, output)
         except LostTraceError as error:
             raise LostTraceError(_lost_message(transform, error)) from error
@@ -401,12 +419,15 @@ def _key_of(results: dict) -> Tuple:
     return results['sample_idx'], results.get('img_path')
 
 
-def _count_loading(transforms: Sequence[Callable]) -> int:
-    """How many leading transforms load."""
-    for count, transform in enumerate(transforms):
-        if not _loads(transform):
-            return count
-    return len(transforms)
+def _can_be_shared(transform: Callable) -> bool:
+    """Whether a transform does the same to every replica of a source."""
+    return _loads(transform) or type(transform) in _DETERMINISTIC
+
+
+def _count_leading(transforms: Sequence[Callable],
+                   condition: Callable[[Callable], bool]) -> int:
+    """How many transforms come before the first that does not meet a condition."""
+    return len(list(itertools.takewhile(condition, transforms)))
 
 
 def _check_entry(results: dict) -> None:
@@ -511,8 +532,8 @@ def _note(transform: Callable, told: dict, image_matrix: Optional[np.ndarray],
     changes = {key: results[key] for key in _TELLING_KEYS
                if key in results and not _same(results[key], told[key])}
     matrix = _image_matrix(results.get('gt_bboxes'))
-    moved = matrix is not None and (image_matrix is None
-                                    or not np.array_equal(matrix, image_matrix))
+    moved = (matrix is not None and matrix is not image_matrix
+             and not np.array_equal(matrix, image_matrix))
     if changes or moved:
         step = AppliedTransform(
             type(transform).__name__, changes, matrix if moved else None)
@@ -548,13 +569,23 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
         image_matrix = np.eye(3)
     if image_matrix is not None:
         facts['source_matrix'] = image_matrix
-    sample.set_metainfo(facts)
+    _set_metainfo(sample, facts)
+    # Heads that see only the instances tell images apart by the path.
+    facts['img_path'] = results.get('img_path')
     for name in ('gt_instances', 'ignored_instances'):
         instances = sample.get(name)
         if instances is not None and 'bboxes' in instances:
             _publish_instances(instances, facts['recorded_shape'])
-            # Heads that see only the instances tell images apart by the path.
-            instances.set_metainfo(dict(facts, img_path=results.get('img_path')))
+            _set_metainfo(instances, facts)
+
+
+def _set_metainfo(element: BaseDataElement, facts: Dict[str, Any]) -> None:
+    """Sets metainfo as ``element.set_metainfo(facts)`` does, without deep copies.
+
+    Nothing in the facts is held by another sample or modified in place.
+    """
+    for name, value in facts.items():
+        element.set_field(value, name, field_type='metainfo')
 
 
 def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:
@@ -564,12 +595,18 @@ def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:
             'the boxes that arrive at packing have no record; wrap the whole pipeline, '
             'from loading to packing, or every part of it that loads, mixes or packs')
     trace, tensor = boxes.trace, boxes.tensor
-    matrices = torch.from_numpy(np.ascontiguousarray(trace.matrices))
-    whole = geometry.boxes_to_replica(torch.from_numpy(trace.source_boxes), matrices)
-    instances.bboxes = HorizontalBoxes(tensor, clone=False)
-    instances.source_ids = torch.from_numpy(trace.source_ids)
-    instances.source_matrices = matrices
-    instances.visibility = geometry.visible_fraction(tensor.double(), whole, shape)
+    visibility = np.zeros(0, np.float32)
+    if len(trace):
+        whole = geometry.move_boxes(trace.source_boxes, trace.matrices)
+        visibility = geometry.visible_fraction(tensor.numpy(), whole, shape)
+    fields = dict(
+        bboxes=HorizontalBoxes(tensor, clone=False),
+        source_ids=torch.from_numpy(trace.source_ids),
+        source_matrices=torch.from_numpy(np.ascontiguousarray(trace.matrices)),
+        visibility=torch.from_numpy(visibility))
+    # All of them have a row for each box, which assignment would check at each.
+    for name, value in fields.items():
+        instances.set_field(value, name)
 
 
 def _lost_message(transform: Callable, error: Exception) -> str:

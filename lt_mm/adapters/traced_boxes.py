@@ -49,12 +49,14 @@ class Trace:
                 given.
         """
         count = len(boxes_xyxy)
-        rows = np.arange(count) if rows is None else rows
-        ids = np.stack([np.full(count, image_id), rows], axis=1)
+        source_ids = np.full((count, 2), image_id, dtype=np.int64)
+        source_ids[:, 1] = np.arange(count) if rows is None else rows
+        matrices = np.empty((count, 3, 3))
+        matrices[:] = np.eye(3)
         return cls(
-            source_ids=ids.astype(np.int64),
-            source_boxes=boxes_xyxy.detach().double().clone().numpy().reshape(-1, 4),
-            matrices=np.tile(np.eye(3), (count, 1, 1)),
+            source_ids=source_ids,
+            source_boxes=boxes_xyxy.detach().numpy().astype(np.float64).reshape(-1, 4),
+            matrices=matrices,
             image_matrix=np.eye(3),
             image_id=image_id)
 

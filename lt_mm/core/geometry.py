@@ -6,8 +6,9 @@ flip maps ``x`` to ``W - x``. A view is a homogeneous matrix ``M`` that acts on
 column vectors: ``replica ~ M @ source``. Views are kept in float64; chains of
 transforms are composed by multiplying from the left.
 
-The builders return numpy arrays, because they are used inside data workers, on one
-3x3 matrix at a time. The maps are batched, differentiable torch functions.
+What is used inside data workers, on few boxes, takes and gives numpy arrays: the
+builders of matrices, :func:`move_boxes` and :func:`visible_fraction`. The other maps are
+batched, differentiable torch functions.
 
 No NaN comes out unless a point or a box that goes in holds one. A view that is no view
 (entries that are not finite, or beyond 1e100) moves everything to the origin, and what
@@ -346,13 +347,35 @@ def side_positions_to_source(centers: Tensor, distances: Tensor, matrices: Tenso
     return positions[..., 0], sides
 
 
-def visible_fraction(boxes_xyxy: Tensor, whole_xyxy: Tensor,
-                     shape: Tuple[int, int]) -> Tensor:
+def move_boxes(boxes_xyxy: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """:func:`boxes_to_replica` for data workers, many times faster for few boxes.
+
+    Args:
+        boxes_xyxy: (n, 4) float64, pixels of the source images.
+        matrices: (n, 3, 3) float64, views from source to replica, one a box.
+
+    Returns:
+        (n, 4) float64, pixels of the replicas.
+    """
+    corners = np.ones((len(boxes_xyxy), 4, 3))
+    corners[:, :, :2] = boxes_xyxy[:, [[0, 1], [2, 1], [0, 3], [2, 3]]]
+    usable = (np.abs(matrices) <= _LARGEST).all(axis=(1, 2))
+    if not usable.all():
+        matrices = np.where(usable[:, None, None], matrices, np.diag([0.0, 0, 1]))
+    moved = corners.clip(-_LARGEST, _LARGEST) @ matrices.transpose(0, 2, 1)
+    places, depth = moved[:, :, :2], moved[:, :, 2:]
+    far = np.where(depth < 0, -_PERSPECTIVE_FLOOR, _PERSPECTIVE_FLOOR)
+    places = places / np.where(np.abs(depth) < _PERSPECTIVE_FLOOR, far, depth)
+    return np.concatenate([places.min(axis=1), places.max(axis=1)], axis=1)
+
+
+def visible_fraction(boxes_xyxy: np.ndarray, whole_xyxy: np.ndarray,
+                     shape: Tuple[int, int]) -> np.ndarray:
     """How much of moved boxes is left inside an image.
 
     Args:
         boxes_xyxy: (n, 4), the boxes as they are now, possibly clipped; pixels.
-        whole_xyxy: (n, 4), the same boxes moved without clipping; pixels.
+        whole_xyxy: (n, 4) float64, the same boxes moved without clipping; pixels.
         shape: (height, width) of the image.
 
     Returns:
@@ -362,18 +385,14 @@ def visible_fraction(boxes_xyxy: Tensor, whole_xyxy: Tensor,
         of a box that is not a number.)
     """
     height, width = shape[:2]
-    boxes, whole_xyxy = (xyxy.double().clamp(-_LARGEST, _LARGEST)
-                         for xyxy in (boxes_xyxy, whole_xyxy))
-    limit = boxes.new_tensor([width, height])
-    low = torch.maximum(boxes[..., :2], whole_xyxy[..., :2]).clamp(min=0)
-    high = torch.minimum(boxes[..., 2:], whole_xyxy[..., 2:]).minimum(limit)
-    area = _areas(torch.cat([low, high], dim=-1))
-    whole = _areas(whole_xyxy)
-    has_area = whole > 0
-    fraction = torch.where(has_area, area / torch.where(has_area, whole, 1), 0)
-    return fraction.nan_to_num(nan=0.0).clamp(0, 1).float()
+    whole = whole_xyxy.clip(-_LARGEST, _LARGEST)
+    low = np.maximum(np.maximum(boxes_xyxy[:, :2], whole[:, :2]), 0)
+    high = np.minimum(np.minimum(boxes_xyxy[:, 2:], whole[:, 2:]), (width, height))
+    seen, area = _areas(low, high), _areas(whole[:, :2], whole[:, 2:])
+    fraction = np.divide(seen, area, out=np.zeros_like(seen), where=area > 0)
+    return np.fmin(np.fmax(fraction, 0), 1).astype(np.float32)
 
 
-def _areas(boxes_xyxy: Tensor) -> Tensor:
-    sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
-    return sides[..., 0] * sides[..., 1]
+def _areas(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    sides = np.maximum(high - low, 0)
+    return sides[:, 0] * sides[:, 1]

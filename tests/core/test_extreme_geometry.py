@@ -142,6 +142,12 @@ class TestMaps:
 
     @_many
     @given(some_views(), predictions(4))
+    def test_boxes_of_workers(self, matrices, boxes):
+        moved = geometry.move_boxes(boxes.double().numpy(), matrices.numpy())
+        assert np.isfinite(moved).all() and (moved[:, 2:] >= moved[:, :2]).all()
+
+    @_many
+    @given(some_views(), predictions(4))
     def test_points(self, matrices, values):
         for move in (geometry.map_points, geometry.points_to_source,
                      geometry.points_to_replica):
@@ -175,7 +181,9 @@ class TestMaps:
         assert geometry.invert(no_views).shape == (0, 3, 3)
         assert geometry.is_invertible(no_views).shape == (0, )
         assert geometry.is_axis_aligned(no_views).shape == (0, )
-        assert geometry.visible_fraction(no_boxes, no_boxes, (4, 4)).shape == (0, )
+        rows = no_boxes.numpy().astype(np.float64)
+        assert geometry.move_boxes(rows, no_views.numpy()).shape == (0, 4)
+        assert geometry.visible_fraction(no_boxes.numpy(), rows, (4, 4)).shape == (0, )
         values, inside = geometry.masks_to_source(
             torch.zeros(0, 7, 7, dtype=dtype), no_boxes, no_views, no_boxes, 5)
         assert values.shape == inside.shape == (0, 5, 5)
@@ -204,8 +212,9 @@ class TestMaps:
     @example(torch.ones(NUM, 4), torch.full((NUM, 4), math.nan), 3, 3)
     @example(torch.full((NUM, 4), math.inf), torch.full((NUM, 4), math.inf), 3, 3)
     def test_visibility(self, boxes, whole, height, width):
-        fraction = geometry.visible_fraction(boxes, whole, (height, width))
-        assert fraction.dtype == torch.float32
+        fraction = geometry.visible_fraction(
+            boxes.numpy(), whole.double().numpy(), (height, width))
+        assert fraction.dtype == np.float32
         assert ((fraction >= 0) & (fraction <= 1)).all()
 
 

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import BoundingBoxes
@@ -765,36 +765,74 @@ class TestVisibleFraction:
         ([1, 1, 1 + 1e-7, 1 + 1e-7], [1, 1, 1 + 2e-7, 1 + 1e-7], 0.5),
     ])
     def test_by_hand(self, box, whole, expected):
-        found = geometry.visible_fraction(_boxes(box), _boxes(whole), (17, 11))
-        assert found.dtype == torch.float32
+        found = geometry.visible_fraction(_rows(box), _rows(whole), (17, 11))
+        assert found.dtype == np.float32
         assert found.item() == pytest.approx(expected, abs=1e-6)
 
     @_many
     @given(box_lists, st.sampled_from(SIZES))
     def test_equals_the_reference(self, rows, shape):
-        whole = _tensor(rows, -1, 4)
+        whole = np.reshape(rows, (-1, 4))
         found = geometry.visible_fraction(whole, whole, shape)
         expected = [reference.visible_fraction(row, row, shape) for row in rows]
-        np.testing.assert_allclose(found.numpy(), np.array(expected, np.float32),
+        np.testing.assert_allclose(found, np.array(expected, np.float32),
                                    rtol=1e-5, atol=1e-7)
 
     def test_mixed_dtypes(self):
         found = geometry.visible_fraction(
-            torch.tensor([[0.0, 0, 2, 2]]), _boxes([0, 0, 4, 2]), (17, 11))
+            _rows([0, 0, 2, 2]).astype(np.float32), _rows([0, 0, 4, 2]), (17, 11))
         assert found.tolist() == [0.5]
 
     def test_takes_the_shape_of_a_colour_image(self):
-        box = _boxes([0, 0, 4, 2])
+        box = _rows([0, 0, 4, 2])
         assert geometry.visible_fraction(box, box, (17, 11, 3)).tolist() == [1]
 
     def test_empty(self):
-        none = torch.zeros(0, 4)
+        none = np.zeros((0, 4))
         assert geometry.visible_fraction(none, none, (17, 11)).shape == (0, )
 
     def test_whole_box_below_any_threshold(self):
-        box = _boxes([0, 0, 1, 1e-57])
+        box = _rows([0, 0, 1, 1e-57])
         assert geometry.visible_fraction(box, box, (17, 11)).item() == 1
 
     def test_infinite_whole(self):
-        whole = _boxes([-math.inf, 0, math.inf, 9])
-        assert geometry.visible_fraction(_boxes([0, 0, 4, 9]), whole, (17, 11)).item() == 0
+        whole = _rows([-math.inf, 0, math.inf, 9])
+        assert geometry.visible_fraction(_rows([0, 0, 4, 9]), whole, (17, 11)).item() == 0
+
+
+def _rows(box):
+    return np.array([box], dtype=np.float64)
+
+
+class TestMoveBoxes:
+    """The map for data workers against the one for everything else."""
+
+    @_many
+    @given(box_lists, straight_views, rotations)
+    @example([[1, 2, 30, 40]], [np.eye(3)], _perspective())
+    def test_equals_boxes_to_replica(self, rows, chain, last):
+        rows = np.reshape(rows, (-1, 4)).astype(np.float64)
+        matrices = np.tile(last @ _compose(chain), (len(rows), 1, 1))
+        expected = geometry.boxes_to_replica(
+            torch.from_numpy(rows), torch.from_numpy(matrices))
+        found = geometry.move_boxes(rows, matrices)
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-6)
+
+    def test_a_view_without_depth(self):
+        # Every point lies on the horizon.
+        found = geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), np.zeros((1, 3, 3)))
+        assert found.tolist() == [[0, 0, 0, 0]]
+        far = np.array([[[0, 0, 1], [0, 0, -2], [0, 0, 0]]], dtype=np.float64)
+        np.testing.assert_allclose(
+            geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), far), [[1e9, -2e9] * 2])
+
+    def test_broken_views_and_boxes(self):
+        view = geometry.scale_matrix(2, 3)
+        broken = np.where(np.eye(3) == 1, np.nan, 0)
+        found = geometry.move_boxes(
+            np.array([[1, 2, 3, 4], [1, 2, 3, 4], [-np.inf, 0, np.inf, 1], [np.nan] * 4]),
+            np.stack([view, broken, view, view]))
+        assert found[0].tolist() == [2, 6, 6, 12]
+        assert found[1].tolist() == [0, 0, 0, 0]
+        assert found[2].tolist() == [-2e100, 0, 2e100, 3]
+        assert np.isnan(found[3]).all()

@@ -19,7 +19,6 @@ from typing import Iterator, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lt_mm.core.pairing import PairedGroups, paired_groups
 
@@ -56,6 +55,7 @@ def categorical_consistency(logits: Tensor,
     Raises:
         ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
             not positive.
+        NotImplementedError: In the backward pass, if the gradient is to have a gradient.
     """
     _check(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
@@ -95,8 +95,12 @@ class _CategoricalSum(torch.autograd.Function):
         return (groups.sizes * divergence).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output: Tensor):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                'categorical_consistency has no second derivative, and its gradient was '
+                'asked for with create_graph=True: leave the term out of what is '
+                'differentiated twice, such as a gradient penalty')
         gradient, = ctx.saved_tensors
         return gradient * (grad_output / ctx.temperature), None, None, None
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lt_mm.core import geometry
+from lt_mm.core import consistency, geometry, pairing
 from lt_mm.core.consistency import (BIN_FLOOR, MIN_BOX_SIDE, bernoulli_consistency,
                                     box_consistency, categorical_consistency,
                                     mask_consistency, side_consistency)
@@ -149,6 +149,105 @@ class TestAgainstReference:
         boxes = torch.tensor([[0, 0, 0, 3], [1, 1, 1.004, 2], [2, 5, 1, 3]]).double()
         _assert_equals_reference(BOX, boxes, _ids(0, 0, 0), rtol=1e-10, atol=0)
         assert MIN_BOX_SIDE == reference.MIN_BOX_SIDE
+
+
+class TestClosedForm:
+    """The gradient of the softmax term is written by hand, and made block by block."""
+
+    @both_means
+    @pytest.mark.parametrize('counted', [True, False])
+    @pytest.mark.parametrize('entries', [1, 8, 12, 1000])
+    @_some
+    @given(ids=some_ids, seed=st.integers(0, 99), temperature=st.sampled_from([0.3, 1, 4]))
+    def test_any_blocks(self, detach_mean, counted, entries, ids, seed, temperature):
+        """Of one row to all; with and without asking the device for the groups."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(consistency, '_CPU_BLOCK', entries)
+            patch.setattr(pairing, '_counting_is_free', lambda tensor: counted)
+            _assert_equals_reference(
+                CATEGORICAL, _predictions(CATEGORICAL, len(ids), seed=seed), _ids(*ids),
+                rtol=1e-10, atol=1e-12, detach_mean=detach_mean, temperature=temperature)
+
+    @both_means
+    @pytest.mark.parametrize('temperature', [0.5, 3])
+    def test_gradcheck_with_temperature(self, detach_mean, temperature):
+        """A constant mean is that of the same logits, held fast."""
+        logits, ids = _predictions(CATEGORICAL, 7, 3), _ids(0, 5, 0, -1, 5, 5, 9)
+        if not detach_mean:
+            assert torch.autograd.gradcheck(
+                lambda x: categorical_consistency(x, ids, temperature),
+                logits.requires_grad_())
+            return
+        p = (logits / temperature).softmax(dim=1)
+        mean = torch.stack([p[ids == i].mean(dim=0) for i in ids])
+        leaf = logits.clone().requires_grad_()
+        log_p = (leaf / temperature).log_softmax(dim=1)
+        paired = torch.tensor([i in (0, 5) for i in ids.tolist()])
+        (-(mean * log_p).sum(dim=1)[paired].sum() / 7).backward()
+        _, gradient = _value_and_gradient(categorical_consistency, logits, ids, temperature,
+                                          detach_mean=True)
+        torch.testing.assert_close(gradient, leaf.grad)
+
+    def test_a_second_backward_pass_adds_the_same(self):
+        logits = _predictions(CATEGORICAL, 6).requires_grad_()
+        value = categorical_consistency(logits, _ids(0, 0, 1, 1, 1, -1))
+        value.backward(retain_graph=True)
+        once = logits.grad.clone()
+        (3 * value).backward()
+        torch.testing.assert_close(logits.grad, 4 * once)
+
+    def test_twice_in_one_graph_under_autocast(self):
+        logits = _predictions(CATEGORICAL, 6).float().requires_grad_()
+        ids, other_ids = _ids(0, 0, 1, 1, 1, -1), _ids(0, 1, 0, 1, 2, 2)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            total = (categorical_consistency(logits, ids)
+                     + 2 * categorical_consistency(logits, other_ids))
+        total.backward()
+        _, first = _value_and_gradient(categorical_consistency, logits.detach(), ids)
+        _, second = _value_and_gradient(categorical_consistency, logits.detach(), other_ids)
+        torch.testing.assert_close(logits.grad, first + 2 * second)
+
+    def test_no_second_derivative(self):
+        logits = _predictions(CATEGORICAL, 4).requires_grad_()
+        value = categorical_consistency(logits, _ids(0, 0, 1, 1))
+        with pytest.raises(NotImplementedError, match='create_graph=True: leave the term'):
+            torch.autograd.grad(value, logits, create_graph=True)
+
+    @both_means
+    def test_impossible_and_huge_logits(self, detach_mean):
+        """-inf is a class that nobody may predict; all finite numbers are allowed."""
+        logits = torch.tensor([[1.0, 0, -math.inf], [0, 1, -math.inf], [3e38, -3e38, 0],
+                               [-3e38, 3e38, 0]])
+        value, gradient = _value_and_gradient(
+            categorical_consistency, logits, _ids(0, 0, 1, 1), 0.1,
+            detach_mean=detach_mean)
+        assert value.isfinite() and value > 1e29
+        assert gradient.isfinite().all() and not gradient[:2, 2].any()
+
+    def test_nan_stays_in_its_group(self):
+        logits = _predictions(CATEGORICAL, 4)
+        logits[0, 1] = math.nan
+        value, gradient = _value_and_gradient(categorical_consistency, logits,
+                                              _ids(0, 0, 1, 1))
+        assert value.isnan()
+        assert gradient[:2].isnan().all() and gradient[2:].isfinite().all()
+
+    def test_no_gradient_is_made_where_none_is_wanted(self):
+        logits, ids = _predictions(CATEGORICAL, 4), _ids(0, 0, 1, 1)
+        value = categorical_consistency(logits, ids)
+        assert not value.requires_grad
+        assert value == categorical_consistency(logits.requires_grad_(), ids)
+
+    def test_peak_memory(self):
+        """Beyond the logits, at most the gradient and as much again for the groups."""
+        logits, ids = torch.randn(4096, 500, requires_grad=True), torch.arange(4096) // 2
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            torch.autograd.grad(categorical_consistency(logits, ids), logits)
+        records = [event for event in profiler.profiler.kineto_results.events()
+                   if event.name() == '[memory]']
+        held = np.cumsum([record.nbytes() for record in sorted(
+            records, key=lambda record: record.start_ns())])
+        assert 2 * logits.nbytes <= held.max() < 2.5 * logits.nbytes
 
 
 class TestByHand:

@@ -19,6 +19,7 @@ import torch
 from timing import Row, Timer, machine
 
 HERE = Path(__file__).resolve().parent
+OUT = HERE.parents[1] / 'work_dirs' / 'benchmarks'
 NAMES = sorted(module.name for module in pkgutil.iter_modules([str(HERE)])
                if module.name not in ('run', 'timing'))
 
@@ -30,7 +31,7 @@ def main() -> int:
     parser.add_argument('--quick', action='store_true', help='small sizes, few rounds')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='of torch on the CPU')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
+    parser.add_argument('--out', type=Path, default=OUT)
     args = parser.parse_args()
     unknown = sorted(set(args.names) - set(NAMES))
     if unknown:

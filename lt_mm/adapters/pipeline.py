@@ -536,7 +536,7 @@ def _note(transform: Callable, told: dict, image_matrix: Optional[np.ndarray],
              and not np.array_equal(matrix, image_matrix))
     if changes or moved:
         step = AppliedTransform(
-            type(transform).__name__, changes, matrix if moved else None)
+            type(transform).__name__, changes, matrix.copy() if moved else None)
         # A new list: mixing transforms keep results of other samples.
         results['applied_transforms'] = [*results.get('applied_transforms', ()), step]
 
@@ -568,7 +568,7 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
     if boxes is None and is_untouched:
         image_matrix = np.eye(3)
     if image_matrix is not None:
-        facts['source_matrix'] = image_matrix
+        facts['source_matrix'] = image_matrix.copy()
     _set_metainfo(sample, facts)
     # Heads that see only the instances tell images apart by the path.
     facts['img_path'] = results.get('img_path')
@@ -580,10 +580,7 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
 
 
 def _set_metainfo(element: BaseDataElement, facts: Dict[str, Any]) -> None:
-    """Sets metainfo as ``element.set_metainfo(facts)`` does, without deep copies.
-
-    Nothing in the facts is held by another sample or modified in place.
-    """
+    """What ``element.set_metainfo(facts)`` does without copies: no other has the facts."""
     for name, value in facts.items():
         element.set_field(value, name, field_type='metainfo')
 
@@ -601,8 +598,9 @@ def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:
         visibility = geometry.visible_fraction(tensor.numpy(), whole, shape)
     fields = dict(
         bboxes=HorizontalBoxes(tensor, clone=False),
-        source_ids=torch.from_numpy(trace.source_ids),
-        source_matrices=torch.from_numpy(np.ascontiguousarray(trace.matrices)),
+        # Copies, since other replicas may hold the same trace.
+        source_ids=torch.from_numpy(trace.source_ids.copy()),
+        source_matrices=torch.from_numpy(trace.matrices.copy()),
         visibility=torch.from_numpy(visibility))
     # All of them have a row for each box, which assignment would check at each.
     for name, value in fields.items():

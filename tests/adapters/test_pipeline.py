@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
 from mmdet.datasets import CocoDataset, MultiImageMixDataset
+from mmdet.datasets.transforms import Resize
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
@@ -40,6 +41,7 @@ RENDERING = 1.5     # how well resampled pixels show where a box is
 SEEDS = range(6)
 FLIP = dict(type='RandomFlip', prob=1.0)
 CROP = dict(type='RandomCrop', crop_size=(50, 40))
+RESIZE = dict(type='Resize', scale=(120, 90), keep_ratio=True)
 
 SINGLE = [case for case in CASES if not case.is_mixing and case.expected != REFUSED]
 MIXING = [case for case in CASES if case.is_mixing]
@@ -670,6 +672,21 @@ class Scribble(BaseTransform):
         return results
 
 
+class RedrawnResize(Resize):
+    """A resize of another class: it may draw at random."""
+
+
+def _wipe(packed):
+    """Writes into all that was packed."""
+    sample = packed['data_samples']
+    for tensor in (packed['inputs'], sample.gt_instances.bboxes.tensor,
+                   sample.gt_instances.labels, sample.gt_instances.source_ids,
+                   sample.gt_instances.source_matrices, sample.gt_instances.visibility):
+        tensor.zero_()
+    sample.source_matrix[...] = 0
+    sample.applied_transforms[0].image_matrix[...] = 0
+
+
 class CountingLoader(LoadImageFromFile):
     """The stock loader, counted."""
     calls = 0
@@ -713,14 +730,76 @@ class TestReplicas:
         matrices = {dataset[0]['data_samples'].source_matrix.tobytes() for _ in range(6)}
         assert len(matrices) > 1
 
+    @pytest.mark.parametrize('shared', [[], [RESIZE]])
     @pytest.mark.parametrize('masks', ['bitmap', 'polygon'])
-    def test_nothing_leaks_into_the_next_replica(self, masks):
-        clean = run(pipeline_of([], masks), make_sample(sample_idx=5))
-        pipeline = pipeline_of([Switch(Scribble())], masks)
+    def test_nothing_leaks_into_the_next_replica(self, masks, shared):
+        clean = run(pipeline_of(shared, masks), make_sample(sample_idx=5))
+        pipeline = pipeline_of([*shared, Switch(Scribble())], masks)
         run(pipeline, make_sample(sample_idx=5))
         pipeline.transforms[-2].is_on = False
         again = run(pipeline, make_sample(sample_idx=5))
         _assert_same(again, clean)
+
+    def test_writing_into_what_was_packed_does_not_leak(self):
+        pipeline = pipeline_of([RESIZE], pack=dict(PACK, meta_keys=()))
+        first = run(pipeline, make_sample(sample_idx=5))
+        clean = copy.deepcopy(first)
+        _wipe(first)
+        _wipe(run(pipeline, make_sample(sample_idx=5)))
+        third = run(pipeline, make_sample(sample_idx=5))
+        _assert_same(third, clean)
+        mine, theirs = third['data_samples'], clean['data_samples']
+        for name in ('source_ids', 'source_matrices', 'visibility'):
+            assert torch.equal(mine.gt_instances[name], theirs.gt_instances[name])
+        np.testing.assert_array_equal(mine.source_matrix, theirs.source_matrix)
+        np.testing.assert_array_equal(mine.applied_transforms[0].image_matrix,
+                                      theirs.applied_transforms[0].image_matrix)
+
+    @pytest.mark.parametrize('cls, calls', [(Resize, 2), (RedrawnResize, 6)])
+    def test_a_resize_that_draws_nothing_is_done_once(self, cls, calls, monkeypatch):
+        done = []
+        resize = Resize.transform
+        monkeypatch.setattr(Resize, 'transform', lambda self, results: (
+            done.append(results['sample_idx']), resize(self, results))[1])
+        pipeline = pipeline_of([cls((120, 90), keep_ratio=True)])
+        for index in [0, 0, 0, 1, 1, 1]:
+            packed = run(pipeline, make_sample(sample_idx=index))
+            assert packed['data_samples'].img_shape == (90, 120)
+        assert len(done) == calls
+
+    @pytest.mark.parametrize('masks', [None, 'bitmap', 'polygon'])
+    def test_every_replica_equals_the_stock_output(self, masks):
+        transforms = [RESIZE, dict(type='RandomFlip', prob=0.5),
+                      dict(type='PhotoMetricDistortion'), CROP]
+        stock = Compose([*loaders(masks), *copy.deepcopy(transforms), PACK])
+        ours = pipeline_of(transforms, masks)
+        # Twice in a row, once each, and twice again.
+        for seed, index in enumerate([0, 0, 1, 1, 2, 3, 4, 5, 5, 5, 6, 6]):
+            sample = make_sample(sample_idx=index, ignored=[index % 3])
+            _assert_same(run(ours, sample, seed), run(stock, sample, seed))
+
+    def test_the_source_has_the_shape_before_a_shared_resize(self):
+        pipeline = pipeline_of([RESIZE])
+        load = pipeline.transforms[0].transform
+
+        def load_without_shape(results):
+            results = load(results)
+            del results['ori_shape']
+            return results
+
+        pipeline.transforms[0].transform = load_without_shape
+        for _ in range(2):
+            sample = run(pipeline, make_sample(sample_idx=5))['data_samples']
+            assert sample.source_shape == SHAPE
+            assert sample.recorded_shape == (90, 120)
+
+    def test_sources_that_come_once_and_then_repeatedly(self):
+        dataset = MadeDataset([make_sample() for _ in range(5)], [pipeline_of([CROP])])
+        loader = dataset.pipeline.transforms[0].transforms[0]
+        for index, calls in [(0, 1), (1, 2), (2, 3), (3, 4), (3, 5), (3, 5), (4, 6),
+                             (4, 6), (0, 7), (0, 7)]:
+            assert dataset[index]['data_samples'].source_id == index
+            assert loader.calls == calls
 
     def test_boxes_moved_in_place_do_not_leak(self):
         pipeline = pipeline_of([Shift(-7, 3)])

@@ -20,8 +20,8 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
                          lambda: _loop(boxes, matrices))
     share = n / IN_THE_LOOP
     faster, low, high = (share * value for value in time.faster)
-    rows = [Row(f'{n} boxes restored', "MMDetection's project_ in a loop", faster, low, high,
-                'x faster', note=f'{1e3 * time.a:.1f} ms and {share * time.b:.1f} s '
+    rows = [Row(f'{n} boxes restored', "MMDetection's project_ in a loop", faster, low,
+                high, 'x faster', note=f'{1e3 * time.a:.1f} ms and {share * time.b:.1f} s '
                 f'(from {IN_THE_LOOP} boxes)')]
     vectorised = timer.compare(lambda: boxes_to_source(boxes, matrices),
                                lambda: _by_corners(boxes, matrices))

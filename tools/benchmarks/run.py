@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument('names', nargs='*', metavar='NAMES',
                         help=f'of {", ".join(NAMES)}; all unless given')
     parser.add_argument('--quick', action='store_true', help='small sizes, few rounds')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device',
+                        default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='of torch on the CPU')
     parser.add_argument('--out', type=Path, default=OUT)
     args = parser.parse_args()
@@ -65,7 +66,8 @@ def write(out: Path, where: str, quick: bool, rows: dict[str, list[Row]]) -> Non
         writer = csv.DictWriter(file, ['benchmark', *Row.__dataclass_fields__, 'met'])
         writer.writeheader()
         for name, own in rows.items():
-            writer.writerows(dict(asdict(row), benchmark=name, met=row.met) for row in own)
+            writer.writerows(
+                dict(asdict(row), benchmark=name, met=row.met) for row in own)
     plot(out / 'plot.png', [row for own in rows.values() for row in own])
 
 

@@ -58,5 +58,6 @@ def _memory(sources: int) -> list[Row]:
                              taken=1_000_000)
         peak = peak_of_process(code) / 1e9
         rows.append(Row(f"process with the order of {sources:.0e} sources, '{mode}'", '',
-                        peak, peak, peak, 'GB', '<= 1.5', f'imports alone {empty:.2f} GB'))
+                        peak, peak, peak, 'GB', '<= 1.5',
+                        f'imports alone {empty:.2f} GB'))
     return rows

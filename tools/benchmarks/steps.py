@@ -1,0 +1,140 @@
+"""Training steps: what the wrapper costs, and the memory of a step in micro-batches.
+
+Models and heads are those of the stock configs, from random initialisation; the images
+are made. A step is forward, backward and update.
+"""
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.hub import get_config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmpretrain.structures import DataSample
+from timing import Row, Timer
+
+from lt_mm.adapters.micro_batches import joint_step
+from lt_mm.datasets import write_shapes_dataset
+
+CLASSIFIER = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+WRAP = dict(type='lt_mm.LossTransformHead', rho=1.0)
+PEAK_TARGET, STEP_TARGET = '<= 1.15', '<= 1.02'
+
+
+def measure(timer: Timer, quick: bool) -> List[Row]:
+    """Rows of the table: the cost of the wrapper, then the memory."""
+    rows, sources = [], 2 if quick else 4
+    for name, model, batch in (('ResNet-50', _classifier, _pictures),
+                               ('Faster R-CNN R50', _detector, _scenes)):
+        small = quick or name != 'ResNet-50'
+        data = batch(1 if small else sources, 2, timer.device)
+        for amp in (False, True) if timer.device.type == 'cuda' else (False, ):
+            rows.append(_wrapper_cost(timer, name, model, data, amp))
+        rows += _micro_batch_memory(timer, name, model, batch, 1 if small else sources,
+                                    (4, ) if quick else (4, 8))
+    return rows
+
+
+def _wrapper_cost(timer: Timer, name: str, model: Callable, data: Dict[str, Any],
+                  amp: bool) -> Row:
+    wrapped, stock = (_stock_step(model(flag, timer.device), data, amp)
+                      for flag in (True, False))
+    ratio = timer.compare(wrapped, stock)
+    return Row(f'step of {name} with LossTransformHead', 'without, same batch',
+               ratio.ratio, ratio.low, ratio.high, 'x time', STEP_TARGET,
+               f'batch of {len(data["inputs"])}, {"AMP" if amp else "float32"}, '
+               f'{ratio.b:.2f} s without')
+
+
+def _micro_batch_memory(timer: Timer, name: str, model: Callable, batch: Callable,
+                        sources: int, replicas: List[int]) -> List[Row]:
+    """Peak of tensors of a step with m replicas, against one with the sources alone."""
+    stock = _stock_step(model(False, timer.device), batch(sources, 1, timer.device))
+    base, rows = timer.peak_bytes(stock), []
+    for count in replicas:
+        data = batch(sources, count, timer.device)
+        joint = timer.peak_bytes(_stock_step(model(True, timer.device), data)) / base
+        network = model(True, timer.device)
+        optim = _optim(network)
+        flat = timer.peak_bytes(lambda: joint_step(network, data, optim, count)) / base
+        rows.append(Row(
+            f'{name}: peak memory in {count} micro-batches, m = {count}',
+            'stock step on the source batch', flat, flat, flat, 'x memory', PEAK_TARGET,
+            f'{sources} source(s), {base / 2**20:.0f} MiB; in one batch '
+            f'{joint:.2f} x'))
+    return rows
+
+
+def _stock_step(model: torch.nn.Module, data: Dict[str, Any], amp: bool = False
+                ) -> Callable[[], Any]:
+    optim = _optim(model)
+
+    def step() -> None:
+        with torch.autocast(next(model.parameters()).device.type, enabled=amp):
+            model.train_step(data, optim)
+
+    return step
+
+
+def _optim(model: torch.nn.Module) -> OptimWrapper:
+    return OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
+
+
+def _classifier(wrapped: bool, device: torch.device) -> torch.nn.Module:
+    config = get_config(CLASSIFIER)
+    init_default_scope('mmpretrain')
+    if wrapped:
+        config.model.head = dict(WRAP, head=config.model.head)
+    config.model.data_preprocessor = config.data_preprocessor
+    return _built(config, device)
+
+
+def _detector(wrapped: bool, device: torch.device) -> torch.nn.Module:
+    config = get_config(DETECTOR)
+    init_default_scope('mmdet')
+    config.model.backbone.init_cfg = None
+    if wrapped:
+        config.model.roi_head = dict(WRAP, head=config.model.roi_head)
+    return _built(config, device)
+
+
+def _built(config: Config, device: torch.device) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return MODELS.build(config.model).to(device).train()
+
+
+def _pictures(sources: int, replicas: int, device: torch.device) -> Dict[str, Any]:
+    """A recorded batch of a classifier."""
+    inputs, samples = [], []
+    for index in range(sources * replicas):
+        sample = DataSample().set_gt_label(index // replicas)
+        sample.set_metainfo(dict(source_id=index // replicas, source_shape=(224, 224)))
+        samples.append(sample)
+        inputs.append(torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8))
+    return dict(inputs=inputs, data_samples=samples)
+
+
+_MADE: Optional[tempfile.TemporaryDirectory] = None
+
+
+def _scenes(sources: int, replicas: int, device: torch.device) -> Dict[str, Any]:
+    """A recorded batch of a detector, as the data set and the pipeline give it."""
+    global _MADE
+    if _MADE is None:
+        _MADE = tempfile.TemporaryDirectory()
+        write_shapes_dataset(Path(_MADE.name), num_train=8, num_val=2,
+                             image_size=(320, 416), seed=0)
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(dict(
+        type='CocoDataset', data_root=_MADE.name, ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'), pipeline=[dict(
+            type='lt_mm.InvertiblePipeline', transforms=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations', with_bbox=True),
+                dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')])]))
+    return pseudo_collate([dataset[source] for source in range(sources)
+                           for _ in range(replicas)])

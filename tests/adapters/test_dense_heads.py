@@ -545,37 +545,40 @@ DETECTORS = {
     'Faster R-CNN': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
 }
 _TINY = dict(
-    depth=18, embed_dims=32, out_channels=32, feat_channels=32, feedforward_channels=32,
-    fc_out_channels=16, num_feats=16, num_heads=4, num_groups=4, num_layers=2,
+    depth=18, feedforward_channels=32, fc_out_channels=16, num_heads=4, num_groups=4, num_layers=2,
     num_queries=20, num_dn_queries=4, stacked_convs=1, num_classes=CLASSES,
     frozen_stages=-1, init_cfg=None, nms_pre=50, max_per_img=20)
 # Channels of the stages of ResNet-50, and of the narrow ResNet-18.
 _STAGES = {256: 4, 512: 8, 1024: 16, 2048: 32}
 
 
-def tiny(config):
+def tiny(config, width):
     """A stock model config with few and narrow layers, without pretrained weights."""
     if isinstance(config, (list, tuple)):
-        return [tiny(value) for value in config]
+        return [tiny(value, width) for value in config]
     if not isinstance(config, dict):
         return config
-    small = {key: _TINY.get(key, tiny(value)) for key, value in config.items()}
+    sizes = dict(_TINY, embed_dims=width, out_channels=width, feat_channels=width,
+                 num_feats=width // 2)
+    small = {key: sizes.get(key, tiny(value, width)) for key, value in config.items()}
     channels = small.get('in_channels')
     if isinstance(channels, list):
         small['in_channels'] = [_STAGES[count] for count in channels]
     elif channels:
-        small['in_channels'] = 32
+        small['in_channels'] = width
     if small.get('type') == 'ResNet':
         small['base_channels'] = 4
     if 'DETRHead' in small.get('type', '') or small.get('type') == 'DINOHead':
-        small['embed_dims'] = 32
+        small['embed_dims'] = width
     return small
 
 
 def detector(name, **options):
     """The stock detector, tiny; its heads wrapped where there are options."""
     init_default_scope('mmdet')
-    config = tiny(get_config(f'mmdet::{DETECTORS[name]}').model.to_dict())
+    # MMDetection 3.3 encodes the queries of DINO in 256 channels, whatever its width.
+    config = tiny(get_config(f'mmdet::{DETECTORS[name]}').model.to_dict(),
+                  width=256 if name == 'DINO' else 32)
     for head in ('bbox_head', 'rpn_head', 'roi_head'):
         if options and head in config:
             config[head] = dict(type='lt_mm.LossTransformHead', head=config[head],

@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / 'work_dirs' / 'benchmarks'
 NAMES = sorted(module.name for module in pkgutil.iter_modules([str(HERE)])
                if module.name not in ('run', 'timing'))
+PANELS_A_LINE = 3
 
 
 def main() -> int:
@@ -93,20 +94,20 @@ def plot(path: Path, rows: list[Row]) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    bars = [row for row in rows if row.target and not row.curve]
+    bars = [row for row in rows if row.target and row.unit != 'exponent']
     panels = sorted({row.curve for row in rows if row.curve})
     if not bars and not panels:
         return
-    width = max(len(panels), 1)
-    height = 0.5 + 0.35 * len(bars)
-    figure = plt.figure(figsize=(max(4.5 * width, 9), height + 4 * bool(panels)),
-                        layout='constrained')
-    grid = figure.add_gridspec(2, width, height_ratios=[height, 4 if panels else 0.01])
+    lines = -(-len(panels) // PANELS_A_LINE)
+    heights = [0.5 + 0.3 * len(bars), *[3.5] * lines]
+    figure = plt.figure(figsize=(5 * PANELS_A_LINE, sum(heights)), layout='constrained')
+    grid = figure.add_gridspec(1 + lines, PANELS_A_LINE, height_ratios=heights)
     _draw_bars(figure.add_subplot(grid[0, :]), bars)
-    for column, panel in enumerate(panels):
-        _draw_curves(figure.add_subplot(grid[1, column]), panel,
+    for index, panel in enumerate(panels):
+        line, column = divmod(index, PANELS_A_LINE)
+        _draw_curves(figure.add_subplot(grid[1 + line, column]), panel,
                      [row for row in rows if row.curve == panel])
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -128,7 +129,10 @@ def _draw_curves(axes, panel: str, rows: list[Row]) -> None:
     for what in dict.fromkeys(row.what for row in rows):
         points = sorted((row.x, row.ratio) for row in rows if row.what == what)
         axes.loglog(*zip(*points), marker='o', markersize=3, label=what)
-    axes.set_title(panel, fontsize=10)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high / 10), high)  # noise on a flat curve is to look flat
+    axes.tick_params(axis='x', which='minor', labelbottom=False)
+    axes.set_title(panel, fontsize=9)
     axes.set_ylabel(rows[0].unit)
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=7)

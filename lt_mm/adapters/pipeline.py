@@ -20,6 +20,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 
 from lt_mm.adapters.bad_input import (AnnotationCleaner, BadImageError, SkippedImages,
                                       first_line, load_image, path_of, warn)
+from lt_mm.adapters.recorded_instances import RecordedInstances
 from lt_mm.adapters.traced_boxes import LostTraceError, Trace, TracedBoxes
 from lt_mm.core import geometry
 from lt_mm.registry import TRANSFORMS, register
@@ -569,23 +570,19 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
         image_matrix = np.eye(3)
     if image_matrix is not None:
         facts['source_matrix'] = image_matrix.copy()
-    _set_metainfo(sample, facts)
+    for name, value in facts.items():  # set_metainfo makes deep copies
+        sample.set_field(value, name, field_type='metainfo')
     # Heads that see only the instances tell images apart by the path.
     facts['img_path'] = results.get('img_path')
     for name in ('gt_instances', 'ignored_instances'):
         instances = sample.get(name)
         if instances is not None and 'bboxes' in instances:
-            _publish_instances(instances, facts['recorded_shape'])
-            _set_metainfo(instances, facts)
+            fields = _recorded_fields(instances, facts['recorded_shape'])
+            sample.set_field(RecordedInstances.made_of(fields, facts), name)
 
 
-def _set_metainfo(element: BaseDataElement, facts: Dict[str, Any]) -> None:
-    """What ``element.set_metainfo(facts)`` does without copies: no other has the facts."""
-    for name, value in facts.items():
-        element.set_field(value, name, field_type='metainfo')
-
-
-def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:
+def _recorded_fields(instances: InstanceData, shape: Tuple[int, int]) -> Dict[str, Any]:
+    """The fields of packed instances and their record."""
     boxes = instances.bboxes
     if not _is_recorded(boxes):
         raise LostTraceError(
@@ -596,15 +593,13 @@ def _publish_instances(instances: InstanceData, shape: Tuple[int, int]) -> None:
     if len(trace):
         whole = geometry.move_boxes(trace.source_boxes, trace.matrices)
         visibility = geometry.visible_fraction(tensor.numpy(), whole, shape)
-    fields = dict(
+    return dict(
+        instances.items(),
         bboxes=HorizontalBoxes(tensor, clone=False),
         # Copies, since other replicas may hold the same trace.
         source_ids=torch.from_numpy(trace.source_ids.copy()),
         source_matrices=torch.from_numpy(trace.matrices.copy()),
         visibility=torch.from_numpy(visibility))
-    # All of them have a row for each box, which assignment would check at each.
-    for name, value in fields.items():
-        instances.set_field(value, name)
 
 
 def _lost_message(transform: Callable, error: Exception) -> str:

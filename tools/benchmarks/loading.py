@@ -1,7 +1,7 @@
 """Loading of images: the invertible pipeline against the stock one.
 
-The images are made, 1280 x 960 JPEGs of about as many bytes a pixel as COCO's photos have;
-the pipeline is that of MMDetection's Faster R-CNN.
+The images are made: JPEGs of 1280 x 960 pixels, with about as many bytes a pixel as
+COCO's photos have. The pipeline is that of MMDetection's Faster R-CNN.
 """
 import copy
 import itertools
@@ -209,7 +209,7 @@ def _growth_with_instances(timer: Timer, folder: Path, quick: bool) -> list[Row]
                                ('stock Compose', _stock())):
             source = _sources(data, pipeline, NUM_REPEATS)
             rows.append(_point(timer, source, NUM_REPEATS, name, count,
-                               f'pipeline against instances (320x240, m = {NUM_REPEATS})'))
+                               f'ms against instances (320x240, m = {NUM_REPEATS})'))
     return rows
 
 
@@ -220,7 +220,7 @@ def _growth_with_repeats(timer: Timer, data: MadeImages, quick: bool) -> list[Ro
                                ('stock Compose', _stock())):
             source = _sources(data, pipeline, repeats)
             rows.append(_point(timer, source, repeats, name, repeats,
-                               'pipeline against m (1280x960)'))
+                               'ms against m (1280x960)'))
     return rows
 
 

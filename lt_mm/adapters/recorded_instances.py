@@ -1,0 +1,60 @@
+"""Instances that leave the data workers by value."""
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Callable, Dict, Tuple, Type
+
+import numpy as np
+import torch
+from mmdet.structures.bbox import BaseBoxes
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+
+class RecordedInstances(InstanceData):
+    """The instances of a replica, with their record.
+
+    PyTorch sends every tensor between processes in shared memory of its own. To hand
+    that over costs about as much as a flip of the image, however few numbers there are.
+    The few numbers of these instances travel through the pipe instead. Nothing else
+    differs from the stock class; files and copies are made as of that one.
+    """
+
+    @classmethod
+    def made_of(cls, fields: Dict[str, Any], metainfo: Dict[str, Any]
+                ) -> 'RecordedInstances':
+        """From fields of equal length and metainfo, none of which is copied."""
+        instances = cls()
+        for name, value in fields.items():
+            instances.set_field(value, name)
+        for name, value in metainfo.items():
+            instances.set_field(value, name, field_type='metainfo')
+        return instances
+
+
+def _reduce(instances: RecordedInstances) -> Tuple[Callable, Tuple[dict, ...]]:
+    tensors, boxes, others = {}, {}, {}
+    for name, value in instances.items():
+        if _is_plain(value):
+            tensors[name] = value.numpy()
+        elif isinstance(value, BaseBoxes) and _is_plain(value.tensor):
+            boxes[name] = type(value), value.tensor.numpy()
+        else:
+            others[name] = value
+    return _rebuild, (tensors, boxes, others, dict(instances.metainfo_items()))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether numpy can hold all that a tensor says."""
+    return (type(value) is Tensor and value.device.type == 'cpu'
+            and not value.requires_grad and value.dtype != torch.bfloat16)
+
+
+def _rebuild(tensors: Dict[str, np.ndarray],
+             boxes: Dict[str, Tuple[Type[BaseBoxes], np.ndarray]],
+             others: Dict[str, Any], metainfo: Dict[str, Any]) -> RecordedInstances:
+    fields = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    for name, (box_type, array) in boxes.items():
+        fields[name] = box_type(torch.from_numpy(array), clone=False)
+    return RecordedInstances.made_of({**fields, **others}, metainfo)
+
+
+ForkingPickler.register(RecordedInstances, _reduce)

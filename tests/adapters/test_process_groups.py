@@ -320,6 +320,7 @@ def test_mpirun_trains_and_evaluates(tmp_path):
         pytest.approx(alone['accuracy/top1'], abs=1e-3)]
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_trains(tmp_path):
     """Both nodes are this machine; each has an agent and one process."""
     config, work_dir = write_config(tmp_path), tmp_path / 'work'

@@ -49,6 +49,11 @@ MODES = {
 }
 
 
+def _marked(*slow):
+    return [pytest.param(mode, marks=pytest.mark.slow) if mode in slow else mode
+            for mode in MODES]
+
+
 def falls(runner, key='loss'):
     """Whether all outputs are finite, the term is there, and the loss falls."""
     outputs = recorded(runner)
@@ -64,7 +69,7 @@ def falls(runner, key='loss'):
 _COMPILED_APPEND = pytest.mark.filterwarnings('ignore:Dynamo does not know how to trace')
 
 
-@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('mode', _marked('compile'))
 @_COMPILED_APPEND
 def test_classifier(mode, pictures, tmp_path):  # noqa: F811
     torch._dynamo.reset()
@@ -82,9 +87,7 @@ def two_shapes(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize('mode', [
-    pytest.param(mode, marks=pytest.mark.slow) if mode == 'compile' else mode
-    for mode in MODES])
+@pytest.mark.parametrize('mode', _marked('compile', 'bfloat16', 'float16'))
 @_COMPILED_APPEND
 def test_detector(mode, two_shapes, tmp_path):
     """A narrow single-stage detector: on the CPU, RoIAlign knows float32 alone."""

@@ -131,9 +131,9 @@ def test_two_steps(name, shapes, pictures, tmp_path):
     if '_lt' in name:
         # Confident predictions, which 'iou' pairs, take training.
         _check_terms(
-                steps.outputs, no_pairs='_iou' in name,
-                # The stock head of the ViT starts with zero weights: all agree.
-                no_terms='_iou' in name or 'vit_' in name)
+            steps.outputs, no_pairs='_iou' in name,
+            # The stock head of the ViT starts with zero weights: all agree.
+            no_terms='_iou' in name or 'vit_' in name)
 
 
 def _check_parts(runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool) -> None:

@@ -777,6 +777,7 @@ def test_a_detector_trains_on_bad_images_and_annotations(shapes):
     assert 'nan' not in text.lower().partition('epoch(train)')[2]
 
 
+@pytest.mark.slow
 def test_a_detector_trains_with_5000_instances_in_an_image(shapes):
     def crowd_in(content):
         size = len(content['annotations'])

@@ -110,7 +110,16 @@ def _with_few_predictions(node) -> None:
             _with_few_predictions(value)
 
 
-@pytest.mark.parametrize('name', FILES)
+def _has_lt_twin(name: str) -> bool:
+    """Whether the same model also stands in a config with LossTransform."""
+    stem = name.removesuffix('.py').removesuffix('_ft')
+    return name.startswith(('pennfudan/', 'imagenet/')) and any(
+        f'{stem}{ending}.py' in FILES for ending in ('_lt', '_lt_v1', '_lt_m4'))
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow) if _has_lt_twin(name) else name
+    for name in FILES])
 def test_two_steps(name, shapes, pictures, tmp_path):
     cfg = Config.fromfile(str(CONFIGS / name))
     batch_size = cfg.train_dataloader.batch_size

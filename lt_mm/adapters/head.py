@@ -66,6 +66,7 @@ class ConsistencyOptions:
     max_candidates: int = 100
     mask_grid: int = 28
     across_ranks: bool = False
+    allow_unrepeated: bool = False
     schedules: Dict[str, RhoSchedule] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +153,9 @@ class LossTransformHead:
             and each computes the term of the joint batch; the gradient reaches the
             rank that made a prediction. The model wrapper must take the mean of the
             gradients over the ranks, as ``DistributedDataParallel`` does.
+        allow_unrepeated: Whether batches may hold samples without a replica, beside
+            groups: the sampler's ``repeat_fraction``. Otherwise training stops there,
+            since such samples come from a batch size that cuts groups apart.
         **overrides: Further arguments, which the stock detectors add to their heads
             (``train_cfg``, ``test_cfg``); go to the stock head.
 
@@ -172,14 +176,14 @@ class LossTransformHead:
                 mixed_labels: str = 'refuse', iou_threshold: float = 0.5,
                 score_threshold: float = 0.5, max_candidates: int = 100,
                 mask_grid: int = 28, across_ranks: bool = False,
-                **overrides: Any) -> nn.Module:
+                allow_unrepeated: bool = False, **overrides: Any) -> nn.Module:
         options = ConsistencyOptions(
             rho=rho, rho_cls=rho_cls, rho_bbox=rho_bbox, rho_mask=rho_mask,
             detach_mean=detach_mean, min_visibility=min_visibility, pairing=pairing,
             temperature=temperature, activation=activation, mixed_labels=mixed_labels,
             iou_threshold=iou_threshold, score_threshold=score_threshold,
             max_candidates=max_candidates, mask_grid=mask_grid,
-            across_ranks=across_ranks)
+            across_ranks=across_ranks, allow_unrepeated=allow_unrepeated)
         return wrap_head(build_stock(head, overrides), options)
 
 
@@ -254,24 +258,28 @@ class ConsistencyHead(Front):
     def _watch_groups(self, source_ids: List[int], device: torch.device) -> None:
         """Stops training that holds no replicas to pair, or only parts of groups.
 
+        Not while rho is 0: then nothing is missed, and repetition may start later.
         Works on the host: ``source_ids`` are numbers from the metainfo. ``device`` is
         where the ranks exchange them, if they do.
         """
-        if all(schedule.is_zero for schedule in self.lt_options.schedules.values()):
+        options = self.lt_options
+        if not any(options.rho_now(kind) for kind in options.schedules):
             return
         ranks = self._exchange(len(source_ids), device)
         source_ids = ranks.join_numbers(source_ids)
         if not ranks.is_complete:
             return
         sizes = Counter(source_ids)
-        whole = min(sizes.values(), default=2) > 1
+        smallest = max if self.lt_options.allow_unrepeated else min
+        whole = smallest(sizes.values(), default=2) > 1
         self._lt_excess = 0 if whole else self._lt_excess + 1
         if self._lt_excess < _PATIENCE:
             return
         if max(sizes.values()) == 1:
             found = 'no two samples of a batch are replicas of one source'
         else:
-            found = 'the replicas of a source are split between batches'
+            found = ('the replicas of a source are split between batches (or only a part '
+                     'is repeated by intent: allow_unrepeated=True)')
         raise UnpairedBatchError(
             f'in {_PATIENCE} training batches in a row {found} (the last one has '
             f'{len(source_ids)} samples: {_briefly(sizes)}), so the consistency term '

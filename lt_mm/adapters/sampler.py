@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from lt_mm.adapters.check_data import check_annotated
 from lt_mm.core.replicas import (Layout, check_batch_size, check_num_sources,
-                                 count_groups, count_samples, endless_chunks,
+                                 check_start_epoch,
+                                 count_samples, count_units, endless_chunks,
                                  epoch_chunks)
 from lt_mm.registry import DATA_SAMPLERS, register
 
@@ -28,11 +29,16 @@ class _ReplicaSampler(Sampler):
     """
 
     def __init__(self, dataset: Sized, num_repeats: int, placement: str,
-                 shuffle: bool, seed: Optional[int]) -> None:
+                 shuffle: bool, seed: Optional[int],
+                 repeat_fraction: float) -> None:
         rank, world_size = get_dist_info()
         check_num_sources(len(dataset))
         check_annotated(dataset)
-        self.layout = Layout(num_repeats, placement, rank, world_size)
+        if repeat_fraction == 0:
+            raise ValueError('repeat_fraction=0 repeats nothing: use a share of '
+                             'the samples in (0, 1], or the stock DefaultSampler')
+        self.layout = Layout(num_repeats, placement, rank, world_size,
+                             repeat_fraction)
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
@@ -66,9 +72,18 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         round_up: Whether to add groups so that all ranks get equally many
             samples. If not, nothing is added and with placement ``'rank'``
             ranks may differ by a group.
+        repeat_fraction: Share of the samples that are replicas, in (0, 1]; the
+            others are of sources that appear once. Both kinds are in every
+            batch of a few groups or more. Below 1 the head wants
+            ``allow_unrepeated=True``, and with ``mode='full'`` an epoch is
+            shorter, since every source is still drawn once.
+        start_epoch: In the epochs before it, counted from 0, nothing is
+            repeated. Needs ``mode='v1'``, and a schedule that keeps the head's
+            rho at 0 until then.
 
     Raises:
-        ValueError: If the data set is empty or an argument is out of its range.
+        ValueError: If the data set is empty, or an argument is out of its range
+            or does not fit another.
         DataSetError: If no image of a detection data set has an instance.
     """
 
@@ -79,20 +94,25 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
                  placement: str = 'rank',
                  shuffle: bool = True,
                  seed: Optional[int] = None,
-                 round_up: bool = True) -> None:
-        super().__init__(dataset, num_repeats, placement, shuffle, seed)
+                 round_up: bool = True,
+                 repeat_fraction: float = 1.0,
+                 start_epoch: int = 0) -> None:
+        super().__init__(dataset, num_repeats, placement, shuffle, seed,
+                         repeat_fraction)
+        check_start_epoch(start_epoch, mode)
         self.mode = mode
         self.round_up = round_up
+        self.start_epoch = start_epoch
         self.epoch = 0
-        num_groups = count_groups(len(dataset), self.layout, mode, round_up)
-        self.num_samples = count_samples(num_groups, self.layout)
+        num_units = count_units(len(dataset), self.layout, mode, round_up)
+        self.num_samples = count_samples(num_units, self.layout)
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank in the current epoch."""
         return _integers(
             epoch_chunks(
                 len(self.dataset), self.layout, self.mode, self.seed,
-                self.epoch, self.shuffle, self.round_up))
+                self.epoch, self.shuffle, self.round_up, self.start_epoch))
 
     def __len__(self) -> int:
         """The number of samples of this rank in an epoch."""
@@ -112,7 +132,7 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
     """Endless :class:`GroupedRepeatAugSampler` for iteration-based loops.
 
     The stream is an endless sequence of shuffled passes over the data set, with
-    every source in one group a pass. There is no ``mode``: how often a source
+    every source once, or in one group, a pass. There is no ``mode``: how often a source
     is seen is decided by the loop. Full LossTransform needs ``num_repeats``
     times the iterations of the stock recipe, v1 keeps their number.
 
@@ -122,6 +142,7 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         placement: See :class:`GroupedRepeatAugSampler`.
         shuffle: Whether sources are shuffled, anew in every pass.
         seed: Must be equal on all ranks. ``None``: agreed on at random.
+        repeat_fraction: See :class:`GroupedRepeatAugSampler`.
 
     Raises:
         ValueError: If the data set is empty or an argument is out of its range.
@@ -133,8 +154,10 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
                  num_repeats: int = 3,
                  placement: str = 'rank',
                  shuffle: bool = True,
-                 seed: Optional[int] = None) -> None:
-        super().__init__(dataset, num_repeats, placement, shuffle, seed)
+                 seed: Optional[int] = None,
+                 repeat_fraction: float = 1.0) -> None:
+        super().__init__(dataset, num_repeats, placement, shuffle, seed,
+                         repeat_fraction)
         self._start = 0
 
     def __iter__(self) -> Iterator[int]:

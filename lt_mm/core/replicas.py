@@ -1,17 +1,20 @@
 """Order of the samples under repeated augmentation: groups, ranks, epochs.
 
-A *source* is an item of the data set, a *group* is the ``m`` replicas of one
-source, and an *order* is an array that names the source of every group of an
-epoch. Which groups a rank gets is arithmetic on positions (:class:`Layout`), so
-the only array as long as the epoch is the order, one small integer a group;
-samples are looked up in it in chunks.
+A *source* is an item of the data set. A *unit* is ``m`` consecutive samples: a
+*group*, the ``m`` replicas of one source, or (if only a part of the samples is
+repeated) ``m`` different sources. An *order* is an array that names the sources
+of an epoch. Which of them a sample shows is arithmetic on positions
+(:class:`Layout`), so the only array as long as the epoch is the order, one small
+integer a source; samples are looked up in it in chunks.
 
 Randomness is a function of ``(seed, epoch)`` alone. Any epoch can be built
 without the ones before it, and every rank builds the same order.
 """
+import bisect
+import dataclasses
 import itertools
 import math
-from dataclasses import dataclass
+from fractions import Fraction
 from typing import Iterator
 
 import numpy as np
@@ -26,19 +29,22 @@ _EPOCH_KEY = 0
 _CYCLE_KEY = 1
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the replicas of a global sequence of groups go.
+    """Where the replicas of a global sequence of sources go.
 
     Args:
-        num_repeats: Replicas in a group, ``m``.
-        placement: ``'rank'`` deals whole groups to the ranks in turn, so that
+        num_repeats: Samples in a unit and replicas in a group, ``m``.
+        placement: ``'rank'`` deals whole units to the ranks in turn, so that
             the replicas of a source are consecutive in the stream of one rank.
-            ``'spread'`` deals single replicas to the ranks in turn (DeiT's
+            ``'spread'`` deals single samples to the ranks in turn (DeiT's
             layout), so that the replicas of a source lie on ``m`` ranks, or on
             every rank if there are fewer. The two are the same on one rank.
         rank: This rank, counted from 0.
         world_size: Number of ranks.
+        repeat_fraction: Share of the units that are groups, in [0, 1], rounded
+            to a fraction with a denominator of at most 1000. They are spaced
+            evenly, and equally on all ranks with placement ``'rank'``.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -47,6 +53,7 @@ class Layout:
     placement: str = 'rank'
     rank: int = 0
     world_size: int = 1
+    repeat_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_repeats, int):
@@ -60,6 +67,31 @@ class Layout:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f'rank={self.rank} is not in 0 ... '
                              f'world_size - 1 (world_size={self.world_size})')
+        if not 0 <= self.repeat_fraction <= 1:
+            raise ValueError(f'repeat_fraction={self.repeat_fraction} is not a '
+                             'share of the samples: use a number in (0, 1]')
+
+    def are_groups(self, units: np.ndarray) -> np.ndarray:
+        """Which units of the global sequence are groups: integer to bool."""
+        rows = units // self._row
+        return self._groups_before(rows + 1) > self._groups_before(rows)
+
+    def sources_before(self, units: np.ndarray) -> np.ndarray:
+        """Sources in the global sequence in front of units: integer to integer."""
+        rows, rest = units // self._row, units % self._row
+        groups = self._groups_before(rows)
+        sources = groups + self.num_repeats * (rows - groups)
+        in_unit = np.where(self.are_groups(units), 1, self.num_repeats)
+        return self._row * sources + rest * in_unit
+
+    @property
+    def _row(self) -> int:
+        """Consecutive units that are alike, one for each rank that gets whole ones."""
+        return self.world_size if self.placement == 'rank' else 1
+
+    def _groups_before(self, rows: np.ndarray) -> np.ndarray:
+        share = Fraction(self.repeat_fraction).limit_denominator(1000)
+        return rows * share.numerator // share.denominator
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -99,56 +131,74 @@ def check_batch_size(batch_size: int, num_repeats: int) -> None:
         f'{batch_size}')
 
 
-def count_samples(num_groups: int, layout: Layout) -> int:
-    """Samples of the rank among the first ``num_groups`` groups."""
-    items, replicas_per_item = num_groups, layout.num_repeats
+def check_start_epoch(start_epoch: int, mode: str) -> None:
+    """Raises ``ValueError`` where repetition cannot begin at this epoch."""
+    if start_epoch < 0:
+        raise ValueError(f'start_epoch={start_epoch} is negative: use the number '
+                         'of the first epoch with replicas, counted from 0')
+    if start_epoch and mode != 'v1':
+        raise ValueError(
+            f'start_epoch={start_epoch} changes the length of the epochs with '
+            f"mode={mode!r}: use mode='v1', or two runs, the second with "
+            '`load_from`')
+
+
+def count_samples(num_units: int, layout: Layout) -> int:
+    """Samples of the rank among the first ``num_units`` units."""
+    items, samples_per_item = num_units, layout.num_repeats
     if layout.placement == 'spread':
-        items, replicas_per_item = num_groups * layout.num_repeats, 1
+        items, samples_per_item = num_units * layout.num_repeats, 1
     dealt = (items - layout.rank + layout.world_size - 1) // layout.world_size
-    return dealt * replicas_per_item
+    return dealt * samples_per_item
 
 
-def groups_of_samples(samples: np.ndarray, layout: Layout) -> np.ndarray:
-    """Positions of the groups that samples of the rank belong to.
+def sources_of_samples(samples: np.ndarray, layout: Layout) -> np.ndarray:
+    """Positions of the sources that samples of the rank show.
 
     Args:
         samples: Positions in the stream of the rank, integers of any shape.
         layout: Where replicas go.
 
     Returns:
-        Positions in the global sequence of groups, same shape.
+        Positions in the global sequence of sources, same shape.
     """
     if layout.placement == 'rank':
-        items = samples // layout.num_repeats
-        return layout.rank + layout.world_size * items
-    return (layout.rank + layout.world_size * samples) // layout.num_repeats
+        units = layout.rank + layout.world_size * (samples // layout.num_repeats)
+        slots = samples % layout.num_repeats
+    else:
+        units, slots = np.divmod(layout.rank + layout.world_size * samples,
+                                 layout.num_repeats)
+    return (layout.sources_before(units)
+            + np.where(layout.are_groups(units), 0, slots))
 
 
-def count_groups(num_sources: int, layout: Layout, mode: str,
-                 round_up: bool) -> int:
-    """Groups in an epoch, over all ranks.
+def count_units(num_sources: int, layout: Layout, mode: str,
+                round_up: bool) -> int:
+    """Units in an epoch, over all ranks.
 
     Args:
         num_sources: Items in the data set.
         layout: Where replicas go.
-        mode: ``'full'``: a group for every source. ``'v1'``: as many samples as
-            sources, so ``1 / m`` as many groups; the last one is completed.
-        round_up: Whether to add groups until all ranks have equally many
+        mode: ``'full'``: as many units as hold every source. ``'v1'``: as many
+            samples as sources; the last unit is completed.
+        round_up: Whether to add units until all ranks have equally many
             samples.
 
     Raises:
         ValueError: If ``mode`` is unknown.
     """
     _check_choice('mode', mode, MODES)
-    groups = num_sources
-    if mode == 'v1':
-        groups = math.ceil(num_sources / layout.num_repeats)
+    units = math.ceil(num_sources / layout.num_repeats)
+    if mode == 'full':
+        units += bisect.bisect_left(
+            range(units, num_sources), num_sources,
+            key=lambda count: int(layout.sources_before(np.int64(count))))
     if not round_up:
-        return groups
+        return units
     multiple = layout.world_size
     if layout.placement == 'spread':
         multiple //= math.gcd(layout.world_size, layout.num_repeats)
-    return _round_up(groups, multiple)
+    return _round_up(units, multiple)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -174,8 +224,8 @@ def shuffled_order(num_sources: int, seed: int, epoch: int,
     return order
 
 
-def balanced_order(num_sources: int, num_groups: int, seed: int, epoch: int,
-                   shuffle: bool) -> np.ndarray:
+def balanced_order(num_sources: int, num_drawn: int, num_before: int, seed: int,
+                   epoch: int, shuffle: bool) -> np.ndarray:
     """The sources of one short epoch, drawn without replacement across epochs.
 
     Epochs are consecutive slices of an endless repetition of *one* permutation,
@@ -185,31 +235,32 @@ def balanced_order(num_sources: int, num_groups: int, seed: int, epoch: int,
 
     The price is that sources which share an epoch keep sharing epochs. No
     construction avoids it. Let ``m`` epochs hold every source exactly once
-    (``m * num_groups == num_sources``). If this is true of epochs
+    (``m * num_drawn == num_sources``). If this is true of epochs
     ``e ... e + m - 1`` and of epochs ``e + 1 ... e + m``, then epoch ``e + m``
     holds the sources of epoch ``e``. With a permutation drawn anew every ``m``
     epochs, a source can be seen twice or not at all in ``m`` epochs. (Where
-    ``m * num_groups`` is not a multiple of ``num_sources``, the slices creep
+    ``m * num_drawn`` is not a multiple of ``num_sources``, the slices creep
     along the cycle.)
 
     Args:
         num_sources: Items in the data set.
-        num_groups: Groups in an epoch; the same number in every epoch. Another
+        num_drawn: Sources in the epoch, repeated ones counted once. Another
             number, such as that of another world size after rounding up, cuts
             the same cycle differently.
+        num_before: Sources drawn in the epochs before this one.
         seed: Any integer, the same on all ranks.
         epoch: Not negative.
         shuffle: Whether to permute; the cycle is ascending otherwise.
 
     Returns:
-        ``(num_groups,)``, sources. They are distinct if ``num_groups`` is at
+        ``(num_drawn,)``, sources. They are distinct if ``num_drawn`` is at
         most ``num_sources``.
     """
     cycle = _ascending(num_sources)
     if shuffle:
         _generator(seed, _CYCLE_KEY).shuffle(cycle)
-    start = epoch * num_groups % num_sources
-    order = _cyclic_slice(cycle, start, start + num_groups)
+    start = num_before % num_sources
+    order = _cyclic_slice(cycle, start, start + num_drawn)
     if shuffle:
         _generator(seed, _EPOCH_KEY, epoch).shuffle(order)
     return order
@@ -236,39 +287,57 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def epoch_chunks(num_sources: int, layout: Layout, mode: str, seed: int,
-                 epoch: int, shuffle: bool,
-                 round_up: bool) -> Iterator[np.ndarray]:
+                 epoch: int, shuffle: bool, round_up: bool,
+                 start_epoch: int = 0) -> Iterator[np.ndarray]:
     """The samples of one rank in one epoch.
 
-    The ranks partition the epoch. Groups added by ``round_up`` repeat the start
-    of the order (``'full'``) or are the next sources of the cycle (``'v1'``).
+    The ranks partition the epoch. Units added by ``round_up`` repeat the start
+    of the order (``'full'``) or hold the next sources of the cycle (``'v1'``).
     With placement ``'rank'`` no rank has a source in two groups of one epoch: a
     repetition comes ``num_sources`` groups later, and this is the same rank
     again only if ``world_size`` divides ``num_sources``, so that nothing is
-    added. With ``'spread'`` the two may share a rank, at the opposite ends of
-    the epoch.
+    added. With ``'spread'``, and with units that are no groups, the two may
+    share a rank, at the opposite ends of the epoch.
 
     Args:
         num_sources: Items in the data set, 1 or more.
         layout: Where replicas go.
-        mode: See :func:`count_groups`.
+        mode: See :func:`count_units`.
         seed: Any integer, the same on all ranks.
         epoch: Not negative.
         shuffle: Whether sources are shuffled.
         round_up: Whether all ranks get equally many samples.
+        start_epoch: In the epochs before it nothing is repeated. With ``'v1'``
+            only, since it changes the length of the epochs of ``'full'``.
 
     Returns:
         Lazily, chunks ``(k,)`` of sources; joined, the stream of the rank.
 
     Raises:
-        ValueError: If ``mode`` is unknown.
+        ValueError: If ``mode`` is unknown, or ``start_epoch`` does not fit it.
     """
-    num_groups = count_groups(num_sources, layout, mode, round_up)
+    check_start_epoch(start_epoch, mode)
+    before = dataclasses.replace(layout, repeat_fraction=0.0)
+    num_units = count_units(num_sources, layout, mode, round_up)
+    present = layout if epoch >= start_epoch else before
     if mode == 'full':
         order = shuffled_order(num_sources, seed, epoch, shuffle)
     else:
-        order = balanced_order(num_sources, num_groups, seed, epoch, shuffle)
-    return _look_up(order, 0, count_samples(num_groups, layout), layout)
+        early, late = (int(each.sources_before(np.int64(num_units)))
+                       for each in (before, layout))
+        first_epochs = min(epoch, start_epoch)
+        order = balanced_order(
+            num_sources, late if epoch >= start_epoch else early,
+            early * first_epochs + late * (epoch - first_epochs), seed, epoch,
+            shuffle)
+    return _look_up(order, count_samples(num_units, present), present)
+
+
+def _look_up(order: np.ndarray, end: int, layout: Layout) -> Iterator[np.ndarray]:
+    """Sources of samples ``0 ... end - 1`` of the rank; ``order`` wraps."""
+    for left in range(0, end, _CHUNK):
+        samples = np.arange(left, min(left + _CHUNK, end), dtype=np.int64)
+        yield order[sources_of_samples(samples, layout) % len(order)]
 
 
 def endless_chunks(num_sources: int, layout: Layout, seed: int, shuffle: bool,
@@ -289,17 +358,16 @@ def endless_chunks(num_sources: int, layout: Layout, seed: int, shuffle: bool,
     Yields:
         Chunks ``(k,)`` of sources; joined, the stream of the rank.
     """
-    first = int(groups_of_samples(np.int64(start), layout)) // num_sources
-    for epoch in itertools.count(first):
-        begin = count_samples(epoch * num_sources, layout)
-        end = count_samples((epoch + 1) * num_sources, layout)
-        order = shuffled_order(num_sources, seed, epoch, shuffle)
-        yield from _look_up(order, max(begin, start), end, layout)
-
-
-def _look_up(order: np.ndarray, begin: int, end: int,
-             layout: Layout) -> Iterator[np.ndarray]:
-    """Sources of samples ``begin ... end - 1`` of the rank; ``order`` wraps."""
-    for left in range(begin, end, _CHUNK):
-        samples = np.arange(left, min(left + _CHUNK, end), dtype=np.int64)
-        yield order[groups_of_samples(samples, layout) % len(order)]
+    order, built = None, -1
+    for left in itertools.count(start, _CHUNK):
+        samples = np.arange(left, left + _CHUNK, dtype=np.int64)
+        passes, places = np.divmod(sources_of_samples(samples, layout), num_sources)
+        # Positions ascend in the stream of a rank.
+        for number in range(int(passes[0]), int(passes[-1]) + 1):
+            first, last = np.searchsorted(passes, [number, number + 1])
+            if first == last:
+                continue
+            if number != built:
+                order = shuffled_order(num_sources, seed, number, shuffle)
+                built = number
+            yield order[places[first:last]]

@@ -68,10 +68,6 @@ class RhoSchedule:
     def is_constant(self) -> bool:
         return self.kind == 'constant' or self.start == self.end
 
-    @property
-    def is_zero(self) -> bool:
-        return self.is_constant and self.end == 0
-
     def at(self, progress: float) -> float:
         """rho when ``progress`` of training, in [0, 1], is done."""
         if self.is_constant:

@@ -1,6 +1,8 @@
 """Groups, ranks and epochs of repeated augmentation."""
 import itertools
+import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 
 from lt_mm.core import replicas
 from lt_mm.core.replicas import (Layout, balanced_order, check_batch_size,
-                                 check_num_sources, count_groups,
-                                 count_samples, endless_chunks, epoch_chunks,
-                                 groups_of_samples, shuffled_order)
+                                 check_num_sources, count_samples, count_units,
+                                 endless_chunks, epoch_chunks, shuffled_order,
+                                 sources_of_samples)
 
 SIZES = st.integers(1, 60)
 REPEATS = st.integers(2, 7)
@@ -21,6 +23,7 @@ EPOCHS = st.integers(0, 50)
 MODES = st.sampled_from(replicas.MODES)
 PLACEMENTS = st.sampled_from(replicas.PLACEMENTS)
 SHUFFLES = st.booleans()
+SHARES = st.fractions(0, 1, max_denominator=12)
 
 # No deadline: the first example pays for imports, and machines may be slow.
 _many = settings(max_examples=150, deadline=None)
@@ -123,7 +126,7 @@ class TestDeal:
         for rank in range(world_size):
             layout = Layout(num_repeats, placement, rank, world_size)
             samples = np.arange(count_samples(groups, layout))
-            found = groups_of_samples(samples, layout).tolist()
+            found = sources_of_samples(samples, layout).tolist()
             assert found == expected[rank]
 
     @_many
@@ -192,7 +195,7 @@ class TestDeal:
 
     def test_unknown_mode(self):
         with pytest.raises(ValueError, match="'v2'.*'full', 'v1'"):
-            count_groups(4, Layout(2), 'v2', True)
+            count_units(4, Layout(2), 'v2', True)
 
     def test_epoch_longer_than_a_chunk(self):
         # Chunk borders may lie inside a group; they must not show.
@@ -236,7 +239,7 @@ class TestShuffle:
 
     def test_indices_are_small_integers(self):
         assert shuffled_order(10, 0, 0, True).dtype == np.int32
-        assert balanced_order(10, 5, 0, 1, True).dtype == np.int32
+        assert balanced_order(10, 5, 5, 0, 1, True).dtype == np.int32
 
 
 class TestBalance:
@@ -264,7 +267,8 @@ class TestBalance:
     def test_windows_of_any_length_are_balanced(self, size, groups, seed,
                                                 epoch, length):
         window = [
-            balanced_order(size, groups, seed, epoch + step, True)
+            balanced_order(size, groups, (epoch + step) * groups, seed,
+                           epoch + step, True)
             for step in range(length)
         ]
         counts = np.bincount(np.concatenate(window), minlength=size)
@@ -272,21 +276,21 @@ class TestBalance:
         assert counts.max() - counts.min() <= 1
 
     def test_unshuffled_by_hand(self):
-        orders = [balanced_order(5, 3, 0, e, False).tolist() for e in range(4)]
+        orders = [balanced_order(5, 3, 3 * e, 0, e, False).tolist() for e in range(4)]
         assert orders == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1]]
 
     def test_more_groups_than_sources_by_hand(self):
-        orders = [balanced_order(2, 5, 0, e, False).tolist() for e in range(2)]
+        orders = [balanced_order(2, 5, 5 * e, 0, e, False).tolist() for e in range(2)]
         assert orders == [[0, 1, 0, 1, 0], [1, 0, 1, 0, 1]]
 
     def test_composition_returns_but_order_does_not(self):
-        first, again = (balanced_order(60, 20, 4, e, True) for e in (1, 4))
+        first, again = (balanced_order(60, 20, 20 * e, 4, e, True) for e in (1, 4))
         assert set(first) == set(again)
         assert first.tolist() != again.tolist()
 
     def test_composition_depends_on_the_seed(self):
         first = [
-            set(balanced_order(60, 20, seed, 0, True).tolist())
+            set(balanced_order(60, 20, 0, seed, 0, True).tolist())
             for seed in range(10)
         ]
         assert len(set(map(frozenset, first))) == 10
@@ -297,9 +301,112 @@ class TestBalance:
     def test_length_is_that_of_the_data_set(self, size, num_repeats,
                                             world_size):
         layout = Layout(num_repeats, 'rank', 0, world_size)
-        samples = count_groups(size, layout, 'v1', True) * num_repeats
+        samples = count_units(size, layout, 'v1', True) * num_repeats
         unit = num_repeats * world_size
         assert samples % unit == 0 and 0 <= samples - size < unit
+
+
+def _reference_kinds(count, share, row):
+    """Which of ``count`` units are groups: the n-th row is one if n * share passes an
+    integer."""
+    rows = [math.floor((n + 1) * share) > math.floor(n * share)
+            for n in range(count // row + 1)]
+    return [rows[unit // row] for unit in range(count)]
+
+
+class TestPartlyRepeated:
+    """``repeat_fraction``: units that are groups, among units of different sources."""
+
+    @_many
+    @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SHARES)
+    def test_positions_match_a_naive_deal(self, units, num_repeats, world_size,
+                                          placement, share):
+        row = world_size if placement == 'rank' else 1
+        following, sequence = itertools.count(), []
+        for is_group in _reference_kinds(units, share, row):
+            sequence.append([next(following)] * num_repeats if is_group else
+                            [next(following) for _ in range(num_repeats)])
+        if placement == 'spread':
+            sequence = [[sample] for unit in sequence for sample in unit]
+        for rank in range(world_size):
+            layout = Layout(num_repeats, placement, rank, world_size, float(share))
+            samples = np.arange(count_samples(units, layout))
+            expected = list(itertools.chain(*sequence[rank::world_size]))
+            assert sources_of_samples(samples, layout).tolist() == expected
+
+    @_many
+    @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SHARES, SEEDS, EPOCHS)
+    def test_full_epochs_hold_every_source(self, size, num_repeats, world_size,
+                                           placement, share, seed, epoch):
+        streams = [_epoch(size, Layout(num_repeats, placement, rank, world_size,
+                                       float(share)), seed=seed, epoch=epoch)
+                   for rank in range(world_size)]
+        assert set(itertools.chain(*streams)) == set(range(size))
+        assert len(set(map(len, streams))) == 1
+
+    @_many
+    @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SHARES, SEEDS, EPOCHS, st.integers(0, 9))
+    def test_v1_draws_sources_without_replacement_across_epochs(
+            self, size, num_repeats, world_size, placement, share, seed, epoch, start):
+        draws = Counter()
+        for step in range(4):
+            now = epoch + step
+            share_now = share if now >= start else Fraction(0)
+            layouts = [Layout(num_repeats, placement, rank, world_size, float(share))
+                       for rank in range(world_size)]
+            streams = [[source for chunk in
+                        epoch_chunks(size, layout, 'v1', seed, now, True, True, start)
+                        for source in chunk.tolist()] for layout in layouts]
+            assert len(set(map(len, streams))) == 1
+            units = count_units(size, layouts[0], 'v1', True)
+            kinds = _reference_kinds(
+                units, share_now, world_size if placement == 'rank' else 1)
+            # A group shows its source num_repeats times, for one draw.
+            grouped = Counter()
+            if placement == 'rank':
+                for rank, stream in enumerate(streams):
+                    own = zip(kinds[rank::world_size],
+                              np.reshape(stream, (-1, num_repeats)).tolist())
+                    for is_group, unit in own:
+                        assert not is_group or len(set(unit)) == 1
+                        grouped.update(unit[:1] if is_group else unit)
+                draws.update(grouped)
+            total = sum(map(len, streams))
+            assert total == num_repeats * units
+        if placement == 'rank':
+            counts = [draws[source] for source in range(size)]
+            assert max(counts) - min(counts) <= 1
+
+    def test_by_hand(self):
+        assert _epoch(6, Layout(2, repeat_fraction=0.5), 'v1', shuffle=False) == [
+            0, 1, 2, 2, 3, 4]
+        assert _epoch(6, Layout(2, repeat_fraction=0.5), 'full', shuffle=False) == [
+            0, 1, 2, 2, 3, 4, 5, 5]
+
+    def test_all_ranks_get_equally_many_groups(self):
+        for rank in range(2):
+            stream = _epoch(40, Layout(2, 'rank', rank, 2, 0.5), 'v1')
+            units = np.reshape(stream, (-1, 2))
+            assert (units[:, 0] == units[:, 1]).tolist() == [False, True] * 5
+
+    def test_repetition_that_starts_later(self):
+        layout = Layout(2)
+        epochs = [[source for chunk in
+                   epoch_chunks(6, layout, 'v1', 0, epoch, False, True, 2)
+                   for source in chunk.tolist()] for epoch in range(4)]
+        assert epochs == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5],
+                          [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
+
+    @pytest.mark.parametrize('start, mode, found', [
+        (1, 'full', "start_epoch=1 .*mode='v1'"), (-1, 'v1', 'start_epoch=-1')])
+    def test_start_that_does_not_fit(self, start, mode, found):
+        with pytest.raises(ValueError, match=found):
+            epoch_chunks(6, Layout(2), mode, 0, 0, True, True, start)
+
+    @pytest.mark.parametrize('share', [-0.1, 1.5, float('nan')])
+    def test_share_out_of_range(self, share):
+        with pytest.raises(ValueError, match='repeat_fraction='):
+            Layout(2, repeat_fraction=share)
 
 
 class TestEndless:

@@ -11,13 +11,12 @@ from typing import Iterable, Iterator, Optional, Sized
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from lt_mm.adapters.check_data import check_annotated
 from lt_mm.core.replicas import (Layout, check_batch_size, check_num_sources,
-                                 check_start_epoch,
-                                 count_samples, count_units, endless_chunks,
-                                 epoch_chunks)
+                                 check_start_epoch, count_samples, count_units,
+                                 endless_chunks, epoch_chunks)
 from lt_mm.registry import DATA_SAMPLERS, register
 
 
@@ -76,7 +75,9 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
             others are of sources that appear once. Both kinds are in every
             batch of a few groups or more. Below 1 the head wants
             ``allow_unrepeated=True``, and with ``mode='full'`` an epoch is
-            shorter, since every source is still drawn once.
+            shorter, since every source is still drawn once. Batch samplers
+            that regroup, such as ``AspectRatioBatchSampler``, would cut groups
+            apart: use ``batch_sampler=None``.
         start_epoch: In the epochs before it, counted from 0, nothing is
             repeated. Needs ``mode='v1'``, and a schedule that keeps the head's
             rho at 0 until then.
@@ -207,13 +208,22 @@ def check_train_dataloader(dataloader: DataLoader) -> None:
             ``AspectRatioBatchSampler``.
 
     Raises:
-        ValueError: If ``num_repeats`` does not divide the batch size.
+        ValueError: If ``num_repeats`` does not divide the batch size, or if only
+            a part of the samples is repeated and the batch sampler is not the
+            stock one of torch.
     """
     batch_sampler = dataloader.batch_sampler
     sampler = getattr(batch_sampler, 'sampler', None)
     if (not isinstance(sampler, _ReplicaSampler)
             or sampler.layout.placement != 'rank'):
         return
+    if (sampler.layout.repeat_fraction < 1
+            and type(batch_sampler) is not BatchSampler):
+        raise ValueError(
+            f'repeat_fraction={sampler.layout.repeat_fraction} below a '
+            f'{type(batch_sampler).__name__}: it regroups single samples, and '
+            'cuts the groups among them apart. Set `train_dataloader.'
+            'batch_sampler` to None, or `repeat_fraction` to 1')
     sizes = batch_sampler.batch_size
     # MMDetection's multi-source batch samplers have a size for each source.
     for size in sizes if isinstance(sizes, Sequence) else [sizes]:

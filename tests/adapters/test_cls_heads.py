@@ -292,6 +292,36 @@ def test_training_without_whole_groups_stops(ids, found):
     assert 'GroupedRepeatAugSampler' in str(error.value)
 
 
+def test_unrepeated_samples_by_intent():
+    _, feats = feats_for(LINEAR, 4)
+    head = wrapped(LINEAR, allow_unrepeated=True)
+    for _ in range(20):
+        losses = head.loss(feats, cls_samples([1, 1, 3, 2]))
+    assert losses['lt_num_pairs'] == 2 and losses['loss_lt_cls'] > 0
+    with pytest.raises(UnpairedBatchError, match='no two samples'):
+        for _ in range(10):
+            head.loss(feats, cls_samples([1, 2, 3, 4]))
+
+
+def test_repetition_may_start_with_rho():
+    # Nothing pairs in the first half of training, and nothing is missed.
+    schedule = dict(type='linear', start=0, end=1, begin=0.5, finish=0.6)
+    head, (_, feats) = wrapped(LINEAR, rho=schedule), feats_for(LINEAR, 4)
+    hub = MessageHub.get_current_instance()
+    try:
+        hub.update_info('max_iters', 60)
+        for step in range(30):
+            hub.update_info('iter', step)
+            head.loss(feats, cls_samples([1, 2, 3, 4]))
+        with pytest.raises(UnpairedBatchError, match='no two samples'):
+            for step in range(31, 41):
+                hub.update_info('iter', step)
+                head.loss(feats, cls_samples([1, 2, 3, 4]))
+    finally:
+        for key in ('iter', 'max_iters'):
+            hub.pop_info(key)
+
+
 def test_single_incomplete_batches_do_not_stop_training():
     head, (_, feats) = wrapped(LINEAR), feats_for(LINEAR, 4)
     for step in range(40):

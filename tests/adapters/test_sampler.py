@@ -132,6 +132,21 @@ class TestEpoch:
         sampler.set_epoch(1)
         assert list(iterator) == expected
 
+    def test_partly_repeated(self):
+        sampler = _sampler(8, num_repeats=2, mode='v1', shuffle=False,
+                           repeat_fraction=0.5, start_epoch=1)
+        epochs = []
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            epochs.append(list(sampler))
+        assert epochs == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 2, 3, 4, 5, 5],
+                          [6, 7, 0, 0, 1, 2, 3, 3]]
+        assert len(sampler) == 8
+
+    def test_start_epoch_in_full_mode(self):
+        with pytest.raises(ValueError, match="start_epoch=1 .*mode='v1'"):
+            _sampler(start_epoch=1)
+
     def test_num_repeats_above_the_size(self):
         assert list(_sampler(1, num_repeats=5, mode='v1')) == [0] * 5
 
@@ -193,6 +208,7 @@ class TestConstruction:
         (dict(size=0), 'data set is empty'),
         (dict(num_repeats=1), 'no replicas to pair'),
         (dict(placement='node'), "'rank', 'spread'"),
+        (dict(repeat_fraction=0), 'repeat_fraction=0 repeats nothing'),
     ])
     def test_bad_arguments(self, cls, kwargs, message):
         with pytest.raises(ValueError, match=message):
@@ -264,6 +280,14 @@ class TestCheckTrainDataloader:
             else:
                 with pytest.raises(ValueError, match='batch_size=4 .*3 or 6'):
                     check_train_dataloader(loader)
+
+    def test_batches_that_are_regrouped_cut_partial_groups(self):
+        sampler = _sampler(num_repeats=2, repeat_fraction=0.5)
+        batches = AspectRatioBatchSampler(sampler, batch_size=2)
+        loader = DataLoader(sampler.dataset, batch_sampler=batches)
+        with pytest.raises(ValueError, match='AspectRatioBatchSampler.*None'):
+            check_train_dataloader(loader)
+        check_train_dataloader(self._loader(sampler, 2))
 
     def test_batch_size_for_each_data_set(self):
         sampler = _sampler(num_repeats=3)

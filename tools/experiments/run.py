@@ -1,0 +1,160 @@
+"""Runs a study: ``python tools/experiments/run.py tools/experiments/studies/cifar10.py``.
+
+A study names runs, each a config and settings that differ from it, and the seeds. Every
+run is a training of its own process, as with ``tools/train.py --resume``. Results are
+appended to CSV files, one row a run and seed; runs that have a row are not run again,
+and a run that was interrupted goes on from its last checkpoint.
+"""
+import argparse
+import csv
+import fnmatch
+import json
+import os
+import runpy
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any, Dict, Iterable, List, Tuple
+
+COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt', 'paired_share', 'seconds')
+CURVE_COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt')
+_WRITING = Lock()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('study', type=Path, help='Python file with the runs')
+    parser.add_argument('--only', nargs='+', default=['*'], help='patterns of run names')
+    parser.add_argument('--seeds', nargs='+', type=int, help="instead of the study's")
+    parser.add_argument('--jobs', type=int, default=1, help='runs at the same time')
+    parser.add_argument('--results', type=Path, help='folder of the CSV files '
+                        '(default: docs/studies/<name of the study>)')
+    parser.add_argument('--work-dir', type=Path, help='folder of logs and checkpoints '
+                        '(default: work_dirs/studies/<name of the study>)')
+    parser.add_argument('--one', nargs=2, metavar=('RUN', 'SEED'),
+                        help='trains one run in this process and records nothing')
+    args = parser.parse_args()
+    args.results = args.results or Path('docs/studies') / args.study.stem
+    args.work_dir = args.work_dir or Path('work_dirs/studies') / args.study.stem
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    study = runpy.run_path(str(args.study))
+    if args.one:
+        name, seed = args.one
+        train(study['runs'][name], int(seed), folder_of(args.work_dir, name, int(seed)))
+        return
+    pending = pending_runs(study, args)
+    print(f'{len(pending)} runs to do', flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        failed = [run for run, done in zip(
+            pending, pool.map(lambda run: do_run(study, args, *run), pending)) if not done]
+    if failed:
+        sys.exit(f'failed: {failed}')
+
+
+def pending_runs(study: Dict[str, Any], args: argparse.Namespace) -> List[Tuple[str, int]]:
+    """Runs without a row, in the order of the study."""
+    done = {(row['run'], int(row['seed'])) for row in read_rows(args.results / 'runs.csv')}
+    names = [name for name in study['runs']
+             if any(fnmatch.fnmatch(name, pattern) for pattern in args.only)]
+    return [(name, seed) for name in names for seed in args.seeds or study['seeds']
+            if (name, seed) not in done]
+
+
+def folder_of(work_dir: Path, name: str, seed: int) -> Path:
+    return work_dir / name / f'seed{seed}'
+
+
+def do_run(study: Dict[str, Any], args: argparse.Namespace, name: str, seed: int) -> bool:
+    """Trains in a process of its own and records the result; whether it succeeded."""
+    folder = folder_of(args.work_dir, name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with open(folder / 'output.log', 'a') as log:
+        code = subprocess.run(
+            [sys.executable, __file__, str(args.study), '--work-dir', str(args.work_dir),
+             '--one', name, str(seed)], stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1')}
+        ).returncode
+    if code:
+        print(f'{name}, seed {seed}: failed with {code}, see {folder}/output.log',
+              flush=True)
+        return False
+    curve = read_curve(folder, study['metric'])
+    seconds = time.monotonic() - began
+    row = dict(curve[-1], run=name, seed=seed, seconds=round(seconds))
+    with _WRITING:
+        append_rows(args.results / 'curves.csv', CURVE_COLUMNS,
+                    [dict(point, run=name, seed=seed) for point in curve])
+        append_rows(args.results / 'runs.csv', COLUMNS, [row])
+    print(f'{name}, seed {seed}: {row["metric"]} in {seconds:.0f} s', flush=True)
+    return True
+
+
+def train(run: Tuple[str, Dict[str, Any]], seed: int, folder: Path) -> None:
+    from lt_mm.adapters import launch
+    config, settings = run
+    runner = launch.train(config, work_dir=str(folder), resume='auto',
+                          cfg_options={**settings, 'randomness.seed': seed})
+    images = runner.train_loop.dataloader.batch_sampler.batch_size
+    (folder / 'summary.json').write_text(json.dumps(dict(images_per_step=images)))
+
+
+def read_curve(folder: Path, metric: str) -> List[Dict[str, Any]]:
+    """A point for each validation: images seen, metric, and mean losses since the last.
+
+    The logs of a run that was interrupted are read in the order of their start; what was
+    done again counts as it was done last.
+    """
+    steps, validated = {}, {}
+    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        for entry in map(json.loads, path.read_text().splitlines()):
+            if metric in entry:
+                validated[entry['step']] = entry[metric]
+            elif 'iter' in entry:
+                steps[entry['iter']] = entry
+    images = json.loads((folder / 'summary.json').read_text())['images_per_step']
+    points, last = [], 0
+    for epoch in sorted(validated):
+        since = [step for step in steps.values() if last < step['epoch'] <= epoch]
+        points.append(dict(
+            images=max(step['iter'] for step in since) * images,
+            metric=round(validated[epoch], 4),
+            loss=_mean(step['loss'] for step in since),
+            loss_lt=_mean(sum(value for key, value in step.items() if 'loss_lt_' in key)
+                          for step in since),
+            paired_share=_mean(step.get('lt_paired_share', 0.0) for step in since)))
+        last = epoch
+    return points
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(statistics.fmean(values), 4)
+
+
+def read_rows(path: Path) -> List[Dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def append_rows(path: Path, columns: Tuple[str, ...], rows: List[Dict[str, Any]]) -> None:
+    is_new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', newline='') as file:
+        writer = csv.DictWriter(file, columns, extrasaction='ignore', lineterminator='\n')
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == '__main__':
+    main()

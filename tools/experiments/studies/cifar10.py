@@ -1,0 +1,94 @@
+"""The CIFAR-10 study: which form of LossTransform is ahead, and where.
+
+A run is a config and settings that differ from it. Names are `<loss>[-<what differs>]`:
+`plain` is cross entropy, `repeated` the same on repeated images (rho = 0), `lt` the
+whole loss. Equal images seen, unless the name says otherwise: `2x` is twice as many. An
+equal number of *epochs* with m replicas is m times the images, mode 'full'.
+"""
+plain = 'configs/studies/cifar10.py'
+lt = 'configs/studies/cifar10_lt.py'
+supcon = 'configs/studies/cifar10_supcon.py'
+
+metric = 'accuracy/top1'
+seeds = [0, 1, 2]
+
+repeats = 'train_dataloader.sampler.num_repeats'
+mode = 'train_dataloader.sampler.mode'
+fraction = 'train_dataloader.sampler.repeat_fraction'
+start_epoch = 'train_dataloader.sampler.start_epoch'
+rho = 'model.head.rho'
+detach = 'model.head.detach_mean'
+unrepeated = 'model.head.allow_unrepeated'
+augments = 'model.train_cfg.augments'
+
+
+def longer(times):
+    """Settings of a schedule of more epochs, validated equally often."""
+    return {
+        'train_cfg.max_epochs': 20 * times,
+        'param_scheduler.total_steps': 20 * times,
+        'train_cfg.val_interval': 4 * times,
+        'default_hooks.checkpoint.interval': 4 * times
+    }
+
+
+cutout = dict(type='lt_mm.Cutout', length=16)
+grouped = [
+    dict(type='lt_mm.GroupedCutMix', alpha=1.0),
+    dict(type='lt_mm.GroupedMixup', alpha=1.0)
+]
+stock = [dict(type='CutMix', alpha=1.0), dict(type='Mixup', alpha=1.0)]
+mixes = dict(cutout=[cutout], cutmix=[0], mixup=[1], all=[cutout, 0, 1])
+
+
+def mixed(name, partners):
+    """Settings of one way of mixing; numbers stand for CutMix and mixup."""
+    chosen = [partners[each] if isinstance(each, int) else each for each in mixes[name]]
+    settings = {augments: chosen}
+    if partners is grouped:
+        settings['data_preprocessor.type'] = 'lt_mm.GroupedClsDataPreprocessor'
+    return settings
+
+
+late = {
+    start_epoch: 10,
+    rho: dict(_delete_=True, type='linear', start=0, end=1, begin=0.5, finish=0.55)
+}
+
+runs = {
+    'plain': (plain, {}),
+    'repeated': (lt, {rho: 0.0}),
+    'lt': (lt, {}),
+    # The weight, and the gradient through the mean.
+    **{f'lt-rho={value}': (lt, {rho: value}) for value in (0.1, 0.3, 3.0, 10.0)},
+    **{f'lt-detached-rho={value}': (lt, {rho: value, detach: True})
+       for value in (1.0, 3.0)},
+    # The number of replicas.
+    **{f'repeated-m={m}': (lt, {repeats: m, rho: 0.0}) for m in (4, 8)},
+    **{f'lt-m={m}': (lt, {repeats: m}) for m in (4, 8)},
+    # Where the loss may be ahead at equal compute.
+    **{f'lt-fraction={part}': (lt, {fraction: part, unrepeated: True})
+       for part in (0.25, 0.5)},
+    'lt-ramp': (lt, {rho: dict(_delete_=True, type='linear', start=0, end=2)}),
+    'lt-late': (lt, late),
+    'repeated-late': (lt, {start_epoch: 10, rho: 0.0}),
+    'supcon': (supcon, {}),
+    # Mixed labels.
+    **{f'plain-{name}': (plain, mixed(name, stock)) for name in mixes},
+    **{f'repeated-{name}': (lt, {rho: 0.0, **mixed(name, grouped)}) for name in mixes},
+    **{f'lt-{name}': (lt, mixed(name, grouped)) for name in mixes},
+    # Longer schedules on the same images.
+    'plain-3x': (plain, longer(3)),
+    'repeated-3x': (lt, {rho: 0.0, **longer(3)}),
+    'lt-3x': (lt, longer(3)),
+    'lt-3x-fraction=0.5': (lt, {fraction: 0.5, unrepeated: True, **longer(3)}),
+    # Equal epochs.
+    'repeated-full': (lt, {mode: 'full', rho: 0.0}),
+    'lt-full': (lt, {mode: 'full'}),
+    'plain-2x': (plain, longer(2)),
+    **{f'repeated-full-{name}': (lt, {mode: 'full', rho: 0.0, **mixed(name, grouped)})
+       for name in mixes},
+    **{f'lt-full-{name}': (lt, {mode: 'full', **mixed(name, grouped)})
+       for name in mixes},
+    **{f'lt-full-m={m}': (lt, {mode: 'full', repeats: m}) for m in (4, 8)},
+}

@@ -18,11 +18,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any, Dict, Iterable, List, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt', 'paired_share', 'seconds')
 CURVE_COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt')
 _WRITING = Lock()
+_INITIAL = Lock()
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +49,7 @@ def main() -> None:
     study = runpy.run_path(str(args.study))
     if args.one:
         name, seed = args.one
-        train(study['runs'][name], int(seed), folder_of(args.work_dir, name, int(seed)))
+        train(study, name, int(seed), args.work_dir)
         return
     pending = pending_runs(study, args)
     print(f'{len(pending)} runs to do', flush=True)
@@ -73,21 +74,12 @@ def folder_of(work_dir: Path, name: str, seed: int) -> Path:
 
 
 def do_run(study: Dict[str, Any], args: argparse.Namespace, name: str, seed: int) -> bool:
-    """Trains in a process of its own and records the result; whether it succeeded."""
-    folder = folder_of(args.work_dir, name, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Trains a run and records its result; whether it succeeded."""
     began = time.monotonic()
-    with open(folder / 'output.log', 'a') as log:
-        code = subprocess.run(
-            [sys.executable, __file__, str(args.study), '--work-dir', str(args.work_dir),
-             '--one', name, str(seed)], stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1')}
-        ).returncode
-    if code:
-        print(f'{name}, seed {seed}: failed with {code}, see {folder}/output.log',
-              flush=True)
+    if not (make_initial(study, args, name, seed) and in_process(args, name, seed)):
         return False
-    curve = read_curve(folder, study['metric'])
+    curve = read_curve(folder_of(args.work_dir, name, seed), study['metric'],
+                       study.get('scale', 1))
     seconds = time.monotonic() - began
     row = dict(curve[-1], run=name, seed=seed, seconds=round(seconds))
     with _WRITING:
@@ -98,16 +90,52 @@ def do_run(study: Dict[str, Any], args: argparse.Namespace, name: str, seed: int
     return True
 
 
-def train(run: Tuple[str, Dict[str, Any]], seed: int, folder: Path) -> None:
+def make_initial(study: Dict[str, Any], args: argparse.Namespace, name: str, seed: int
+                 ) -> bool:
+    """Trains the run that this one goes on from, if its checkpoint is not there."""
+    initial = study['runs'][name][2:]
+    with _INITIAL:
+        return not initial or bool(last_checkpoint(args.work_dir, *initial, seed)) or (
+            in_process(args, *initial, seed))
+
+
+def last_checkpoint(work_dir: Path, name: str, seed: int) -> Optional[str]:
+    """The checkpoint at the end of a run; None unless it came to its end."""
+    folder = folder_of(work_dir, name, seed)
+    if not (folder / 'summary.json').exists():
+        return None
+    return (folder / 'last_checkpoint').read_text()
+
+
+def in_process(args: argparse.Namespace, name: str, seed: int) -> bool:
+    """Trains in a process of its own; whether it succeeded."""
+    folder = folder_of(args.work_dir, name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / 'output.log', 'a') as log:
+        code = subprocess.run(
+            [sys.executable, __file__, str(args.study), '--work-dir', str(args.work_dir),
+             '--one', name, str(seed)], stdout=log, stderr=subprocess.STDOUT,
+            env={'OMP_NUM_THREADS': '1', **os.environ}).returncode
+    if code:
+        print(f'{name}, seed {seed}: failed with {code}, see {folder}/output.log',
+              flush=True)
+    return not code
+
+
+def train(study: Dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
     from lt_mm.adapters import launch
-    config, settings = run
+    config, settings, *initial = study['runs'][name]
+    settings = {**settings, 'randomness.seed': seed}
+    if initial:
+        settings['load_from'] = last_checkpoint(work_dir, *initial, seed)
+    folder = folder_of(work_dir, name, seed)
     runner = launch.train(config, work_dir=str(folder), resume='auto',
-                          cfg_options={**settings, 'randomness.seed': seed})
+                          cfg_options=settings)
     images = runner.train_loop.dataloader.batch_sampler.batch_size
     (folder / 'summary.json').write_text(json.dumps(dict(images_per_step=images)))
 
 
-def read_curve(folder: Path, metric: str) -> List[Dict[str, Any]]:
+def read_curve(folder: Path, metric: str, scale: float) -> List[Dict[str, Any]]:
     """A point for each validation: images seen, metric, and mean losses since the last.
 
     The logs of a run that was interrupted are read in the order of their start; what was
@@ -126,7 +154,7 @@ def read_curve(folder: Path, metric: str) -> List[Dict[str, Any]]:
         since = [step for step in steps.values() if last < step['epoch'] <= epoch]
         points.append(dict(
             images=max(step['iter'] for step in since) * images,
-            metric=round(validated[epoch], 4),
+            metric=round(validated[epoch] * scale, 4),
             loss=_mean(step['loss'] for step in since),
             loss_lt=_mean(sum(value for key, value in step.items() if 'loss_lt_' in key)
                           for step in since),

@@ -72,6 +72,10 @@ runs = {
     'lt-ramp': (lt, {rho: dict(_delete_=True, type='linear', start=0, end=2)}),
     'lt-late': (lt, late),
     'repeated-late': (lt, {start_epoch: 10, rho: 0.0}),
+    # Batch norm sees one replica of every source: the loop with micro-batches.
+    'lt-micro-batches': (lt, {'train_cfg': dict(
+        _delete_=True, type='lt_mm.MicroBatchTrainLoop', max_epochs=20, val_interval=4,
+        num_micro_batches=2)}),
     'supcon': (supcon, {}),
     # Mixed labels.
     **{f'plain-{name}': (plain, mixed(name, stock)) for name in mixes},
@@ -92,3 +96,49 @@ runs = {
        for name in mixes},
     **{f'lt-full-m={m}': (lt, {mode: 'full', repeats: m}) for m in (4, 8)},
 }
+
+metric_name = 'Top-1, %'
+kinds = ('plain', 'repeated', 'lt')
+# Tables: runs with the run that each is compared with.
+sections = {
+    'Equal images seen': [
+        (name if mix is None else f'{name}-{mix}',
+         None if name == 'plain' else 'plain' if mix is None else f'plain-{mix}')
+        for mix in (None, *mixes) for name in kinds
+    ] + [('supcon', 'plain')],
+    'Equal epochs, m times the images': [
+        (f'{name}-full' if mix is None else f'{name}-full-{mix}',
+         'plain' if mix is None else f'plain-{mix}')
+        for mix in (None, *mixes) for name in kinds[1:]
+    ] + [('plain-2x', 'plain'), ('lt-full', 'plain-2x'), ('lt-full-m=4', 'plain'),
+         ('lt-full-m=8', 'plain')],
+    'Number of replicas m, equal images': [
+        (f'{name}-m={m}', 'plain') for m in (4, 8) for name in kinds[1:]
+    ] + [(f'lt-m={m}', f'repeated-m={m}') for m in (4, 8)],
+    'Weight rho, and the gradient through the mean': [
+        *[(f'lt-rho={value}', 'lt') for value in (0.1, 0.3, 3.0, 10.0)],
+        *[(f'lt-detached-rho={value}', 'lt' if value == 1 else 'lt-rho=3.0')
+          for value in (1.0, 3.0)],
+    ],
+    'Ideas for equal compute': [
+        (name, 'plain') for name in (
+            'lt-fraction=0.25', 'lt-fraction=0.5', 'lt-ramp', 'lt-late', 'repeated-late',
+            'lt-micro-batches')
+    ] + [('repeated-3x', 'plain-3x'), ('lt-3x', 'plain-3x'),
+         ('lt-3x-fraction=0.5', 'plain-3x')],
+}
+figures = dict(
+    curves=dict(kind='curves', runs=['plain', 'repeated', 'lt']),
+    replicas=dict(
+        kind='levels', xlabel='replicas m', log=True, series={
+            name: {1: 'plain', 2: name, 4: f'{name}-m=4', 8: f'{name}-m=8'}
+            for name in kinds[1:]
+        } | {'lt, equal epochs': {1: 'plain', 2: 'lt-full', 4: 'lt-full-m=4',
+                                  8: 'lt-full-m=8'}}),
+    rho=dict(
+        kind='levels', xlabel='rho', log=True, series={
+            'gradient through the mean': {
+                value: 'lt' if value == 1 else f'lt-rho={value}'
+                for value in (0.1, 0.3, 1.0, 3.0, 10.0)},
+            'mean detached': {value: f'lt-detached-rho={value}' for value in (1.0, 3.0)},
+        }))

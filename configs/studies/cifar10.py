@@ -8,26 +8,19 @@ data_preprocessor = dict(to_rgb=True)  # the images are loaded as BGR
 train_pipeline = [dict(type='LoadImageFromFile'), *_base_.train_pipeline]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
+inline = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
+    **inline,
     batch_size=64,
-    num_workers=0,
-    persistent_workers=False,
     dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root + 'train',
-        indices=list(range(0, 50000, 25)),
-        pipeline=train_pipeline))
+        _delete_=True, type='CustomDataset', data_root=data_root + 'train',
+        indices=list(range(0, 50000, 25)), pipeline=train_pipeline))
 val_dataloader = dict(
+    **inline,
     batch_size=250,
-    num_workers=0,
-    persistent_workers=False,
     dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root + 'test',
-        indices=list(range(0, 10000, 5)),
-        pipeline=test_pipeline))
+        _delete_=True, type='CustomDataset', data_root=data_root + 'test',
+        indices=list(range(0, 10000, 5)), pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 max_epochs = 20

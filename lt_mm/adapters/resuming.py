@@ -26,6 +26,8 @@ class ResumeHook(Hook):
     a validation that an interruption stopped is run first; and the sampler gets the
     seed that it had, which matters where ``randomness`` gives none.
     In the resumed epoch MMEngine counts the remaining batches from 1 in the log.
+    Schedulers are saved without functions (``OneCycleLR`` keeps one, which it makes anew),
+    so that the checkpoint holds no code.
 
     Args:
         seed_steps: Whether to make all random draws of an iteration a function of the
@@ -51,6 +53,7 @@ class ResumeHook(Hook):
         self._meta = checkpoint.get('meta', {})
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        _leave_out_functions(checkpoint.get('param_schedulers'))
         loader = runner.train_loop.dataloader
         checkpoint['meta'].update(num_batches=len(loader),
                                   sampler_seed=getattr(_sampler(loader), 'seed', None))
@@ -128,6 +131,15 @@ class ResumeHook(Hook):
         loader.dataset.__getitems__ = functools.partial(
             _load_seeded, loader.dataset, getattr(loader.dataset, '__getitems__', None),
             (runner.seed, get_rank()))
+
+
+def _leave_out_functions(schedulers: Any) -> None:
+    """Removes functions from the states of schedulers, a list or lists by optimizer."""
+    if isinstance(schedulers, dict):
+        schedulers = itertools.chain(*schedulers.values())
+    for state in schedulers or ():
+        for key in [key for key, value in state.items() if callable(value)]:
+            del state[key]
 
 
 class _TrainBatches(Sampler):

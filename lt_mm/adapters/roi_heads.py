@@ -221,7 +221,9 @@ def _annotations_of(sampling_results: List[SamplingResult]) -> List[Tensor]:
 
 
 def _wrap_bbox_head(head: BBoxHead, options: ConsistencyOptions) -> nn.Module:
-    if type(head).loss_and_target is not BBoxHead.loss_and_target:
+    # SABLHead skips BBoxHead's own construction and predicts buckets.
+    if (type(head).loss_and_target is not BBoxHead.loss_and_target
+            or not hasattr(head, 'with_cls')):
         raise UnsupportedHeadError(
             f'{type(head).__name__} has a loss of its own; expected a BBoxHead that '
             'keeps BBoxHead.loss_and_target, such as Shared2FCBBoxHead')

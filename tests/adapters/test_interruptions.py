@@ -16,8 +16,10 @@ import pytest
 import torch
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lt_mm.adapters.checkpoints import find_resumable, load_weights_only
@@ -324,6 +326,45 @@ def test_the_sampler_gets_the_seed_of_the_checkpoint():
     resume(runner, num_batches=5, sampler_seed=7)
     sampler = DefaultSampler(Sources(), shuffle=True, seed=7)
     assert batches(loader) == batches(make_runner(sampler=sampler)[1])
+
+
+SCHEDULERS = dict(
+    OneCycleLR=dict(eta_max=1.0, total_steps=8), ReduceOnPlateauLR=dict(monitor='loss'),
+    CosineAnnealingLR=dict(T_max=8), CosineRestartLR=dict(
+        periods=[4, 4], restart_weights=[1, 1], eta_min=0),
+    LinearLR=dict(end=4), MultiStepLR=dict(milestones=[2, 5]), PolyLR=dict(eta_min=0.1))
+
+
+@pytest.mark.parametrize('by_optimizer', [False, True])
+@pytest.mark.parametrize('name', SCHEDULERS)
+def test_schedulers_go_on_from_a_checkpoint_without_code(name, by_optimizer, tmp_path):
+
+    def build():
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        config = dict(SCHEDULERS[name], type=name, optimizer=optimizer)
+        return optimizer, PARAM_SCHEDULERS.build(config)
+
+    def rates(optimizer, scheduler, count):
+        found = []
+        for _ in range(count):
+            optimizer.step()
+            scheduler.step(*([dict(loss=1.0)] if 'Plateau' in name else []))
+            found.append(optimizer.param_groups[0]['lr'])
+        return found
+
+    optimizer, scheduler = build()
+    rates(optimizer, scheduler, 3)
+    states = [scheduler.state_dict()]
+    checkpoint = dict(meta={}, optimizer=optimizer.state_dict(),
+                      param_schedulers=dict(backbone=states) if by_optimizer else states)
+    ResumeHook().before_save_checkpoint(make_runner()[0], checkpoint)
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    saved = load_weights_only(str(tmp_path / 'a.pth'))
+    resumed, going_on = build()
+    resumed.load_state_dict(saved['optimizer'])
+    states = saved['param_schedulers']
+    going_on.load_state_dict((states['backbone'] if by_optimizer else states)[0])
+    assert rates(resumed, going_on, 4) == rates(optimizer, scheduler, 4)
 
 
 @pytest.mark.parametrize('num_batches, iteration', [(4, 9), (5, 16)])

@@ -131,6 +131,7 @@ def _scenes(sources: int, replicas: int, device: torch.device) -> Dict[str, Any]
     init_default_scope('mmdet')
     dataset = DATASETS.build(dict(
         type='CocoDataset', data_root=_MADE.name, ann_file='annotations/train.json',
+        metainfo=dict(classes=('circle', 'square', 'triangle')),
         data_prefix=dict(img='train/'), pipeline=[dict(
             type='lt_mm.InvertiblePipeline', transforms=[
                 dict(type='LoadImageFromFile'),

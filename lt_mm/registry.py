@@ -10,8 +10,10 @@ the root. Batch augments exist in MMPretrain alone, whose registry of them is a 
 from typing import Callable, TypeVar
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
+from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
+from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TASK_UTILS as ROOT_TASK_UTILS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
@@ -29,8 +31,10 @@ def _child_of(root: Registry) -> Registry:
 
 BATCH_AUGMENTS = _child_of(MMPRETRAIN_BATCH_AUGMENTS)
 DATA_SAMPLERS = _child_of(ROOT_DATA_SAMPLERS)
+DATASETS = _child_of(ROOT_DATASETS)
 HOOKS = _child_of(ROOT_HOOKS)
 LOOPS = _child_of(ROOT_LOOPS)
+METRICS = _child_of(ROOT_METRICS)
 MODELS = _child_of(ROOT_MODELS)
 TASK_UTILS = _child_of(ROOT_TASK_UTILS)
 TRANSFORMS = _child_of(ROOT_TRANSFORMS)

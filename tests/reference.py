@@ -171,3 +171,44 @@ def side_positions(center, distances, matrix):
         found[axis if forward[axis] < 0 else axis + 2] = ray[:, axis], side
     return (np.array([found[side][0] for side in range(4)]),
             [found[side][1] for side in range(4)])
+
+
+# ---------------------------------------------------------------------------
+# Agreement of the predictions of a group
+# ---------------------------------------------------------------------------
+
+
+def groups_of(group_ids):
+    """Rows of each group with two members or more, by ascending id; no negative ids."""
+    members = {}
+    for row, group in enumerate(map(int, group_ids)):
+        members.setdefault(group, []).append(row)
+    return {group: members[group] for group in sorted(members)
+            if group >= 0 and len(members[group]) > 1}
+
+
+def categorical_kl(mean, own):
+    """D_KL(mean || own) of two distributions over the same outcomes."""
+    return sum(m * math.log(m / p) for m, p in zip(mean, own) if m > 0)
+
+
+def mean_kl(rows):
+    """The mean of D_KL(pbar || p_i) of the predictions (m, C) of one group."""
+    mean = [math.fsum(column) / len(rows) for column in zip(*rows)]
+    return sum(categorical_kl(mean, row) for row in rows) / len(rows)
+
+
+def mean_bernoulli_kl(rows):
+    """The same of C choices between yes and no each."""
+    return sum(mean_kl([(p, 1 - p) for p in column]) for column in zip(*rows))
+
+
+def agreeing_pairs(labels):
+    """Share of the pairs of a list's entries that are equal."""
+    pairs = [(a, b) for i, a in enumerate(labels) for b in labels[:i]]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def most_common(labels):
+    """The label that occurs most often, the smallest of those."""
+    return min(labels, key=lambda label: (-labels.count(label), label))

@@ -7,6 +7,7 @@ from lt_mm.adapters.batch_augments import (Cutout, GroupedClsDataPreprocessor,
                                            GroupedCutMix, GroupedMixup)
 from lt_mm.adapters.checkpoints import AtomicCheckpointHook
 from lt_mm.adapters.cifar_backbones import CifarDenseNet, CifarResNet
+from lt_mm.adapters.consistency_metric import ConsistencyMetric
 from lt_mm.adapters.freezing import Frozen
 from lt_mm.adapters.head import LossTransformHead
 from lt_mm.adapters.micro_batches import (MicroBatchIterTrainLoop,
@@ -14,6 +15,7 @@ from lt_mm.adapters.micro_batches import (MicroBatchIterTrainLoop,
 from lt_mm.adapters.nasnet_mobile import NASNetMobile
 from lt_mm.adapters.pipeline import InvertiblePipeline
 from lt_mm.adapters.preemption import PreemptionHook
+from lt_mm.adapters.replica_dataset import ReplicaDataset
 from lt_mm.adapters.resuming import ResumeHook
 from lt_mm.adapters.roi_heads import SourceTrackingSampler
 from lt_mm.adapters.sampler import (GroupedRepeatAugSampler,
@@ -23,11 +25,11 @@ from lt_mm.adapters.torchvision_anchors import TorchvisionAnchorGenerator
 from lt_mm.adapters.torchvision_backbone import TorchvisionBackbone
 
 __all__ = [
-    'AtomicCheckpointHook', 'CifarDenseNet', 'CifarResNet', 'Cutout', 'Frozen',
-    'GroupedClsDataPreprocessor', 'GroupedCutMix', 'GroupedMixup',
-    'GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler', 'InvertiblePipeline',
-    'LossTransformHead', 'MicroBatchIterTrainLoop', 'MicroBatchTrainLoop',
-    'NASNetMobile', 'PreemptionHook', 'ResumeHook', 'SourceTrackingSampler',
-    'SupConHead', 'TorchvisionAnchorGenerator', 'TorchvisionBackbone', 'cls_heads',
-    'dense_heads'
+    'AtomicCheckpointHook', 'CifarDenseNet', 'CifarResNet', 'ConsistencyMetric',
+    'Cutout', 'Frozen', 'GroupedClsDataPreprocessor', 'GroupedCutMix', 'GroupedMixup',
+    'GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler',
+    'InvertiblePipeline', 'LossTransformHead', 'MicroBatchIterTrainLoop',
+    'MicroBatchTrainLoop', 'NASNetMobile', 'PreemptionHook', 'ReplicaDataset',
+    'ResumeHook', 'SourceTrackingSampler', 'SupConHead', 'TorchvisionAnchorGenerator',
+    'TorchvisionBackbone', 'cls_heads', 'dense_heads'
 ]

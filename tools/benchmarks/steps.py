@@ -5,7 +5,7 @@ are made. A step is forward, backward and update.
 """
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -27,15 +27,16 @@ PEAK_TARGET, STEP_TARGET = '<= 1.15', '<= 1.02'
 
 def measure(timer: Timer, quick: bool) -> List[Row]:
     """Rows of the table: the cost of the wrapper, then the memory."""
-    rows, sources = [], 2 if quick else 4
-    for name, model, batch in (('ResNet-50', _classifier, _pictures),
-                               ('Faster R-CNN R50', _detector, _scenes)):
-        small = quick or name != 'ResNet-50'
-        data = batch(1 if small else sources, 2, timer.device)
+    # Memory at the recipes' sizes of images: with few pixels the gradients of the
+    # parameters, which micro-batches add up, weigh more than the activations.
+    rows, sources, scale = [], 2 if quick else 8, (416, 320) if quick else (1333, 800)
+    for name, model, few, many in (
+            ('ResNet-50', _classifier, _pictures(4), _pictures(sources)),
+            ('Faster R-CNN R50', _detector, _scenes(1, (416, 320)), _scenes(1, scale))):
+        data = few(2)
         for amp in (False, True) if timer.device.type == 'cuda' else (False, ):
             rows.append(_wrapper_cost(timer, name, model, data, amp))
-        rows += _micro_batch_memory(timer, name, model, batch, 1 if small else sources,
-                                    (4, ) if quick else (4, 8))
+        rows += _micro_batch_memory(timer, name, model, many, (4, ) if quick else (4, 8))
     return rows
 
 
@@ -51,12 +52,13 @@ def _wrapper_cost(timer: Timer, name: str, model: Callable, data: Dict[str, Any]
 
 
 def _micro_batch_memory(timer: Timer, name: str, model: Callable, batch: Callable,
-                        sources: int, replicas: List[int]) -> List[Row]:
+                        replicas: Sequence[int]) -> List[Row]:
     """Peak of tensors of a step with m replicas, against one with the sources alone."""
-    stock = _stock_step(model(False, timer.device), batch(sources, 1, timer.device))
-    base, rows = timer.peak_bytes(stock), []
+    sources = batch(1)
+    base = timer.peak_bytes(_stock_step(model(False, timer.device), sources))
+    shape, rows = 'x'.join(map(str, sources['inputs'][0].shape[1:])), []
     for count in replicas:
-        data = batch(sources, count, timer.device)
+        data = batch(count)
         joint = timer.peak_bytes(_stock_step(model(True, timer.device), data)) / base
         network = model(True, timer.device)
         optim = _optim(network)
@@ -64,8 +66,8 @@ def _micro_batch_memory(timer: Timer, name: str, model: Callable, batch: Callabl
         rows.append(Row(
             f'{name}: peak memory in {count} micro-batches, m = {count}',
             'stock step on the source batch', flat, flat, flat, 'x memory', PEAK_TARGET,
-            f'{sources} source(s), {base / 2**20:.0f} MiB; in one batch '
-            f'{joint:.2f} x'))
+            f'{len(sources["inputs"])} source(s) of {shape}, {base / 2**20:.0f} MiB; in '
+            f'one batch {joint:.2f} x'))
     return rows
 
 
@@ -107,35 +109,50 @@ def _built(config: Config, device: torch.device) -> torch.nn.Module:
     return MODELS.build(config.model).to(device).train()
 
 
-def _pictures(sources: int, replicas: int, device: torch.device) -> Dict[str, Any]:
-    """A recorded batch of a classifier."""
-    inputs, samples = [], []
-    for index in range(sources * replicas):
-        sample = DataSample().set_gt_label(index // replicas)
-        sample.set_metainfo(dict(source_id=index // replicas, source_shape=(224, 224)))
-        samples.append(sample)
-        inputs.append(torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8))
-    return dict(inputs=inputs, data_samples=samples)
+def _pictures(sources: int) -> Callable[[int], Dict[str, Any]]:
+    """Gives recorded batches of a classifier, by the number of replicas."""
+
+    def batch(replicas: int) -> Dict[str, Any]:
+        inputs, samples = [], []
+        for index in range(sources * replicas):
+            sample = DataSample().set_gt_label(index // replicas)
+            sample.set_metainfo(
+                dict(source_id=index // replicas, source_shape=(224, 224)))
+            samples.append(sample)
+            inputs.append(torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8))
+        return dict(inputs=inputs, data_samples=samples)
+
+    return batch
 
 
 _MADE: Optional[tempfile.TemporaryDirectory] = None
 
 
-def _scenes(sources: int, replicas: int, device: torch.device) -> Dict[str, Any]:
-    """A recorded batch of a detector, as the data set and the pipeline give it."""
+def _scenes(sources: int, scale: Tuple[int, int]) -> Callable[[int], Dict[str, Any]]:
+    """Gives recorded batches of a detector, as its data set and pipeline make them."""
+
+    def batch(replicas: int) -> Dict[str, Any]:
+        init_default_scope('mmdet')
+        dataset = DATASETS.build(dict(
+            type='CocoDataset', data_root=_made_data(),
+            ann_file='annotations/train.json', data_prefix=dict(img='train/'),
+            metainfo=dict(classes=('circle', 'square', 'triangle')),
+            filter_cfg=dict(filter_empty_gt=True), pipeline=[dict(
+                type='lt_mm.InvertiblePipeline', transforms=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='LoadAnnotations', with_bbox=True),
+                    dict(type='Resize', scale=scale, keep_ratio=True),
+                    dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')])]))
+        return pseudo_collate([dataset[source] for source in range(sources)
+                               for _ in range(replicas)])
+
+    return batch
+
+
+def _made_data() -> str:
     global _MADE
     if _MADE is None:
         _MADE = tempfile.TemporaryDirectory()
         write_shapes_dataset(Path(_MADE.name), num_train=8, num_val=2,
                              image_size=(320, 416), seed=0)
-    init_default_scope('mmdet')
-    dataset = DATASETS.build(dict(
-        type='CocoDataset', data_root=_MADE.name, ann_file='annotations/train.json',
-        metainfo=dict(classes=('circle', 'square', 'triangle')),
-        data_prefix=dict(img='train/'), pipeline=[dict(
-            type='lt_mm.InvertiblePipeline', transforms=[
-                dict(type='LoadImageFromFile'),
-                dict(type='LoadAnnotations', with_bbox=True),
-                dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')])]))
-    return pseudo_collate([dataset[source] for source in range(sources)
-                           for _ in range(replicas)])
+    return _MADE.name

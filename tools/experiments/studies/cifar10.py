@@ -32,6 +32,14 @@ def longer(times):
     }
 
 
+def few(settings):
+    """A quarter of the training images, with as many images seen: 80 epochs."""
+    return {
+        'train_dataloader.dataset.indices': list(range(0, 50000, 100)),
+        **longer(4), **settings
+    }
+
+
 cutout = dict(type='lt_mm.Cutout', length=16)
 grouped = [
     dict(type='lt_mm.GroupedCutMix', alpha=1.0),
@@ -50,6 +58,12 @@ def mixed(name, partners):
     return settings
 
 
+part = {fraction: 0.5, unrepeated: True}
+micro_batches = {
+    'train_cfg': dict(
+        _delete_=True, type='lt_mm.MicroBatchTrainLoop', max_epochs=20, val_interval=4,
+        num_micro_batches=2)
+}
 late = {
     start_epoch: 10,
     rho: dict(_delete_=True, type='linear', start=0, end=1, begin=0.5, finish=0.55)
@@ -59,6 +73,15 @@ runs = {
     'plain': (plain, {}),
     'repeated': (lt, {rho: 0.0}),
     'lt': (lt, {}),
+    # Few images, many epochs.
+    'few-plain': (plain, few({})),
+    'few-repeated': (lt, few({rho: 0.0})),
+    'few-lt': (lt, few({})),
+    **{f'few-lt-rho={value}': (lt, few({rho: value})) for value in (3.0, 10.0)},
+    'few-lt-fraction=0.5': (lt, few(part)),
+    'few-lt-late': (lt, few({**late, start_epoch: 40})),
+    'few-repeated-late': (lt, few({rho: 0.0, start_epoch: 40})),
+    'few-lt-m=4': (lt, few({repeats: 4})),
     # The weight, and the gradient through the mean.
     **{f'lt-rho={value}': (lt, {rho: value}) for value in (0.1, 0.3, 3.0, 10.0)},
     **{f'lt-detached-rho={value}': (lt, {rho: value, detach: True})
@@ -67,15 +90,13 @@ runs = {
     **{f'repeated-m={m}': (lt, {repeats: m, rho: 0.0}) for m in (4, 8)},
     **{f'lt-m={m}': (lt, {repeats: m}) for m in (4, 8)},
     # Where the loss may be ahead at equal compute.
-    **{f'lt-fraction={part}': (lt, {fraction: part, unrepeated: True})
-       for part in (0.25, 0.5)},
+    **{f'lt-fraction={share}': (lt, {**part, fraction: share})
+       for share in (0.25, 0.5)},
     'lt-ramp': (lt, {rho: dict(_delete_=True, type='linear', start=0, end=2)}),
     'lt-late': (lt, late),
     'repeated-late': (lt, {start_epoch: 10, rho: 0.0}),
     # Batch norm sees one replica of every source: the loop with micro-batches.
-    'lt-micro-batches': (lt, {'train_cfg': dict(
-        _delete_=True, type='lt_mm.MicroBatchTrainLoop', max_epochs=20, val_interval=4,
-        num_micro_batches=2)}),
+    'lt-micro-batches': (lt, micro_batches),
     'supcon': (supcon, {}),
     # Mixed labels.
     **{f'plain-{name}': (plain, mixed(name, stock)) for name in mixes},
@@ -85,7 +106,7 @@ runs = {
     'plain-3x': (plain, longer(3)),
     'repeated-3x': (lt, {rho: 0.0, **longer(3)}),
     'lt-3x': (lt, longer(3)),
-    'lt-3x-fraction=0.5': (lt, {fraction: 0.5, unrepeated: True, **longer(3)}),
+    'lt-3x-fraction=0.5': (lt, {**part, **longer(3)}),
     # Equal epochs.
     'repeated-full': (lt, {mode: 'full', rho: 0.0}),
     'lt-full': (lt, {mode: 'full'}),
@@ -106,6 +127,11 @@ sections = {
          None if name == 'plain' else 'plain' if mix is None else f'plain-{mix}')
         for mix in (None, *mixes) for name in kinds
     ] + [('supcon', 'plain')],
+    'Few images: 50 a class, 80 epochs, equal images seen': [
+        (name, None if name == 'few-plain' else 'few-plain') for name in (
+            'few-plain', 'few-repeated', 'few-lt', 'few-lt-rho=3.0', 'few-lt-rho=10.0',
+            'few-lt-fraction=0.5', 'few-lt-late', 'few-repeated-late', 'few-lt-m=4')
+    ],
     'Equal epochs, m times the images': [
         (f'{name}-full' if mix is None else f'{name}-full-{mix}',
          'plain' if mix is None else f'plain-{mix}')

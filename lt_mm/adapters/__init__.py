@@ -13,6 +13,7 @@ from lt_mm.adapters.head import LossTransformHead
 from lt_mm.adapters.micro_batches import (MicroBatchIterTrainLoop,
                                           MicroBatchTrainLoop)
 from lt_mm.adapters.nasnet_mobile import NASNetMobile
+from lt_mm.adapters.pair_pictures import PairVisualizationHook
 from lt_mm.adapters.pipeline import InvertiblePipeline
 from lt_mm.adapters.preemption import PreemptionHook
 from lt_mm.adapters.replica_dataset import ReplicaDataset
@@ -29,7 +30,7 @@ __all__ = [
     'Cutout', 'Frozen', 'GroupedClsDataPreprocessor', 'GroupedCutMix', 'GroupedMixup',
     'GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler',
     'InvertiblePipeline', 'LossTransformHead', 'MicroBatchIterTrainLoop',
-    'MicroBatchTrainLoop', 'NASNetMobile', 'PreemptionHook', 'ReplicaDataset',
-    'ResumeHook', 'SourceTrackingSampler', 'SupConHead', 'TorchvisionAnchorGenerator',
-    'TorchvisionBackbone', 'cls_heads', 'dense_heads'
+    'MicroBatchTrainLoop', 'NASNetMobile', 'PairVisualizationHook', 'PreemptionHook',
+    'ReplicaDataset', 'ResumeHook', 'SourceTrackingSampler', 'SupConHead',
+    'TorchvisionAnchorGenerator', 'TorchvisionBackbone', 'cls_heads', 'dense_heads'
 ]

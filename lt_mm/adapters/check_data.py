@@ -37,7 +37,7 @@ def check_annotated(dataset: Any) -> None:
     Raises:
         DataSetError: If no image has an instance that counts.
     """
-    for each in _innermost(dataset):
+    for each in innermost_datasets(dataset):
         classes = each.metainfo.get('classes') or ()
         if isinstance(classes, str):
             raise DataSetError(f'the classes of {type(each).__name__} are the text '
@@ -53,13 +53,13 @@ def check_annotated(dataset: Any) -> None:
                 f'{briefly(classes)} that is not a crowd; {_CLASSES_REMEDY}')
 
 
-def _innermost(dataset: Any) -> List[BaseDataset]:
+def innermost_datasets(dataset: Any) -> List[BaseDataset]:
     """The data sets that load annotations, inside wrappers and concatenations."""
     parts = getattr(dataset, 'datasets', None)
     if parts is None and hasattr(dataset, 'dataset'):
         parts = [dataset.dataset]
     if parts is not None:
-        return [inner for part in parts for inner in _innermost(part)]
+        return [inner for part in parts for inner in innermost_datasets(part)]
     return [dataset] if isinstance(dataset, BaseDataset) else []
 
 

@@ -9,6 +9,7 @@ from lt_mm.adapters.batch_augments import PREPROCESSOR_REMEDY
 from lt_mm.adapters.head import (ConsistencyHead, ConsistencyOptions,
                                  UnsupportedHeadError, add_consistency, register_wrap,
                                  source_ids_of)
+from lt_mm.adapters.pair_records import PairRecord
 from lt_mm.adapters.ranks import OwnRank
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
@@ -47,7 +48,25 @@ class ClsConsistency(ConsistencyHead):
         paired = ranks.own(is_paired(group_ids))
         losses['lt_num_pairs'] = paired.sum().float()
         losses['lt_paired_share'] = paired.float().mean()
+        if self.lt_recorder is not None:
+            self.lt_recorder(self._pair_record(cls_score, source_ids, paired))
         return losses
+
+    @torch.no_grad()
+    def _pair_record(self, cls_score: Tensor, source_ids: List[int], paired: Tensor
+                     ) -> PairRecord:
+        logits = cls_score.detach().float()
+        scores, labels = (logits.sigmoid() if self._is_sigmoid()
+                          else logits.softmax(dim=1)).max(dim=1)
+        sources = torch.tensor(source_ids, device=labels.device)
+        return PairRecord(kind='cls', images=torch.arange(len(sources)),
+                          source_ids=sources, group_ids=sources, paired=paired,
+                          labels=labels, scores=scores, logits=logits)
+
+    def lt_divergence(self, logits: Tensor) -> Tensor:
+        """The class term of predictions (n, C) that are all replicas of one source."""
+        one_group = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        return self._class_term(logits, one_group, self._is_sigmoid())
 
     def _is_sigmoid(self) -> bool:
         loss = self.loss_module

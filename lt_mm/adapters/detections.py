@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lt_mm.adapters.head import (RECORD_REMEDY, ConsistencyHead, MissingRecordError,
                                  paired_share, source_ids_of)
+from lt_mm.adapters.pair_records import PairRecord
 from lt_mm.adapters.ranks import OwnRank
 from lt_mm.core.consistency import box_consistency
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
@@ -90,6 +91,34 @@ class DetectionConsistency(ConsistencyHead):
         paired = candidates.ranks.own(is_paired(candidates.group_ids))
         losses['lt_num_pairs'] = paired.sum().float()
         losses['lt_paired_share'] = candidates.share
+        if self.lt_recorder is not None and detections.decode is not None:
+            self.lt_recorder(self._pair_record(detections, candidates, paired))
+
+    @torch.no_grad()
+    def _pair_record(self, detections: Detections, candidates: Candidates,
+                     paired: Tensor) -> PairRecord:
+        """With 'iou' only of those confident enough to pair."""
+        device, rows = paired.device, candidates.rows
+        images = torch.arange(len(detections.counts), device=device).repeat_interleave(
+            torch.tensor(detections.counts, device=device))[rows]
+        scores, labels = torch.ones_like(rows, dtype=torch.float32), candidates.labels
+        if detections.logits is not None:
+            scores, labels = (each[rows] for each in self._confidence(detections))
+        is_candidate = torch.ones_like(paired)
+        if self.lt_options.pairing == 'iou':
+            sources = torch.tensor(source_ids_of(detections.records), device=device)
+            sources = sources[images]
+            is_candidate = paired | (scores >= self.lt_options.score_threshold)
+        else:
+            sources = of_annotations('source_ids', detections.records,
+                                     detections.annotations)[:, 0]
+        boxes = self._boxes(detections, candidates)
+        record = PairRecord(
+            kind='bbox', images=images, source_ids=sources, paired=paired,
+            group_ids=candidates.ranks.own(candidates.group_ids), labels=labels,
+            scores=scores, boxes=boxes,
+            restored=boxes_to_source(boxes, candidates.matrices))
+        return record.rows(is_candidate.nonzero()[:, 0])
 
     def _pair(self, detections: Detections) -> Candidates:
         """The line where pairs are formed is in one of these two."""

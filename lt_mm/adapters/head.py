@@ -7,13 +7,14 @@ head by construction.
 """
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from lt_mm.adapters.fronts import Front, build_stock, put_in_front
+from lt_mm.adapters.pair_records import PairRecord
 from lt_mm.adapters.ranks import OwnRank, exchange
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
@@ -217,10 +218,13 @@ class ConsistencyHead(Front):
         lt_options: The options of the wrap.
         lt_micro_batches: What joins the micro-batches of a step
             (:mod:`lt_mm.adapters.micro_batches`), while one is run.
+        lt_recorder: Told what is paired (:mod:`lt_mm.adapters.pair_records`), while
+            somebody wants to know.
     """
     prefix = 'LossTransform'
     lt_options: ConsistencyOptions
     lt_micro_batches: Any = None
+    lt_recorder: Optional[Callable[[PairRecord], None]] = None
     _lt_excess = 0
 
     def _term(self, kind: str, compute, losses: Dict[str, Tensor]) -> None:

@@ -234,6 +234,18 @@ class InvertiblePipeline(BaseTransform):
             return self._replica(self._stand_in)
         return output
 
+    def load(self, results: dict) -> dict:
+        """A source as the replicas start from it: what the transforms that load give.
+
+        Args:
+            results: As the dataset gives it; needs ``sample_idx``.
+
+        Raises:
+            BadImageError: The image cannot be used.
+            FileNotFoundError: The image does not exist.
+        """
+        return self._augment(TracedResults(results), self.transforms[:self._num_loading])
+
     def _is_replaced(self, results: dict) -> bool:
         """Whether the sample is a further replica of the source that was left out."""
         if _key_of(results) == self._replaced_key:

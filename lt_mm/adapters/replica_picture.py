@@ -1,20 +1,17 @@
 """A picture of what LossTransform sees: replicas, and their predictions restored."""
-import os
 from typing import Any, Dict, List, Optional, Tuple
 
 import mmcv
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from lt_mm.adapters.head import source_ids_of
 from lt_mm.adapters.checkpoints import checkpoint_loading
+from lt_mm.adapters.drawing import (colors, draw_boxes, new_figure, rgb_image,
+                                    save_figure, show_image)
 from lt_mm.adapters.launch import load_config
 from lt_mm.core.geometry import boxes_to_source
 from lt_mm.core.pairing import greedy_iou_groups
@@ -67,7 +64,6 @@ def draw_replicas(config: str, checkpoint: str, out: str, index: Optional[int] =
                 for (boxes, _, _), replica in zip(predictions, replicas)]
     groups = greedy_iou_groups(restored, [labels for _, labels, _ in predictions])
     source = mmcv.imread(dataset.get_data_info(index)['img_path'], channel_order='rgb')
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     return _draw(out, source, replicas, predictions, restored, groups, classes)
 
 
@@ -113,40 +109,29 @@ def _draw(out: str, source: np.ndarray, replicas: List[dict], predictions: List[
           ) -> Dict[str, int]:
     all_groups = torch.cat(groups)
     sizes = torch.bincount(all_groups) if len(all_groups) else all_groups
-    palette = colormaps['tab10' if len(sizes) <= 10 else 'tab20'].colors
+    palette = colors(len(sizes))
 
     def style(group: int) -> dict:
         if sizes[group] < 2:
             return dict(edgecolor=_UNPAIRED_COLOR, linestyle='--', linewidth=1)
-        return dict(edgecolor=palette[group % len(palette)], linewidth=1.8)
+        return dict(edgecolor=palette[group], linewidth=1.8)
 
     columns = len(replicas)
-    figure = Figure(figsize=(3.2 * columns, 7.5), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.2 * columns, 7.5)
     grid = figure.add_gridspec(2, columns, height_ratios=[1, 2])
     for k, (replica, (boxes, labels, scores)) in enumerate(zip(replicas, predictions)):
         axes = figure.add_subplot(grid[0, k])
-        axes.imshow(replica['inputs'].numpy().transpose(1, 2, 0)[..., ::-1])
-        axes.set_title(f'replica {k + 1}', fontsize=10)
+        show_image(axes, rgb_image(replica['inputs'], is_bgr=True), f'replica {k + 1}')
         names = [f'{classes[int(label)]} {score:.2f}'
                  for label, score in zip(labels, scores)]
-        _draw_boxes(axes, boxes, [style(g) for g in groups[k].tolist()], names)
-    axes = figure.add_subplot(grid[1, :])
-    axes.imshow(source)
-    for boxes, ids in zip(restored, groups):
-        _draw_boxes(axes, boxes, [style(g) for g in ids.tolist()], [''] * len(ids))
+        draw_boxes(axes, boxes, [style(g) for g in groups[k].tolist()], names)
     paired = int((sizes[all_groups] > 1).sum()) if len(all_groups) else 0
-    axes.set_title(f'source image: {len(all_groups)} predictions of {columns} replicas '
-                   f'restored, {paired} paired (one colour a group), '
-                   f'{len(all_groups) - paired} unpaired (dashed)', fontsize=10)
-    figure.savefig(out, dpi=110)
+    axes = figure.add_subplot(grid[1, :])
+    show_image(axes, source, f'source image: {len(all_groups)} predictions of {columns} '
+               f'replicas restored, {paired} paired (one colour a group), '
+               f'{len(all_groups) - paired} unpaired (dashed)')
+    for boxes, ids in zip(restored, groups):
+        draw_boxes(axes, boxes, [style(g) for g in ids.tolist()])
+    save_figure(figure, out)
     return dict(boxes=len(all_groups), paired=paired)
 
-
-def _draw_boxes(axes: Any, boxes: Tensor, styles: List[dict], names: List[str]) -> None:
-    axes.set_axis_off()
-    for (x1, y1, x2, y2), style, name in zip(boxes.tolist(), styles, names):
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
-        if name:
-            axes.text(x1, y1, name, fontsize=6, color='white', va='bottom',
-                      bbox=dict(facecolor=style['edgecolor'], pad=0.6, linewidth=0))

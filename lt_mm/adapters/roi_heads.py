@@ -22,10 +22,11 @@ from lt_mm.adapters.detections import (DetectionConsistency, Detections, check_r
 from lt_mm.adapters.head import (ConsistencyHead, ConsistencyOptions, MissingRecordError,
                                  UnsupportedHeadError, add_consistency, register_wrap,
                                  source_ids_of)
+from lt_mm.adapters.pair_records import PairRecord
 from lt_mm.adapters.ranks import OwnRank
 from lt_mm.core.consistency import mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
-from lt_mm.core.pairing import group_hulls
+from lt_mm.core.pairing import group_hulls, is_paired
 from lt_mm.registry import TASK_UTILS, register
 
 
@@ -130,6 +131,11 @@ class MaskConsistency(ConsistencyHead):
         hulls = group_hulls(ranks.join(boxes), group_ids)
         channels = torch.zeros_like(labels) if self.class_agnostic else labels
         rows = torch.arange(len(labels), device=labels.device)
+        if self.lt_recorder is not None:
+            self.lt_recorder(self._pair_record(
+                mask_preds[rows, channels], labels, rois, matrices,
+                ranks.own(group_ids), ranks.own(is_paired(group_ids)), annotations,
+                records))
         masks, inside = masks_to_source(
             ranks.join(mask_preds[rows, channels]), ranks.join(rois),
             ranks.join(matrices), hulls, self.lt_options.mask_grid)
@@ -137,6 +143,19 @@ class MaskConsistency(ConsistencyHead):
             masks, inside, group_ids, temperature=self.lt_options.temperature,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=ranks.total(max(len(mask_preds), 1)))
+
+    @torch.no_grad()
+    def _pair_record(self, mask_logits: Tensor, labels: Tensor, rois: Tensor,
+                     matrices: Tensor, group_ids: Tensor, paired: Tensor,
+                     annotations: List[Tensor], records: List[InstanceData]
+                     ) -> PairRecord:
+        return PairRecord(
+            kind='mask', images=image_numbers(annotations), group_ids=group_ids,
+            source_ids=of_annotations('source_ids', records, annotations)[:, 0],
+            paired=paired, labels=labels,
+            scores=torch.ones_like(labels, dtype=torch.float32), boxes=rois,
+            restored=boxes_to_source(rois, matrices),
+            masks=mask_logits.float().sigmoid())
 
     def _pair(self, rois: Tensor, labels: Tensor, records: List[InstanceData],
               annotations: List[Tensor], ranks: OwnRank) -> Tuple[Tensor, Tensor]:

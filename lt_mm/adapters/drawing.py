@@ -1,0 +1,167 @@
+"""What the pictures share: figures without a window, images, boxes, colours."""
+import os
+from typing import Any, List, Optional, Sequence, Tuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
+from torch import Tensor
+
+_DPI = 110
+Color = Tuple[float, float, float]
+
+
+class NoDisplayError(RuntimeError):
+    """There is no screen to open a window on."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of ``width`` x ``height`` inches that opens no window."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str) -> None:
+    """Writes a PNG, and the folder that it lies in."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """The figure as (H, W, 3) uint8 RGB."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def check_display() -> None:
+    """Makes sure that a window can be opened.
+
+    Raises:
+        NoDisplayError: If not.
+    """
+    # Importing it chooses a window system, which nothing else here needs.
+    from matplotlib import pyplot
+    if pyplot.get_backend().lower() == 'agg':
+        raise NoDisplayError(
+            "matplotlib found no display to open a window on (its backend is 'agg', "
+            f'DISPLAY is {os.environ.get("DISPLAY")!r}); write files instead: --out DIR')
+
+
+def show_in_window(figure: Figure, title: str) -> None:
+    """Shows a figure and waits until its window is closed; see :func:`check_display`."""
+    from matplotlib import pyplot
+    window = pyplot.figure(title, figsize=figure.get_size_inches())
+    axes = window.add_axes([0, 0, 1, 1])
+    axes.set_axis_off()
+    axes.imshow(pixels_of(figure))
+    pyplot.show()
+
+
+def colors(count: int) -> List[Color]:
+    """So many colours; they come again after 20."""
+    palette = colormaps['tab10' if count <= 10 else 'tab20'].colors
+    return [palette[number % len(palette)] for number in range(count)]
+
+
+def file_of(sample: Any) -> Optional[str]:
+    """The file that a sample's image was loaded from, if it was.
+
+    Then its channels are blue, green, red, as OpenCV loads them; data sets that hold
+    their images in memory (CIFAR) hold them as RGB.
+
+    Args:
+        sample: A data sample, or the results of a pipeline.
+    """
+    # Packing may leave it out of the sample; the record has it as well.
+    for holder in (sample, sample.get('gt_instances')):
+        if holder is not None and holder.get('img_path') is not None:
+            return holder.get('img_path')
+    return None
+
+
+def rgb_image(image: Any, is_bgr: bool) -> np.ndarray:
+    """An image of a pipeline, to be shown.
+
+    Args:
+        image: (3, H, W) or (1, H, W) tensor as packed, or (H, W, 3) or (H, W) array as
+            loaded; 0 to 255, or normalised.
+        is_bgr: Whether its channels are blue, green, red.
+
+    Returns:
+        (H, W, 3) uint8 RGB. Normalised images are stretched to the whole range.
+    """
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy().transpose(1, 2, 0)
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
+    if image.min(initial=0) < 0:
+        low, high = image.min(), image.max()
+        image = (image - low) * (255 / max(high - low, 1e-6))
+    image = image.clip(0, 255).astype(np.uint8)
+    return image[..., ::-1] if is_bgr else image
+
+
+def show_image(axes: Any, image: np.ndarray, title: str = '', note: str = '') -> None:
+    """Fills the axes with an image, in edge coordinates, and writes around it.
+
+    Args:
+        axes: Of matplotlib.
+        image: (H, W, 3), or (H, W, 4) with opacity.
+        title: Above it.
+        note: Below it, small and in columns.
+    """
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=8)
+    axes.set_xlabel(note, fontsize=6.5, family='monospace', loc='left')
+
+
+def draw_boxes(axes: Any, boxes: Any, styles: Sequence[dict],
+               names: Optional[Sequence[str]] = None) -> None:
+    """Draws boxes, with names at their upper corners, where these are in sight.
+
+    Args:
+        axes: Of matplotlib.
+        boxes: (n, 4) tensor, xyxy in pixels of the image shown.
+        styles: For each the arguments of a matplotlib Rectangle.
+        names: For each; '' for none.
+    """
+    names = [''] * len(styles) if names is None else names
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    for (x1, y1, x2, y2), style, name in zip(boxes.tolist(), styles, names):
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
+        if name and x1 < right and x2 > left and y1 < bottom and y2 > top:
+            at_right = x1 > left + 0.8 * (right - left)
+            axes.text(min(x2, right) if at_right else max(x1, left), max(y1, top), name,
+                      ha='right' if at_right else 'left', va='bottom', fontsize=6,
+                      color='white',
+                      bbox=dict(facecolor=style['edgecolor'], pad=0.6, linewidth=0))
+
+
+def draw_outline(axes: Any, corners: Any, **style: Any) -> None:
+    """Draws a closed line through corners (k, 2); pixels of the image shown."""
+    axes.add_patch(Polygon(corners.tolist(), fill=False, **style))
+
+
+def draw_masks(axes: Any, masks: np.ndarray, fills: Sequence[Color]) -> None:
+    """Tints the pixels of masks.
+
+    Args:
+        axes: Of matplotlib.
+        masks: (n, H, W) bool.
+        fills: A colour for each.
+    """
+    if len(masks) == 0:
+        return
+    tint = np.zeros((*masks.shape[1:], 4))
+    for mask, fill in zip(masks, fills):
+        tint[mask] = (*fill, 0.35)
+    height, width = tint.shape[:2]
+    axes.imshow(tint, extent=(0, width, height, 0))

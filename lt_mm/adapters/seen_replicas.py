@@ -15,7 +15,7 @@ from torch import Tensor
 from lt_mm.adapters.check_data import innermost_datasets
 from lt_mm.adapters.drawing import file_of, rgb_image
 from lt_mm.adapters.head import RECORD_REMEDY, MissingRecordError, source_ids_of
-from lt_mm.adapters.pipeline import InvertiblePipeline
+from lt_mm.adapters.pipeline import AppliedTransform, InvertiblePipeline
 from lt_mm.adapters.resuming import seed_all
 from lt_mm.core.geometry import (boxes_to_source, is_axis_aligned, map_boxes,
                                  visible_fraction)
@@ -200,7 +200,7 @@ class SourceCatalog:
             source_id=int(sample.source_id),
             image=rgb_image(packed['inputs'], file_of(sample) is not None),
             matrix=None if matrix is None else torch.from_numpy(matrix),
-            applied=[step.name for step in sample.applied_transforms],
+            applied=[step.name for step in sample.applied_transforms if _did(step)],
             instances=self._instances(sample.get('gt_instances')))
 
     def _instances(self, recorded: Any) -> Optional[Instances]:
@@ -263,6 +263,13 @@ def _why_lost(source: Source, replica: Replica, row: int) -> str:
     if inside == 0:
         return 'lost: moved out of the image'
     return f'lost: removed by a transform, though {inside:.0%} of it lies inside'
+
+
+def _did(step: AppliedTransform) -> bool:
+    """Whether a transform changed the replica; a flip tells as well that it did not."""
+    told = [value for value in step.changes.values()
+            if value is not None and value is not False]
+    return bool(told) or step.image_matrix is not None
 
 
 def _loading_pipeline(part: Any) -> InvertiblePipeline:

@@ -94,6 +94,11 @@ def test_the_source_is_what_the_data_set_says():
     assert [replica.image.shape for replica in replicas] == [(120, 160, 3)] * 2
 
 
+def test_a_flip_that_was_not_drawn_is_not_named():
+    _, (replica, ) = drawn([RESIZE, dict(FLIP, prob=0.0)], num_replicas=1)
+    assert replica.applied == ['Resize']
+
+
 def test_restored_boxes_are_the_annotations():
     source, replicas = drawn([RESIZE, FLIP], num_replicas=3)
     assert len(replicas) == 3

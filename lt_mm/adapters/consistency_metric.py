@@ -62,7 +62,8 @@ class ConsistencyMetric(BaseMetric):
     come in different batches and on different ranks. For classifiers:
 
     - ``mean_kl``: the mean over the images of D_KL(mean prediction || each), in nats, as
-      in the consistency term. It grows with m: compare values of equal m.
+      in the consistency term. It grows with m, so compare values of equal m; and models
+      that are less sure of their predictions have less of it.
     - ``agreement``: of all pairs of replicas of an image, the share in which the most
       probable class is the same (of multi-label heads: the set of classes with a
       probability of 1/2 or more); the mean over the images.

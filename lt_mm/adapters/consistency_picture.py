@@ -108,7 +108,7 @@ def _draw_agreement(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_xlim(0, 1)
     axes.axvline(report['agreement'], color=_LINE)
     which = 'each class' if len(shown) == len(found) else f'the {len(shown)} least alike'
-    axes.set_title(f'agreement of {which} (times predicted)\n'
+    axes.set_title(f'agreement of {which} (count)\n'
                    f'of all: {report["agreement"]:.3f} (line)', fontsize=9)
     _label(axes, 'share of pairs with one class', '')
 

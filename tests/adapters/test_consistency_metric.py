@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from lt_mm.adapters import consistency_report
+from lt_mm.adapters import consistency_metric, consistency_report
 from lt_mm.adapters.consistency_metric import ConsistencyMetric
 from lt_mm.adapters.consistency_report import measure_consistency, probability_matrix
 from lt_mm.adapters.head import MissingRecordError, UnpairedBatchError
@@ -141,13 +141,17 @@ def test_detector_that_finds_it_elsewhere():
     assert loose['matched_share'] == 1
 
 
-def test_values_that_nothing_was_found_for_are_left_out_and_logged(caplog):
+def test_values_that_nothing_was_found_for_are_left_out_and_logged(monkeypatch):
+    logged = []
+    monkeypatch.setattr(consistency_metric, 'print_log',
+                        lambda message, *_: logged.append(message))
     nothing = dict(scores=(.1, .1))
-    with caplog.at_level('WARNING'):
-        numbers, report = measured([detected(3, IDENTITY, **nothing),
-                                    detected(3, SHEAR, **nothing)])
+    numbers, report = measured([detected(3, IDENTITY, **nothing),
+                                detected(3, SHEAR, **nothing)])
     assert numbers == dict(num_images=1, num_replicas=2, num_predictions=0)
     assert report.images[0]['matched_share'] is None
+    assert 'rotated or sheared' in logged[0]
+    assert 'leaves out matched_share, mean_iou, agreement' in logged[1]
 
 
 @pytest.mark.parametrize('samples, error, words', [
@@ -171,7 +175,6 @@ def test_what_cannot_be_measured_is_an_error(samples, error, words):
 def without(samples, name):
     for sample in samples:
         if name in sample:
-            sample.set_metainfo({name: None})
             delattr(sample, name)
     return samples
 

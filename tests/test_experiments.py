@@ -111,6 +111,7 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     rate = 'optim_wrapper.optimizer.lr'
     study = dict(
         metric='accuracy/top1', metric_name='Top-1', seeds=[0], scale=1,
+        consistency=dict(num_replicas=2, max_images=4),
         runs=dict(tuned=(config, {rate: 0.0}, 'plain'), plain=(config, {})),
         sections={'All': [('plain', None), ('tuned', 'plain')]}, figures={})
     args = arguments(tmp_path)
@@ -125,5 +126,7 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     assert learnt and all(torch.equal(tuned[name], plain[name]) for name in learnt)
     with open(args.results / 'runs.csv', newline='') as file:
         assert [row['run'] for row in csv.DictReader(file)] == ['tuned', 'plain']
-    text = report.table(study, report.read(args.results / 'runs.csv'), {})
+    measured = report.read(args.results / 'consistency.csv')
+    assert 0 <= float(measured['plain'][0]['agreement']) <= 1
+    text = report.table(study, report.read(args.results / 'runs.csv'), measured)
     assert '| `tuned` |' in text and '| `plain` | +0.0 |' in text

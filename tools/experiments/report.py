@@ -77,7 +77,7 @@ def line(run: str, reference: Optional[str], runs: Rows, consistency: Rows) -> s
 
 
 def column(rows: List[Dict[str, str]], name: str) -> List[float]:
-    return [float(row[name]) for row in rows]
+    return [float(row[name]) for row in rows if row[name]]
 
 
 def show(values: List[float], digits: int = 1) -> str:

@@ -18,9 +18,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt', 'paired_share', 'seconds')
+MEASURED = ('mean_kl', 'agreement', 'matched_share', 'mean_iou')
 CURVE_COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt')
 _WRITING = Lock()
 _INITIAL = Lock()
@@ -62,11 +63,20 @@ def main() -> None:
 
 def pending_runs(study: Dict[str, Any], args: argparse.Namespace) -> List[Tuple[str, int]]:
     """Runs without a row, in the order of the study."""
-    done = {(row['run'], int(row['seed'])) for row in read_rows(args.results / 'runs.csv')}
+    done = set.intersection(*(recorded(args.results / name) for name in tables(study)))
     names = [name for name in study['runs']
              if any(fnmatch.fnmatch(name, pattern) for pattern in args.only)]
     return [(name, seed) for name in names for seed in args.seeds or study['seeds']
             if (name, seed) not in done]
+
+
+def tables(study: Dict[str, Any]) -> List[str]:
+    """The files that hold a row for each run."""
+    return ['runs.csv'] + ['consistency.csv'] * ('consistency' in study)
+
+
+def recorded(path: Path) -> Set[Tuple[str, int]]:
+    return {(row['run'], int(row['seed'])) for row in read_rows(path)}
 
 
 def folder_of(work_dir: Path, name: str, seed: int) -> Path:
@@ -78,14 +88,18 @@ def do_run(study: Dict[str, Any], args: argparse.Namespace, name: str, seed: int
     began = time.monotonic()
     if not (make_initial(study, args, name, seed) and in_process(args, name, seed)):
         return False
-    curve = read_curve(folder_of(args.work_dir, name, seed), study['metric'],
-                       study.get('scale', 1))
+    folder = folder_of(args.work_dir, name, seed)
+    curve = read_curve(folder, study['metric'], study.get('scale', 1))
     seconds = time.monotonic() - began
     row = dict(curve[-1], run=name, seed=seed, seconds=round(seconds))
     with _WRITING:
-        append_rows(args.results / 'curves.csv', CURVE_COLUMNS,
-                    [dict(point, run=name, seed=seed) for point in curve])
-        append_rows(args.results / 'runs.csv', COLUMNS, [row])
+        if (name, seed) not in recorded(args.results / 'runs.csv'):
+            append_rows(args.results / 'curves.csv', CURVE_COLUMNS,
+                        [dict(point, run=name, seed=seed) for point in curve])
+            append_rows(args.results / 'runs.csv', COLUMNS, [row])
+        if 'consistency' in study:
+            append_rows(args.results / 'consistency.csv', ('run', 'seed', *MEASURED),
+                        [dict(summary_of(folder), run=name, seed=seed)])
     print(f'{name}, seed {seed}: {row["metric"]} in {seconds:.0f} s', flush=True)
     return True
 
@@ -124,6 +138,7 @@ def in_process(args: argparse.Namespace, name: str, seed: int) -> bool:
 
 def train(study: Dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
     from lt_mm.adapters import launch
+    from lt_mm.adapters.consistency_report import measure_consistency
     config, settings, *initial = study['runs'][name]
     settings = {**settings, 'randomness.seed': seed}
     if initial:
@@ -131,8 +146,19 @@ def train(study: Dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
     folder = folder_of(work_dir, name, seed)
     runner = launch.train(config, work_dir=str(folder), resume='auto',
                           cfg_options=settings)
-    images = runner.train_loop.dataloader.batch_sampler.batch_size
-    (folder / 'summary.json').write_text(json.dumps(dict(images_per_step=images)))
+    summary = dict(images_per_step=runner.train_loop.dataloader.batch_sampler.batch_size)
+    if 'consistency' in study:
+        report = measure_consistency(
+            config, (folder / 'last_checkpoint').read_text(), cfg_options=settings,
+            with_stock=False, work_dir=str(folder / 'consistency'),
+            **study['consistency'])
+        summary.update((key, round(report[key], 5)) for key in MEASURED
+                       if report.get(key) is not None)
+    (folder / 'summary.json').write_text(json.dumps(summary))
+
+
+def summary_of(folder: Path) -> Dict[str, Any]:
+    return json.loads((folder / 'summary.json').read_text())
 
 
 def read_curve(folder: Path, metric: str, scale: float) -> List[Dict[str, Any]]:
@@ -148,7 +174,7 @@ def read_curve(folder: Path, metric: str, scale: float) -> List[Dict[str, Any]]:
                 validated[entry['step']] = entry[metric]
             elif 'iter' in entry:
                 steps[entry['iter']] = entry
-    images = json.loads((folder / 'summary.json').read_text())['images_per_step']
+    images = summary_of(folder)['images_per_step']
     points, last = [], 0
     for epoch in sorted(validated):
         since = [step for step in steps.values() if last < step['epoch'] <= epoch]

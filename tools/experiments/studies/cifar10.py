@@ -60,6 +60,17 @@ def mixed(name, partners):
     return settings
 
 
+# A quarter as many images again, from a trained model.
+tuning = few({
+    'optim_wrapper.optimizer.lr': 0.01,
+    'param_scheduler': dict(
+        _delete_=True, type='CosineAnnealingLR', T_max=20, by_epoch=True,
+        convert_to_iter_based=True),
+    'train_cfg.max_epochs': 20,
+    'train_cfg.val_interval': 5,
+    'default_hooks.checkpoint.interval': 5
+})
+tuning.pop('param_scheduler.total_steps')
 part = {fraction: 0.5, unrepeated: True}
 micro_batches = {
     'train_cfg': dict(
@@ -84,6 +95,10 @@ runs = {
     'few-lt-late': (lt, few({**late, start_epoch: 40})),
     'few-repeated-late': (lt, few({rho: 0.0, start_epoch: 40})),
     'few-lt-m=4': (lt, few({repeats: 4})),
+    'few-plain-tuned': (plain, tuning, 'few-plain'),
+    'few-repeated-tuned': (lt, {**tuning, rho: 0.0}, 'few-plain'),
+    'few-lt-tuned': (lt, tuning, 'few-plain'),
+    'few-lt-tuned-rho=3.0': (lt, {**tuning, rho: 3.0}, 'few-plain'),
     # The weight, and the gradient through the mean.
     **{f'lt-rho={value}': (lt, {rho: value}) for value in (0.1, 0.3, 3.0, 10.0)},
     **{f'lt-detached-rho={value}': (lt, {rho: value, detach: True})
@@ -133,6 +148,12 @@ sections = {
         (name, None if name == 'few-plain' else 'few-plain') for name in (
             'few-plain', 'few-repeated', 'few-lt', 'few-lt-rho=3.0', 'few-lt-rho=10.0',
             'few-lt-fraction=0.5', 'few-lt-late', 'few-repeated-late', 'few-lt-m=4')
+    ],
+    'Fine-tuning on few images': [
+        ('few-plain', None),
+        *[(name, 'few-plain-tuned') for name in (
+            'few-repeated-tuned', 'few-lt-tuned', 'few-lt-tuned-rho=3.0')],
+        ('few-plain-tuned', 'few-plain'),
     ],
     'Equal epochs, m times the images': [
         (f'{name}-full' if mix is None else f'{name}-full-{mix}',

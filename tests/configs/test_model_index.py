@@ -1,12 +1,10 @@
 """model-index.yml says of each config what the config does, and what README measured."""
-import functools
 import re
 from pathlib import Path
 
 import mmengine
 import pytest
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').rglob('*.py')
@@ -20,17 +18,6 @@ TRAINING_DATA = {
     'data/cifar100': 'CIFAR-100', 'data/coco': 'COCO', 'data/imagenet': 'ImageNet-1k',
     'data/pennfudan': 'PennFudanPed', 'data/shapes': 'Shapes',
     'data/voc2012': 'PASCAL VOC 2012'}
-
-
-@functools.cache
-def load_once(path: str) -> dict:
-    return mmengine.load(path)
-
-
-@pytest.fixture(autouse=True)
-def _metafiles_are_read_once(monkeypatch):
-    """MMEngine reads all of MMDetection's for each `mmdet::`, most of the time."""
-    monkeypatch.setattr(config_utils, 'load', load_once)
 
 
 def test_every_folder_has_a_metafile_of_its_configs():

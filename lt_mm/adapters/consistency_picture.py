@@ -4,8 +4,9 @@ from typing import Any, Callable, List, Mapping, Tuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
+
+from lt_mm.adapters.drawing import new_figure, save_figure
 
 _COLOR, _LINE = '#4878a8', '#c44e52'
 _SMALLEST_KL = 1e-6  # nats; smaller ones are drawn as it
@@ -30,14 +31,13 @@ def draw_consistency(report: Mapping[str, Any], out: str) -> None:
     """
     examples = report['examples']
     heights = [3.8] + [1.6 + 0.26 * report['num_replicas']] * bool(examples)
-    figure = Figure(figsize=(14, sum(heights)), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(14, sum(heights))
     top, *below = figure.subfigures(len(heights), 1, squeeze=False,
                                     height_ratios=heights)[:, 0]
     _draw_panels(top, report)
     if examples:
         _draw_examples(below[0], examples, report['classes'])
-    figure.savefig(out, dpi=110)
+    save_figure(figure, out)
 
 
 def _draw_panels(figure: SubFigure, report: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Tables and figures of a study: ``python tools/experiments/report.py STUDY``.
 
 Reads what ``run.py`` recorded and writes ``table.md`` and a PNG for each figure that the
-study names into the same folder.
+study names into the same folder. A figure of predictions needs the checkpoints of its runs,
+and stays as it is without them.
 """
 import argparse
 import csv
@@ -12,8 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from lt_mm.adapters.drawing import new_figure, save_figure
 
 Rows = Dict[str, List[Dict[str, str]]]
 
@@ -23,8 +23,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('study', type=Path, help='Python file with the runs')
     parser.add_argument('--results', type=Path, help='folder of the CSV files '
                         '(default: docs/studies/<name of the study>)')
+    parser.add_argument('--work-dir', type=Path, help='folder of the checkpoints '
+                        '(default: work_dirs/studies/<name of the study>)')
     args = parser.parse_args()
     args.results = args.results or Path('docs/studies') / args.study.stem
+    args.work_dir = args.work_dir or Path('work_dirs/studies') / args.study.stem
     return args
 
 
@@ -35,9 +38,13 @@ def main() -> None:
     consistency = read(args.results / 'consistency.csv')
     (args.results / 'table.md').write_text(table(study, runs, consistency))
     for name, figure in study['figures'].items():
-        draw = dict(curves=draw_curves, levels=draw_levels)[figure['kind']]
-        source = read(args.results / 'curves.csv') if figure['kind'] == 'curves' else runs
-        draw(figure, source, study['metric_name'], args.results / f'{name}.png')
+        out, metric = args.results / f'{name}.png', study['metric_name']
+        if figure['kind'] == 'curves':
+            draw_curves(figure, read(args.results / 'curves.csv'), metric, out)
+        elif figure['kind'] == 'levels':
+            draw_levels(figure, runs, metric, out)
+        else:
+            draw_matrices(figure, study, args.work_dir, out)
     print((args.results / 'table.md').read_text())
 
 
@@ -107,7 +114,8 @@ def show_difference(values: List[float], others: List[float]) -> str:
 
 def draw_curves(figure: Dict[str, Any], curves: Rows, metric: str, out: Path) -> None:
     """Metric and training loss over images seen: the mean over seeds, and their range."""
-    canvas, panels = new_figure(2)
+    drawing = new_figure(10, 3.6)
+    panels = drawing.subplots(1, 2)
     for axes, key, label in zip(panels, ('metric', 'loss'), (metric, 'stock loss')):
         for run in figure['runs']:
             points = defaultdict(list)
@@ -122,12 +130,13 @@ def draw_curves(figure: Dict[str, Any], curves: Rows, metric: str, out: Path) ->
                               [max(points[at]) for at in images], alpha=0.15)
         axes.set(xlabel='images seen', ylabel=label)
     panels[0].legend(fontsize=8)
-    canvas.print_png(str(out))
+    save_figure(drawing, str(out))
 
 
 def draw_levels(figure: Dict[str, Any], runs: Rows, metric: str, out: Path) -> None:
     """Metric of runs over a setting; points are seeds, lines go through their means."""
-    canvas, (axes, ) = new_figure(1)
+    drawing = new_figure(5, 3.6)
+    axes = drawing.subplots()
     for label, levels in figure['series'].items():
         levels = {level: column(runs[run], 'metric') for level, run in levels.items()
                   if run in runs}
@@ -143,13 +152,31 @@ def draw_levels(figure: Dict[str, Any], runs: Rows, metric: str, out: Path) -> N
         axes.minorticks_off()
     axes.set(xlabel=figure['xlabel'], ylabel=metric)
     axes.legend(fontsize=8)
-    canvas.print_png(str(out))
+    save_figure(drawing, str(out))
 
 
-def new_figure(panels: int) -> Tuple[FigureCanvasAgg, Tuple]:
-    figure = Figure(figsize=(5 * panels, 3.6), dpi=110, layout='constrained')
-    canvas = FigureCanvasAgg(figure)
-    return canvas, tuple(figure.subplots(1, panels, squeeze=False)[0])
+def draw_matrices(figure: Dict[str, Any], study: Dict[str, Any], work_dir: Path,
+                  out: Path) -> None:
+    """Predicted probabilities of augmented copies of images: a row of panels a run."""
+    from lt_mm.adapters.consistency_report import probability_matrix
+    folders = {run: work_dir / run / f'seed{study["seeds"][0]}' for run in figure['runs']}
+    missing = [run for run in folders if not (folders[run] / 'last_checkpoint').exists()]
+    if missing:
+        print(f'{out} is left as it is: no checkpoints of {missing} in {work_dir}')
+        return
+    images = figure['images']
+    drawing = new_figure(2.6 * len(images) + 0.6, 2.6 * len(folders))
+    grid = drawing.subplots(len(folders), len(images), squeeze=False)
+    for panels, (run, folder) in zip(grid, folders.items()):
+        for axes, image in zip(panels, images):
+            config, settings = study['runs'][run][:2]
+            matrix = probability_matrix(
+                config, (folder / 'last_checkpoint').read_text(), image,
+                cfg_options=settings, work_dir=str(folder / 'consistency'))
+            shown = axes.imshow(matrix, vmin=0, vmax=1, cmap='viridis', aspect='auto')
+            axes.set(title=f'{run}, image {image}', xlabel='class', ylabel='copy')
+    drawing.colorbar(shown, ax=grid, label='probability')
+    save_figure(drawing, str(out))
 
 
 if __name__ == '__main__':

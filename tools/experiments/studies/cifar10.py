@@ -178,6 +178,8 @@ sections = {
 }
 figures = dict(
     curves=dict(kind='curves', runs=['plain', 'repeated', 'lt']),
+    curves_few=dict(kind='curves', runs=['few-plain', 'few-repeated', 'few-lt']),
+    matrices=dict(kind='matrices', runs=['few-plain', 'few-lt'], images=[40, 740, 1460]),
     replicas=dict(
         kind='levels', xlabel='replicas m', log=True, series={
             name: {1: 'plain', 2: name, 4: f'{name}-m=4', 8: f'{name}-m=8'}

@@ -174,7 +174,8 @@ def draw_matrices(figure: Dict[str, Any], study: Dict[str, Any], work_dir: Path,
                 config, (folder / 'last_checkpoint').read_text(), image,
                 cfg_options=settings, work_dir=str(folder / 'consistency'))
             shown = axes.imshow(matrix, vmin=0, vmax=1, cmap='viridis', aspect='auto')
-            axes.set(title=f'{run}, image {image}', xlabel='class', ylabel='copy')
+            axes.set(title=f'{run}, image {image}', xlabel='class', ylabel='copy',
+                     xticks=range(matrix.shape[1]))
     drawing.colorbar(shown, ax=grid, label='probability')
     save_figure(drawing, str(out))
 

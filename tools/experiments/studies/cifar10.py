@@ -34,11 +34,11 @@ def longer(times):
     }
 
 
-def few(settings):
+def few(settings, times=1):
     """A quarter of the training images, with as many images seen: 80 epochs."""
     return {
         'train_dataloader.dataset.indices': list(range(0, 50000, 100)),
-        **longer(4), **settings
+        **longer(4 * times), **settings
     }
 
 
@@ -95,6 +95,11 @@ runs = {
     'few-lt-late': (lt, few({**late, start_epoch: 40})),
     'few-repeated-late': (lt, few({rho: 0.0, start_epoch: 40})),
     'few-lt-m=4': (lt, few({repeats: 4})),
+    # And twice as many.
+    'few-plain-2x': (plain, few({}, 2)),
+    'few-repeated-2x': (lt, few({rho: 0.0}, 2)),
+    'few-lt-2x': (lt, few({}, 2)),
+    'few-lt-2x-rho=3.0': (lt, few({rho: 3.0}, 2)),
     'few-plain-tuned': (plain, tuning, 'few-plain'),
     'few-repeated-tuned': (lt, {**tuning, rho: 0.0}, 'few-plain'),
     'few-lt-tuned': (lt, tuning, 'few-plain'),
@@ -119,11 +124,6 @@ runs = {
     **{f'plain-{name}': (plain, mixed(name, stock)) for name in mixes},
     **{f'repeated-{name}': (lt, {rho: 0.0, **mixed(name, grouped)}) for name in mixes},
     **{f'lt-{name}': (lt, mixed(name, grouped)) for name in mixes},
-    # Longer schedules on the same images.
-    'plain-3x': (plain, longer(3)),
-    'repeated-3x': (lt, {rho: 0.0, **longer(3)}),
-    'lt-3x': (lt, longer(3)),
-    'lt-3x-fraction=0.5': (lt, {**part, **longer(3)}),
     # Equal epochs.
     'repeated-full': (lt, {mode: 'full', rho: 0.0}),
     'lt-full': (lt, {mode: 'full'}),
@@ -149,6 +149,11 @@ sections = {
             'few-plain', 'few-repeated', 'few-lt', 'few-lt-rho=3.0', 'few-lt-rho=10.0',
             'few-lt-fraction=0.5', 'few-lt-late', 'few-repeated-late', 'few-lt-m=4')
     ],
+    'Few images, 160 epochs': [
+        ('few-plain-2x', 'few-plain'),
+        *[(name, 'few-plain-2x') for name in (
+            'few-repeated-2x', 'few-lt-2x', 'few-lt-2x-rho=3.0')],
+    ],
     'Fine-tuning on few images': [
         ('few-plain', None),
         *[(name, 'few-plain-tuned') for name in (
@@ -173,8 +178,7 @@ sections = {
         (name, 'plain') for name in (
             'lt-fraction=0.25', 'lt-fraction=0.5', 'lt-ramp', 'lt-late', 'repeated-late',
             'lt-micro-batches')
-    ] + [('repeated-3x', 'plain-3x'), ('lt-3x', 'plain-3x'),
-         ('lt-3x-fraction=0.5', 'plain-3x')],
+    ],
 }
 figures = dict(
     curves=dict(kind='curves', runs=['plain', 'repeated', 'lt']),

@@ -163,11 +163,13 @@ def sources_of_samples(samples: np.ndarray, layout: Layout) -> np.ndarray:
         Positions in the global sequence of sources, same shape.
     """
     if layout.placement == 'rank':
-        units = layout.rank + layout.world_size * (samples // layout.num_repeats)
-        slots = samples % layout.num_repeats
+        rows, slots = np.divmod(samples, layout.num_repeats)
+        units = layout.rank + layout.world_size * rows
     else:
         units, slots = np.divmod(layout.rank + layout.world_size * samples,
                                  layout.num_repeats)
+    if layout.repeat_fraction == 1:
+        return units
     return (layout.sources_before(units)
             + np.where(layout.are_groups(units), 0, slots))
 

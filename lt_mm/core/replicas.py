@@ -5,13 +5,15 @@ A *source* is an item of the data set. A *unit* is ``m`` consecutive samples: a
 repeated) ``m`` different sources. An *order* is an array that names the sources
 of an epoch. Which of them a sample shows is arithmetic on positions
 (:class:`Layout`), so the only array as long as the epoch is the order, one small
-integer a source; samples are looked up in it in chunks.
+integer a source (and in mode ``'v1'`` the permutation that orders are cut from);
+samples are looked up in it in chunks.
 
 Randomness is a function of ``(seed, epoch)`` alone. Any epoch can be built
 without the ones before it, and every rank builds the same order.
 """
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 from fractions import Fraction
@@ -258,14 +260,21 @@ def balanced_order(num_sources: int, num_drawn: int, num_before: int, seed: int,
         ``(num_drawn,)``, sources. They are distinct if ``num_drawn`` is at
         most ``num_sources``.
     """
-    cycle = _ascending(num_sources)
-    if shuffle:
-        _generator(seed, _CYCLE_KEY).shuffle(cycle)
+    cycle = _cycle(num_sources, seed, shuffle)
     start = num_before % num_sources
     order = _cyclic_slice(cycle, start, start + num_drawn)
     if shuffle:
         _generator(seed, _EPOCH_KEY, epoch).shuffle(order)
     return order
+
+
+@functools.lru_cache(maxsize=1)  # all epochs of a run are slices of one
+def _cycle(num_sources: int, seed: int, shuffle: bool) -> np.ndarray:
+    cycle = _ascending(num_sources)
+    if shuffle:
+        _generator(seed, _CYCLE_KEY).shuffle(cycle)
+    cycle.flags.writeable = False
+    return cycle
 
 
 def _ascending(num_sources: int) -> np.ndarray:

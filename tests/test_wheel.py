@@ -41,7 +41,7 @@ def installed(tmp_path_factory) -> Path:
 
 def _all_but_sources(folder: str, names: list[str]) -> set[str]:
     sources = {'LICENSE', 'README.md', 'configs', 'lt_mm', 'model-index.yml',
-               'pyproject.toml', 'setup.py', 'tools'}
+               'pyproject.toml', 'tools'}
     others = set(names) - sources if Path(folder) == ROOT else set()
     return others | {'__pycache__'}
 

@@ -1,15 +1,15 @@
 """Puts the model index, configs and tools into wheels, at the place where mim looks.
 
-That is ``lt_mm/.mim``; all else is in ``pyproject.toml``, which cannot name files outside
+That is ``lt_mm/.mim``; ``pyproject.toml`` names this class, and cannot name files outside
 of the package. An editable installation has no copies: there mim takes the repository.
 """
 from pathlib import Path
 
-from setuptools import setup
 from setuptools.command.build_py import build_py
 
 PATTERNS = ['model-index.yml', 'configs/**/*.py', 'configs/**/*.yml', 'configs/**/*.md',
-            'tools/*.py', 'tools/analysis/*.py', 'tools/*_converters/*.py']
+            'tools/*.py', 'tools/analysis/*.py', 'tools/*_converters/*.py',
+            'tools/packaging/*.py']  # this file, for wheels made from an sdist
 
 
 class BuildWithMim(build_py):
@@ -27,6 +27,3 @@ class BuildWithMim(build_py):
 
 def _files():
     return sorted(str(path) for pattern in PATTERNS for path in Path().glob(pattern))
-
-
-setup(cmdclass={'build_py': BuildWithMim})

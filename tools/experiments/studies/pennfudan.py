@@ -36,7 +36,7 @@ runs = {
     'lt': (lt, {}),
     'lt-no-box': (lt, {rho_bbox: 0.0}),
     'lt-nearest': (lt, {pairing: 'gt_nearest'}),
-    'lt-rho=3': (lt, {rho: 3.0}),
+    **{f'lt-rho={value}': (lt, {rho: value}) for value in (3.0, 10.0)},
     'plain-tuned': (plain, tuning, 'plain'),
     'repeated-tuned': (lt, {rho: 0.0, **tuning}, 'plain'),
     'lt-tuned': (lt, tuning, 'plain'),
@@ -50,8 +50,8 @@ runs = {
 sections = {
     'Faster R-CNN, equal images seen': [
         ('plain', None), ('repeated', 'plain'), ('lt', 'plain'), ('lt', 'repeated'),
-        ('lt-no-box', 'lt'), ('lt-nearest', 'lt'), ('lt-rho=3', 'lt'),
-        ('lt-fraction=0.5', 'plain'),
+        ('lt-no-box', 'lt'), ('lt-nearest', 'lt'), ('lt-rho=3.0', 'lt'),
+        ('lt-rho=10.0', 'lt'),        ('lt-fraction=0.5', 'plain'),
     ],
     'Fine-tuning the plain detector': [
         ('plain', None), ('plain-tuned', 'plain'), ('repeated-tuned', 'plain-tuned'),

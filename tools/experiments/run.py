@@ -108,8 +108,10 @@ def make_initial(study: Dict[str, Any], args: argparse.Namespace, name: str, see
                  ) -> bool:
     """Trains the run that this one goes on from, if its checkpoint is not there."""
     initial = study['runs'][name][2:]
-    with _INITIAL:
-        return not initial or bool(last_checkpoint(args.work_dir, *initial, seed)) or (
+    if not initial:
+        return True
+    with _INITIAL:  # two runs that want the same one must not train it twice
+        return bool(last_checkpoint(args.work_dir, *initial, seed)) or (
             in_process(args, *initial, seed))
 
 

@@ -262,7 +262,6 @@ def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):  # noqa
 
 
 def test_all_backends_get_the_picture(pictures, tmp_path):  # noqa: F811
-    pytest.importorskip('tensorboard', reason='TensorboardVisBackend needs tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     train(classifier_config(pictures, tmp_path), tmp_path, dict(interval=3),
           [LOCAL, dict(type='TensorboardVisBackend')])

@@ -100,6 +100,9 @@ runs = {
     'few-repeated-2x': (lt, few({rho: 0.0}, 2)),
     'few-lt-2x': (lt, few({}, 2)),
     'few-lt-2x-rho=3.0': (lt, few({rho: 3.0}, 2)),
+    'few-plain-4x': (plain, few({}, 4)),
+    'few-repeated-4x': (lt, few({rho: 0.0}, 4)),
+    'few-lt-4x': (lt, few({}, 4)),
     'few-plain-tuned': (plain, tuning, 'few-plain'),
     'few-repeated-tuned': (lt, {**tuning, rho: 0.0}, 'few-plain'),
     'few-lt-tuned': (lt, tuning, 'few-plain'),
@@ -149,10 +152,12 @@ sections = {
             'few-plain', 'few-repeated', 'few-lt', 'few-lt-rho=3.0', 'few-lt-rho=10.0',
             'few-lt-fraction=0.5', 'few-lt-late', 'few-repeated-late', 'few-lt-m=4')
     ],
-    'Few images, 160 epochs': [
+    'Few images, 160 and 320 epochs': [
         ('few-plain-2x', 'few-plain'),
         *[(name, 'few-plain-2x') for name in (
             'few-repeated-2x', 'few-lt-2x', 'few-lt-2x-rho=3.0')],
+        ('few-plain-4x', 'few-plain-2x'), ('few-repeated-4x', 'few-plain-4x'),
+        ('few-lt-4x', 'few-plain-4x'),
     ],
     'Fine-tuning on few images': [
         ('few-plain', None),

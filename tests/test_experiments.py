@@ -56,6 +56,7 @@ _ADDED = {
     *(f'model.{head}.{name}' for head in ('head', 'roi_head') for name in (
         'detach_mean', 'allow_unrepeated', 'rho_bbox', 'pairing')),
     'model.train_cfg.augments', 'data_preprocessor.type', 'train_cfg.val_interval',
+    'train_dataloader.dataset.indices',
     *(f'train_dataloader.sampler.{name}' for name in ('repeat_fraction', 'start_epoch'))}
 
 

@@ -1,4 +1,4 @@
-"""The detection study: Faster and Mask R-CNN on PennFudanPed, from random initialisation.
+"""The detection study: Faster R-CNN on PennFudanPed, from random initialisation.
 
 Names are `<loss>[-<what differs>]`, as in the study of CIFAR-10, at equal images seen.
 `tuned` runs go on for a quarter of the schedule from the last checkpoint of the run of
@@ -6,8 +6,6 @@ the same seed that they name, at the tenth part of its learning rate.
 """
 plain = 'configs/studies/pennfudan.py'
 lt = 'configs/studies/pennfudan_lt.py'
-plain_mask = 'configs/studies/pennfudan_mask.py'
-lt_mask = 'configs/studies/pennfudan_mask_lt.py'
 
 metric = 'coco/bbox_mAP'
 metric_name = 'box AP'
@@ -19,48 +17,64 @@ consistency = dict(num_replicas=4, score_threshold=0.3)
 rho = 'model.roi_head.rho'
 rho_bbox = 'model.roi_head.rho_bbox'
 pairing = 'model.roi_head.pairing'
-fraction = 'train_dataloader.sampler.repeat_fraction'
-unrepeated = 'model.roi_head.allow_unrepeated'
+warm_up = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0)
 tuning = {
     'optim_wrapper.optimizer.lr': 5e-5,
     'train_cfg.max_epochs': 4,
     'train_cfg.val_interval': 2,
-    'param_scheduler': [
-        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20)
-    ],
+    'param_scheduler': [dict(warm_up, end=20)],
 }
+late = {
+    'train_dataloader.sampler.start_epoch': 8,
+    rho: dict(_delete_=True, type='linear', start=0, end=1, begin=0.5, finish=0.55)
+}
+
+
+def few(settings):
+    """A fifth of the training images, with as many images seen: 80 epochs."""
+    return {
+        'train_dataloader.dataset.indices': list(range(0, 120, 5)),
+        'train_cfg.max_epochs': 80,
+        'train_cfg.val_interval': 20,
+        'default_hooks.checkpoint.interval': 10,
+        'param_scheduler': [
+            dict(warm_up, end=40),
+            dict(type='CosineAnnealingLR', by_epoch=True, T_max=80, eta_min=1e-5,
+                 convert_to_iter_based=True)
+        ],
+        **settings
+    }
+
 
 runs = {
     'plain': (plain, {}),
     'repeated': (lt, {rho: 0.0}),
     'lt': (lt, {}),
-    'lt-no-box': (lt, {rho_bbox: 0.0}),
-    'lt-nearest': (lt, {pairing: 'gt_nearest'}),
-    **{f'lt-rho={value}': (lt, {rho: value}) for value in (3.0, 10.0)},
     'plain-tuned': (plain, tuning, 'plain'),
     'repeated-tuned': (lt, {rho: 0.0, **tuning}, 'plain'),
     'lt-tuned': (lt, tuning, 'plain'),
     'lt-tuned-iou': (lt, {pairing: 'iou', **tuning}, 'plain'),
     'lt-tuned-iou-no-box': (lt, {pairing: 'iou', rho_bbox: 0.0, **tuning}, 'plain'),
-    'plain-mask': (plain_mask, {}),
-    'repeated-mask': (lt_mask, {rho: 0.0}),
-    'lt-mask': (lt_mask, {}),
-    'lt-fraction=0.5': (lt, {fraction: 0.5, unrepeated: True}),
+    'few-plain': (plain, few({})),
+    'few-repeated': (lt, few({rho: 0.0})),
+    'few-lt': (lt, few({})),
+    'lt-no-box': (lt, {rho_bbox: 0.0}),
+    'lt-rho=10.0': (lt, {rho: 10.0}),
+    'lt-late': (lt, late),
 }
 sections = {
-    'Faster R-CNN, equal images seen': [
+    'Equal images seen': [
         ('plain', None), ('repeated', 'plain'), ('lt', 'plain'), ('lt', 'repeated'),
-        ('lt-no-box', 'lt'), ('lt-nearest', 'lt'), ('lt-rho=3.0', 'lt'),
-        ('lt-rho=10.0', 'lt'),        ('lt-fraction=0.5', 'plain'),
+        ('lt-no-box', 'lt'), ('lt-rho=10.0', 'lt'), ('lt-late', 'plain'),
+    ],
+    'Few images: 24, 80 epochs, equal images seen': [
+        ('few-plain', None), ('few-repeated', 'few-plain'), ('few-lt', 'few-plain'),
+        ('few-lt', 'few-repeated'),
     ],
     'Fine-tuning the plain detector': [
         ('plain', None), ('plain-tuned', 'plain'), ('repeated-tuned', 'plain-tuned'),
-        ('lt-tuned', 'plain-tuned'), ('lt-tuned-iou', 'plain-tuned'),
-        ('lt-tuned-iou-no-box', 'lt-tuned-iou'),
-    ],
-    'Mask R-CNN, equal images seen': [
-        ('plain-mask', None), ('repeated-mask', 'plain-mask'), ('lt-mask', 'plain-mask'),
-        ('lt-mask', 'repeated-mask'),
+        ('lt-tuned', 'plain-tuned'), ('lt-tuned', 'repeated-tuned'),
+        ('lt-tuned-iou', 'plain-tuned'), ('lt-tuned-iou-no-box', 'lt-tuned-iou'),
     ],
 }
 figures = dict(curves=dict(kind='curves', runs=['plain', 'repeated', 'lt']))

@@ -2,8 +2,9 @@
 
 A run is a config and settings that differ from it. Names are `<loss>[-<what differs>]`:
 `plain` is cross entropy, `repeated` the same on repeated images (rho = 0), `lt` the
-whole loss. Equal images seen, unless the name says otherwise: `2x` is twice as many, `4x` four times. An
-equal number of *epochs* with m replicas is m times the images, mode 'full'.
+whole loss. Equal images seen, unless the name says otherwise: `2x` is twice as many, `4x`
+four times. An equal number of *epochs* with m replicas is m times the images, mode
+'full'.
 """
 plain = 'configs/studies/cifar10.py'
 lt = 'configs/studies/cifar10_lt.py'

@@ -104,6 +104,8 @@ runs = {
     'few-plain-4x': (plain, few({}, 4)),
     'few-repeated-4x': (lt, few({rho: 0.0}, 4)),
     'few-lt-4x': (lt, few({}, 4)),
+    'few-lt-4x-rho=0.3': (lt, few({rho: 0.3}, 4)),
+    'few-lt-4x-detached': (lt, few({detach: True}, 4)),
     'few-plain-tuned': (plain, tuning, 'few-plain'),
     'few-repeated-tuned': (lt, {**tuning, rho: 0.0}, 'few-plain'),
     'few-lt-tuned': (lt, tuning, 'few-plain'),
@@ -157,8 +159,9 @@ sections = {
         ('few-plain-2x', 'few-plain'),
         *[(name, 'few-plain-2x') for name in (
             'few-repeated-2x', 'few-lt-2x', 'few-lt-2x-rho=3.0')],
-        ('few-plain-4x', 'few-plain-2x'), ('few-repeated-4x', 'few-plain-4x'),
-        ('few-lt-4x', 'few-plain-4x'),
+        ('few-plain-4x', 'few-plain-2x'),
+        *[(name, 'few-plain-4x') for name in (
+            'few-repeated-4x', 'few-lt-4x', 'few-lt-4x-rho=0.3', 'few-lt-4x-detached')],
     ],
     'Fine-tuning on few images': [
         ('few-plain', None),

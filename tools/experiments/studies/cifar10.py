@@ -8,6 +8,8 @@ four times. An equal number of *epochs* with m replicas is m times the images, m
 """
 plain = 'configs/studies/cifar10.py'
 lt = 'configs/studies/cifar10_lt.py'
+few_plain = 'configs/studies/cifar10_few.py'
+few_lt = 'configs/studies/cifar10_few_lt.py'
 supcon = 'configs/studies/cifar10_supcon.py'
 
 metric = 'accuracy/top1'
@@ -36,11 +38,8 @@ def longer(times):
 
 
 def few(settings, times=1):
-    """A quarter of the training images, with as many images seen: 80 epochs."""
-    return {
-        'train_dataloader.dataset.indices': list(range(0, 50000, 100)),
-        **longer(4 * times), **settings
-    }
+    """As many images seen of a quarter of them: 80 epochs."""
+    return {**longer(4 * times), **settings}
 
 
 cutout = dict(type='lt_mm.Cutout', length=16)
@@ -88,28 +87,28 @@ runs = {
     'repeated': (lt, {rho: 0.0}),
     'lt': (lt, {}),
     # Few images, many epochs.
-    'few-plain': (plain, few({})),
-    'few-repeated': (lt, few({rho: 0.0})),
-    'few-lt': (lt, few({})),
-    **{f'few-lt-rho={value}': (lt, few({rho: value})) for value in (3.0, 10.0)},
-    'few-lt-fraction=0.5': (lt, few(part)),
-    'few-lt-late': (lt, few({**late, start_epoch: 40})),
-    'few-repeated-late': (lt, few({rho: 0.0, start_epoch: 40})),
-    'few-lt-m=4': (lt, few({repeats: 4})),
+    'few-plain': (few_plain, few({})),
+    'few-repeated': (few_lt, few({rho: 0.0})),
+    'few-lt': (few_lt, few({})),
+    **{f'few-lt-rho={value}': (few_lt, few({rho: value})) for value in (3.0, 10.0)},
+    'few-lt-fraction=0.5': (few_lt, few(part)),
+    'few-lt-late': (few_lt, few({**late, start_epoch: 40})),
+    'few-repeated-late': (few_lt, few({rho: 0.0, start_epoch: 40})),
+    'few-lt-m=4': (few_lt, few({repeats: 4})),
     # And twice as many.
-    'few-plain-2x': (plain, few({}, 2)),
-    'few-repeated-2x': (lt, few({rho: 0.0}, 2)),
-    'few-lt-2x': (lt, few({}, 2)),
-    'few-lt-2x-rho=3.0': (lt, few({rho: 3.0}, 2)),
-    'few-plain-4x': (plain, few({}, 4)),
-    'few-repeated-4x': (lt, few({rho: 0.0}, 4)),
-    'few-lt-4x': (lt, few({}, 4)),
-    'few-lt-4x-rho=0.3': (lt, few({rho: 0.3}, 4)),
-    'few-lt-4x-detached': (lt, few({detach: True}, 4)),
-    'few-plain-tuned': (plain, tuning, 'few-plain'),
-    'few-repeated-tuned': (lt, {**tuning, rho: 0.0}, 'few-plain'),
-    'few-lt-tuned': (lt, tuning, 'few-plain'),
-    'few-lt-tuned-rho=3.0': (lt, {**tuning, rho: 3.0}, 'few-plain'),
+    'few-plain-2x': (few_plain, few({}, 2)),
+    'few-repeated-2x': (few_lt, few({rho: 0.0}, 2)),
+    'few-lt-2x': (few_lt, few({}, 2)),
+    'few-lt-2x-rho=3.0': (few_lt, few({rho: 3.0}, 2)),
+    'few-plain-4x': (few_plain, few({}, 4)),
+    'few-repeated-4x': (few_lt, few({rho: 0.0}, 4)),
+    'few-lt-4x': (few_lt, few({}, 4)),
+    'few-lt-4x-rho=0.3': (few_lt, few({rho: 0.3}, 4)),
+    'few-lt-4x-detached': (few_lt, few({detach: True}, 4)),
+    'few-plain-tuned': (few_plain, tuning, 'few-plain'),
+    'few-repeated-tuned': (few_lt, {**tuning, rho: 0.0}, 'few-plain'),
+    'few-lt-tuned': (few_lt, tuning, 'few-plain'),
+    'few-lt-tuned-rho=3.0': (few_lt, {**tuning, rho: 3.0}, 'few-plain'),
     # The weight, and the gradient through the mean.
     **{f'lt-rho={value}': (lt, {rho: value}) for value in (0.1, 0.3, 3.0, 10.0)},
     **{f'lt-detached-rho={value}': (lt, {rho: value, detach: True})

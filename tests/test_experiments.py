@@ -113,6 +113,7 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     study = dict(
         metric='accuracy/top1', metric_name='Top-1', seeds=[0], scale=1,
         consistency=dict(num_replicas=2, max_images=4),
+        measured=dict(agreement='Agreement'),
         runs=dict(tuned=(config, {rate: 0.0}, 'plain'), plain=(config, {})),
         sections={'All': [('plain', None), ('tuned', 'plain')]}, figures={})
     args = arguments(tmp_path)
@@ -131,3 +132,4 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     assert 0 <= float(measured['plain'][0]['agreement']) <= 1
     text = report.table(study, report.read(args.results / 'runs.csv'), measured)
     assert '| `tuned` |' in text and '| `plain` | +0.0 |' in text
+    assert text.splitlines()[2].endswith('| Agreement |')

@@ -11,7 +11,7 @@ import runpy
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from lt_mm.adapters.drawing import new_figure, save_figure
 
@@ -61,17 +61,19 @@ def read(path: Path) -> Rows:
 def table(study: Dict[str, Any], runs: Rows, consistency: Rows) -> str:
     """Markdown: a table for each section, a line for each run that has results."""
     lines = []
+    headings = ['Run', 'Images seen', 'Seeds', study['metric_name'], 'Difference to', '',
+                *study['measured'].values()]
     for title, entries in study['sections'].items():
-        lines += [f'### {title}', '',
-                  f'| Run | Images seen | Seeds | {study["metric_name"]} | Difference to | '
-                  '| KL to the mean | Agreement |', '|---|---|---|---|---|---|---|---|']
-        lines += [line(run, reference, runs, consistency) for run, reference in entries
-                  if run in runs]
+        lines += [f'### {title}', '', f'| {" | ".join(headings)} |',
+                  '|---' * len(headings) + '|']
+        lines += [line(run, reference, runs, consistency, study['measured'])
+                  for run, reference in entries if run in runs]
         lines.append('')
     return '\n'.join(lines)
 
 
-def line(run: str, reference: Optional[str], runs: Rows, consistency: Rows) -> str:
+def line(run: str, reference: Optional[str], runs: Rows, consistency: Rows,
+         names: Iterable[str]) -> str:
     values = column(runs[run], 'metric')
     difference = ''
     if reference in runs:
@@ -79,7 +81,7 @@ def line(run: str, reference: Optional[str], runs: Rows, consistency: Rows) -> s
     measured = consistency.get(run, [])
     cells = [f'`{run}`', runs[run][0]['images'], str(len(values)), show(values),
              f'`{reference}`' if difference else '', difference,
-             show(column(measured, 'mean_kl'), 3), show(column(measured, 'agreement'), 3)]
+             *(show(column(measured, name), 3) for name in names)]
     return '| ' + ' | '.join(cells) + ' |'
 
 

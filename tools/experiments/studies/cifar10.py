@@ -16,6 +16,7 @@ metric = 'accuracy/top1'
 seeds = [0, 1, 2]
 # Measured of each trained model: 8 augmented copies of test images.
 consistency = dict(num_replicas=8, max_images=500)
+measured = dict(mean_kl='KL to the mean', agreement='Agreement')
 
 repeats = 'train_dataloader.sampler.num_repeats'
 mode = 'train_dataloader.sampler.mode'

@@ -13,6 +13,7 @@ scale = 100
 seeds = [0, 1, 2]
 # Measured of each trained model: 4 augmented copies of the validation images.
 consistency = dict(num_replicas=4, score_threshold=0.3)
+measured = dict(matched_share='Matched', mean_iou='IoU of matched')
 
 rho = 'model.roi_head.rho'
 rho_bbox = 'model.roi_head.rho_bbox'
@@ -61,11 +62,14 @@ runs = {
     'lt-no-box': (lt, {rho_bbox: 0.0}),
     'lt-rho=10.0': (lt, {rho: 10.0}),
     'lt-late': (lt, late),
+    'lt-nearest': (lt, {pairing: 'gt_nearest'}),
+    'lt-detached': (lt, {'model.roi_head.detach_mean': True}),
 }
 sections = {
     'Equal images seen': [
         ('plain', None), ('repeated', 'plain'), ('lt', 'plain'), ('lt', 'repeated'),
         ('lt-no-box', 'lt'), ('lt-rho=10.0', 'lt'), ('lt-late', 'plain'),
+        ('lt-nearest', 'lt'), ('lt-detached', 'lt'),
     ],
     'Few images: 24, 80 epochs, equal images seen': [
         ('few-plain', None), ('few-repeated', 'few-plain'), ('few-lt', 'few-plain'),

@@ -62,8 +62,9 @@ _ADDED = {
 
 def test_tables_and_figures_name_runs(study):
     names = set(study['runs'])
-    for entries in study['sections'].values():
-        assert {name for pair in entries for name in pair} - {None} <= names
+    tables = study['sections'].values()
+    assert {name for entries in tables for pair in entries for name in pair} - {None} <= names
+    assert {run for entries in tables for run, _ in entries} == names
     for figure in study['figures'].values():
         series = figure.get('series', {0: dict(enumerate(figure.get('runs', [])))})
         assert {name for levels in series.values() for name in levels.values()} <= names

@@ -175,7 +175,7 @@ def _train(config, work_dir, interrupt, write_event, options):
             options['custom_hooks'] = [*hooks, dict(type='Interrupt', **interrupt)]
         try:
             launch.train(config, work_dir=work_dir, resume='auto', cfg_options=options)
-        except Exception:
+        except Exception:  # the traceback belongs in the file; the exit code says the rest
             import traceback
             traceback.print_exc()
             sys.exit(1)

@@ -39,7 +39,7 @@ def longer(times):
 
 
 def few(settings, times=1):
-    """As many images seen of a quarter of them: 80 epochs."""
+    """Settings of 500 images: 80 epochs, as many seen as of 2,000; or so many times."""
     return {**longer(4 * times), **settings}
 
 
@@ -96,7 +96,7 @@ runs = {
     'few-lt-late': (few_lt, few({**late, start_epoch: 40})),
     'few-repeated-late': (few_lt, few({rho: 0.0, start_epoch: 40})),
     'few-lt-m=4': (few_lt, few({repeats: 4})),
-    # And twice as many.
+    # And twice and four times as many.
     'few-plain-2x': (few_plain, few({}, 2)),
     'few-repeated-2x': (few_lt, few({rho: 0.0}, 2)),
     'few-lt-2x': (few_lt, few({}, 2)),

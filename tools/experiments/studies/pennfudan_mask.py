@@ -22,6 +22,7 @@ runs = {
 sections = {
     'Equal images seen': [
         ('plain', None), ('repeated', 'plain'), ('lt', 'plain'), ('lt', 'repeated'),
+        ('lt-late', 'plain'),
     ],
 }
 figures = dict(curves=dict(kind='curves', runs=['plain', 'repeated', 'lt']))

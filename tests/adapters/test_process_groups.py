@@ -266,10 +266,20 @@ def test_two_processes_with_the_variables_of_mpi_train(tmp_path):
     assert_trained_alike(work_dir)
 
 
-MPIRUN = ['mpirun', '--allow-run-as-root', '--oversubscribe', '-n', '2']
 needs_mpirun = pytest.mark.skipif(
     shutil.which('mpirun') is None,
     reason='mpirun is not installed (Debian: openmpi-bin)')
+
+
+def start_mpirun(folder, command):
+    """Two ranks of a command; files of Open MPI's own in a new folder.
+
+    Open MPI 4.1.4 makes one folder for all jobs of a user, and two jobs that start in the
+    same millisecond both make it: "A call to mkdir was unable to create ...".
+    """
+    folder.mkdir()
+    return start(['mpirun', '--allow-run-as-root', '--oversubscribe', '-n', '2',
+                  *command], TMPDIR=str(folder))
 
 
 @needs_mpirun
@@ -280,7 +290,8 @@ def test_ranks_and_ports_of_two_real_mpiruns(tmp_path):
     folders = [tmp_path / 'first', tmp_path / 'second']
     for folder in folders:
         folder.mkdir()
-    finish([start([*MPIRUN, sys.executable, '-c', write, folder]) for folder in folders])
+    finish([start_mpirun(tmp_path / f'{folder.name}_mpi',
+                         [sys.executable, '-c', write, folder]) for folder in folders])
     ports = set()
     for folder in folders:
         ranks = sorted(read_ranks('mpi', json.loads(path.read_text()))
@@ -306,8 +317,8 @@ def test_mpirun_trains_and_evaluates(tmp_path):
     work_dir = tmp_path / 'work'
 
     def mpirun(tool, *arguments):
-        return finish([start([
-            *MPIRUN, sys.executable, REPOSITORY / 'tools' / tool, config, *arguments,
+        return finish([start_mpirun(tmp_path / f'{tool}_mpi', [
+            sys.executable, REPOSITORY / 'tools' / tool, config, *arguments,
             '--launcher', 'mpi', '--work-dir', work_dir])])[0]
 
     mpirun('train.py')

@@ -25,10 +25,6 @@ tuning = {
     'train_cfg.val_interval': 2,
     'param_scheduler': [dict(warm_up, end=20)],
 }
-late = {
-    'train_dataloader.sampler.start_epoch': 8,
-    rho: dict(_delete_=True, type='linear', start=0, end=1, begin=0.5, finish=0.55)
-}
 
 
 def few(settings):
@@ -60,16 +56,11 @@ runs = {
     'few-repeated': (lt, few({rho: 0.0})),
     'few-lt': (lt, few({})),
     'lt-no-box': (lt, {rho_bbox: 0.0}),
-    'lt-rho=10.0': (lt, {rho: 10.0}),
-    'lt-late': (lt, late),
-    'lt-nearest': (lt, {pairing: 'gt_nearest'}),
-    'lt-detached': (lt, {'model.roi_head.detach_mean': True}),
 }
 sections = {
     'Equal images seen': [
         ('plain', None), ('repeated', 'plain'), ('lt', 'plain'), ('lt', 'repeated'),
-        ('lt-no-box', 'lt'), ('lt-rho=10.0', 'lt'), ('lt-late', 'plain'),
-        ('lt-nearest', 'lt'), ('lt-detached', 'lt'),
+        ('lt-no-box', 'lt'),
     ],
     'Few images: 24, 80 epochs, equal images seen': [
         ('few-plain', None), ('few-repeated', 'few-plain'), ('few-lt', 'few-plain'),

@@ -13,16 +13,10 @@ runs = {
     'plain': (plain, {}),
     'repeated': (lt, {'model.roi_head.rho': 0.0}),
     'lt': (lt, {}),
-    'lt-late': (lt, {
-        'train_dataloader.sampler.start_epoch': 8,
-        'model.roi_head.rho': dict(
-            _delete_=True, type='linear', start=0, end=1, begin=0.5, finish=0.55)
-    }),
 }
 sections = {
     'Equal images seen': [
         ('plain', None), ('repeated', 'plain'), ('lt', 'plain'), ('lt', 'repeated'),
-        ('lt-late', 'plain'),
     ],
 }
 figures = dict(curves=dict(kind='curves', runs=['plain', 'repeated', 'lt']))

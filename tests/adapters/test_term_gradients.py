@@ -8,6 +8,7 @@ import torch
 from mmengine.runner import load_checkpoint
 
 from lt_mm.adapters import launch
+from lt_mm.adapters.checkpoints import checkpoint_loading
 from lt_mm.adapters.term_gradients import measure_term_gradients, table_of
 from tests.adapters.test_training import (CONFIGS, detector_options, shapes,  # noqa: F401
                                           train_demo)
@@ -53,7 +54,8 @@ def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):  #
     cfg = launch.load_config(CONFIG, str(tmp_path), detector_options(shapes))
     cfg.randomness = dict(seed=3)
     runner = launch.build_runner(cfg)
-    load_checkpoint(runner.model, checkpoint, map_location='cpu')
+    with checkpoint_loading():
+        load_checkpoint(runner.model, checkpoint, map_location='cpu')
     batch = next(iter(runner.build_dataloader(cfg.train_dataloader, seed=3)))
     model = runner.model.train()
     data = model.data_preprocessor(batch, training=True)

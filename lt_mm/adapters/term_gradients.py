@@ -1,5 +1,4 @@
 """What the consistency terms do to the gradient of the stock losses, on a checkpoint."""
-from collections import defaultdict
 from typing import Any, Dict, List, Mapping, Optional
 
 import torch
@@ -11,7 +10,7 @@ from lt_mm.adapters.checkpoints import checkpoint_loading
 from lt_mm.adapters.head import ConsistencyHead
 from lt_mm.adapters.launch import build_runner, load_config
 from lt_mm.adapters.pair_records import PairRecord
-from lt_mm.core.gradients import GradientComparison, compare_gradients
+from lt_mm.core.gradients import compare_gradients
 
 _TERM = 'loss_lt_'
 

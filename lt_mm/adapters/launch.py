@@ -4,6 +4,7 @@ The configs run with the stock tools as well. These add: the batch size is check
 against the sampler before the first step, launches choose a port of their own and use
 gloo where there is no card, interruptions lose nothing, and checkpoints run no code.
 """
+import itertools
 import os.path as osp
 from typing import Any, Mapping, Optional
 
@@ -18,6 +19,8 @@ from lt_mm.adapters.process_groups import LAUNCHERS, prepare_process_group
 from lt_mm.adapters.sampler import check_train_dataloader
 
 __all__ = ['LAUNCHERS', 'build_runner', 'load_config', 'test', 'train']
+
+_RUNNERS = itertools.count(1)
 
 
 def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = None,
@@ -92,8 +95,20 @@ def load_config(config: str, work_dir: Optional[str] = None,
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner; its launch is made ready before (:mod:`process_groups`)."""
+    """Builds the runner; its launch is made ready before (:mod:`process_groups`).
+
+    MMEngine finds the logger, the message hub and the visualizer of a run by the name of
+    its config and the second of its start. A later runner of the same process has its
+    number in its name too, or one started in the same second would write its losses and
+    metrics into the folder of the one before it.
+    """
     prepare_process_group(cfg)
+    number = next(_RUNNERS)
+    if number > 1:
+        name = cfg.get('experiment_name') or osp.splitext(
+            osp.basename(cfg.filename or 'config'))[0]
+        cfg = cfg.copy()
+        cfg.experiment_name = f'{name}_{number}'
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -205,6 +206,22 @@ def test_classifier_trains_by_bare_names(pictures, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert recorded(runner)[0]['lt_num_pairs'] == 8
+
+
+def test_runs_of_one_second_have_logs_of_their_own(pictures, tmp_path, monkeypatch):
+    """MMEngine names what they write with by their config and the second of their start."""
+    monkeypatch.setattr(time, 'strftime', lambda *args: '20260101_000000')
+    cfg = classifier_config(pictures, tmp_path, **{
+        'custom_hooks': [], 'default_hooks.logger.interval': 1})
+    cfg.dump(str(tmp_path / 'one.py'))
+    runners = [launch.build_runner(launch.load_config(
+        str(tmp_path / 'one.py'), str(tmp_path / folder))) for folder in 'ab']
+    for runner in runners:
+        runner.train()
+        scalars = Path(runner.log_dir, 'vis_data', 'scalars.json').read_text().splitlines()
+        assert [json.loads(line)['iter'] for line in scalars] == [1, 2, 3, 4, 5, 6]
+        assert Path(runner.log_dir, f'{runner.timestamp}.log').read_text().count(
+            'Epoch(train)') == 6
 
 
 def test_two_processes_train_on_the_cpu(shapes, tmp_path):

@@ -87,6 +87,8 @@ def test_curve_of_an_interrupted_run(tmp_path):
     first, last = run.read_curve(tmp_path, 'acc', 100)
     assert first == dict(images=16, metric=25, loss=0.5, loss_lt=0.5, paired_share=1)
     assert last == dict(images=32, metric=50, loss=6.0, loss_lt=0.5, paired_share=1)
+    with pytest.raises(ValueError, match=r"no 'top1' in .*scalars.json.*'acc', .*`metric`"):
+        run.read_curve(tmp_path, 'top1', 100)
 
 
 def test_differences_of_means():

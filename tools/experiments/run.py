@@ -168,14 +168,22 @@ def read_curve(folder: Path, metric: str, scale: float) -> List[Dict[str, Any]]:
 
     The logs of a run that was interrupted are read in the order of their start; what was
     done again counts as it was done last.
+
+    Raises:
+        ValueError: If the metric is not in the logs.
     """
-    steps, validated = {}, {}
+    steps, validated, names = {}, {}, set()
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         for entry in map(json.loads, path.read_text().splitlines()):
+            names.update(entry)
             if metric in entry:
                 validated[entry['step']] = entry[metric]
             elif 'iter' in entry:
                 steps[entry['iter']] = entry
+    if not validated:
+        raise ValueError(f'no {metric!r} in {folder}/*/vis_data/scalars.json, which has '
+                         f"{sorted(names)}; expected the study's `metric` to be what its "
+                         'configs validate with')
     images = summary_of(folder)['images_per_step']
     points, last = [], 0
     for epoch in sorted(validated):

@@ -138,7 +138,8 @@ runs = {
        for name in mixes},
     **{f'lt-full-{name}': (lt, {mode: 'full', **mixed(name, grouped)})
        for name in mixes},
-    'lt-full-m=4': (lt, {mode: 'full', repeats: 4}),
+    **{f'repeated-full-m={m}': (lt, {mode: 'full', repeats: m, rho: 0.0}) for m in (4, 8)},
+    **{f'lt-full-m={m}': (lt, {mode: 'full', repeats: m}) for m in (4, 8)},
 }
 
 metric_name = 'Top-1, %'
@@ -173,7 +174,8 @@ sections = {
         (f'{name}-full' if mix is None else f'{name}-full-{mix}',
          'plain' if mix is None else f'plain-{mix}')
         for mix in (None, *mixes) for name in kinds[1:]
-    ] + [('plain-2x', 'plain'), ('lt-full', 'plain-2x'), ('lt-full-m=4', 'plain')],
+    ] + [(f'{name}-full-m={m}', 'plain') for m in (4, 8) for name in kinds[1:]
+         ] + [('plain-2x', 'plain'), ('lt-full', 'plain-2x')],
     'Number of replicas m, equal images': [
         (f'{name}-m={m}', 'plain') for m in (4, 8) for name in kinds[1:]
     ] + [(f'lt-m={m}', f'repeated-m={m}') for m in (4, 8)],
@@ -194,9 +196,10 @@ figures = dict(
     matrices=dict(kind='matrices', runs=['few-plain', 'few-lt'], images=[40, 740, 1460]),
     replicas=dict(
         kind='levels', xlabel='replicas m', log=True, series={
-            name: {1: 'plain', 2: name, 4: f'{name}-m=4', 8: f'{name}-m=8'}
-            for name in kinds[1:]
-        } | {'lt, equal epochs': {1: 'plain', 2: 'lt-full', 4: 'lt-full-m=4'}}),
+            f'{name}{title}': {
+                1: 'plain', 2: name + full, 4: f'{name}{full}-m=4', 8: f'{name}{full}-m=8'}
+            for full, title in (('', ', equal images'), ('-full', ', equal epochs'))
+            for name in kinds[1:]}),
     rho=dict(
         kind='levels', xlabel='rho', log=True, series={
             'gradient through the mean': {

@@ -41,7 +41,9 @@ def measure_term_gradients(config: str, checkpoint: str, num_batches: int = 20,
         - ``terms``: for each term its mean ``value`` (rho times the term), the mean
           ``ratio`` of the norm of its gradient to that of the stock losses, and the mean
           ``cosine`` between them over the batches where it has a gradient; None without
-          such a batch. Below 0, the term works against the stock losses.
+          such a batch. Below 0, the term works against the stock losses. Batches that
+          do not have the term, as of the later stages of a cascade that a batch leaves
+          early, do not count.
         - ``heads``: for each wrapped head that pairs, by its name in the model, the mean
           number of ``pairs`` a batch (predictions that have a positive), and of those
           the mean ``score`` (probability of the most probable class, background apart)
@@ -63,7 +65,9 @@ def measure_term_gradients(config: str, checkpoint: str, num_batches: int = 20,
         records = _recorded_heads(runner.model, config)
         runner.load_or_resume()
     steps = _steps(runner, cfg, num_batches)
-    terms = {name: _term_of([step[name] for step in steps]) for name in steps[0]}
+    names = dict.fromkeys(name for step in steps for name in step)
+    terms = {name: _term_of([step[name] for step in steps if name in step])
+             for name in names}
     if not any(term['ratio'] for term in terms.values()):
         raise ValueError(
             f'{", ".join(terms)} have no gradient in {num_batches} batches: nothing is '
@@ -125,7 +129,8 @@ def _step(model: nn.Module, data_batch: Any) -> Dict[str, Any]:
         {name: value for name, value in losses.items() if name not in terms})[0]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     reference = _gradients(stock, weights)
-    return {name: (float(value.detach()), compare_gradients(_gradients(value, weights), reference))
+    return {name: (float(value.detach()),
+                   compare_gradients(_gradients(value, weights), reference))
             for name, value in terms.items()}
 
 

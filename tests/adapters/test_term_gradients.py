@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmdet.models import FasterRCNN
 from mmengine.runner import load_checkpoint
 
 from lt_mm.adapters import launch
@@ -92,6 +93,23 @@ def test_ratios_are_proportional_to_rho(measure):
     assert bbox == dict(value=0, ratio=0, cosine=None)
     row, = (line for line in table_of(more).splitlines() if 'loss_lt_bbox' in line)
     assert row.split() == ['loss_lt_bbox', '0.0000', '0.0000', '-']
+
+
+def test_batches_without_a_term_do_not_count(measure, monkeypatch):
+    """As those that leave a cascade early, which have no losses of its later stages."""
+    once = measure(num_batches=1)['terms']
+    loss, calls = FasterRCNN.loss, []
+
+    def without_in_the_second(self, *args):
+        losses = loss(self, *args)
+        calls.append(losses.pop('loss_lt_bbox') if calls else losses['loss_lt_bbox'])
+        return losses
+
+    monkeypatch.setattr(FasterRCNN, 'loss', without_in_the_second)
+    found = measure(num_batches=2)['terms']
+    assert len(calls) == 2 and all(float(each.detach()) > 0 for each in calls)
+    assert found['loss_lt_bbox'] == once['loss_lt_bbox']
+    assert found['loss_lt_cls'] != once['loss_lt_cls']
 
 
 def test_what_cannot_be_compared_is_named(measure):

@@ -8,7 +8,8 @@ and attaches them to the ``SamplingResult``, which the stock RoI head then hands
 from typing import Any, Dict, List, Tuple
 
 import torch
-from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads import (CascadeRoIHead, PISARoIHead, SCNetRoIHead,
+                                    StandardRoIHead)
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
@@ -275,6 +276,15 @@ def _wrap_roi_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
             f'{type(head).__name__} has no BBoxHead; expected a StandardRoIHead, a '
             'CascadeRoIHead or a subclass with '
             "bbox_head=dict(type='Shared2FCBBoxHead', ...)")
+    if isinstance(head, PISARoIHead):
+        raise UnsupportedHeadError(
+            f'{type(head).__name__} goes past loss_and_target of its box head; expected a '
+            "StandardRoIHead, with a sampler such as dict(type='RandomSampler', ...)")
+    if isinstance(head, SCNetRoIHead):
+        raise UnsupportedHeadError(
+            f'{type(head).__name__} drops all that its mask head gives but loss_mask; '
+            'expected to wrap each stage of its bbox_head, and in train_cfg.rcnn each '
+            "sampler: dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)")
     for box_head in boxes:
         _wrap_bbox_head(box_head, options)
     for mask_head in masks:

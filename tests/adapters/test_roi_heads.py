@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
@@ -16,9 +17,9 @@ from lt_mm.adapters.head import (MissingRecordError, UnpairedBatchError,
 from lt_mm.core.consistency import (bernoulli_consistency, box_consistency,
                                     categorical_consistency)
 from tests.adapters.head_data import (STAGE_WEIGHTS, build_roi_head, cascade_config,
-                                      det_sample, rcnn_train_cfg, roi_head_config,
-                                      roi_inputs, roi_losses, sampled_rois, to_source,
-                                      total)
+                                      det_sample, mask_roi_head_config,
+                                      rcnn_train_cfg, roi_head_config, roi_inputs,
+                                      roi_losses, sampled_rois, to_source, total)
 
 SIGMOID = dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))
 KINDS = {
@@ -284,13 +285,41 @@ def test_unsupported_box_heads(change, message):
         MODELS.build(dict(type='lt_mm.LossTransformHead', head=head))
 
 
-def test_a_roi_head_that_bypasses_the_box_head_is_refused():
+@pytest.mark.parametrize('kind, config', [
+    ('PISARoIHead', roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))),
+    ('SCNetRoIHead', cascade_config(masks=True)),
+])
+def test_roi_heads_that_lose_the_term_are_refused(kind, config):
+    with pytest.raises(UnsupportedHeadError, match=f'{kind} .*expected'):
+        build_roi_head(dict(type='lt_mm.LossTransformHead', head=dict(config, type=kind)))
+
+
+def test_sampler_that_gives_more_than_a_result_is_refused():
+    """As that of PISA; below its RoI head only the box head is wrapped here."""
     config = roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))
-    config['type'] = 'PISARoIHead'
+    config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'])
     sampler = dict(type='ScoreHLRSampler', num=32, pos_fraction=0.25, neg_pos_ub=-1,
                    add_gt_as_proposals=True, k=0.5, bias=0.)
-    with pytest.raises(UnsupportedHeadError, match='ScoreHLRSampler|loss_and_target'):
-        head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config), sampler)
+    head = build_roi_head(dict(config, type='PISARoIHead'),
+                          dict(type='lt_mm.SourceTrackingSampler', sampler=sampler))
+    with pytest.raises(UnsupportedHeadError, match='ScoreHLRSampler.*expected a sampler'):
+        roi_losses(head, replicas())
+
+
+class ReducedLosses(StandardRoIHead):
+    """Keeps of its box head's losses those that it knows."""
+
+    def bbox_loss(self, *args):
+        results = super().bbox_loss(*args)
+        results['loss_bbox'] = {
+            key: results['loss_bbox'][key] for key in ('loss_cls', 'loss_bbox')}
+        return results
+
+
+def test_roi_head_that_drops_the_term_is_refused_at_the_first_step():
+    config = dict(roi_head_config(), type=ReducedLosses)
+    head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
+    with pytest.raises(UnsupportedHeadError, match='loss_lt_cls was not added'):
         roi_losses(head, replicas())
 
 
@@ -450,6 +479,31 @@ def test_every_stage_of_a_cascade_has_its_terms(kind, wrap):
             torch.testing.assert_close(losses[f's{stage}.loss_lt_{name}'],
                                        2.0 * weight * term)
     expected, _ = roi_losses(plain, replicas())
+    for key, value in expected.items():
+        assert torch.equal(losses[key], value), key
+    total(losses).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+def test_box_heads_of_scnet():
+    """Its mask head cannot be wrapped; the stages before it can."""
+    config = cascade_config(masks=True, type='SCNetRoIHead', mask_head=dict(
+        mask_roi_head_config()['mask_head'], type='SCNetMaskHead', conv_to_res=False))
+    for stage in config['bbox_head']:
+        stage.update(type='SCNetBBoxHead', num_shared_fcs=2)
+    plain = build_roi_head(config)
+    config['bbox_head'] = [dict(type='lt_mm.LossTransformHead', head=stage)
+                           for stage in config['bbox_head']]
+    head = build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
+                                       sampler=rcnn_train_cfg().sampler))
+    expected, _ = roi_losses(plain, replicas())
+    losses, _ = roi_losses(head, replicas())
+    for stage, weight in enumerate(STAGE_WEIGHTS):
+        assert losses[f's{stage}.lt_num_pairs'] > 4
+        for name in ('cls', 'bbox'):
+            assert losses[f's{stage}.lt_kl_{name}'] > 0
+            torch.testing.assert_close(losses[f's{stage}.loss_lt_{name}'],
+                                       weight * losses[f's{stage}.lt_kl_{name}'])
     for key, value in expected.items():
         assert torch.equal(losses[key], value), key
     total(losses).backward()

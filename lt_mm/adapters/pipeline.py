@@ -317,6 +317,7 @@ class InvertiblePipeline(BaseTransform):
         before = results.get('gt_bboxes')
         told = {key: results.get(key) for key in _TELLING_KEYS}
         image_matrix = _image_matrix(before)
+        annotations = _annotations_of(results)
         try:
             output = self._apply(transform, results)
             if output is None:
@@ -325,6 +326,8 @@ class InvertiblePipeline(BaseTransform):
                 _publish(output['data_samples'], results, self._source_id(results),
                          self._only_loads_and_packs())
                 return output
+            if before is None and not _loads(transform):
+                _refuse_moved_annotations(annotations, output)
             if output is not results:
                 output = TracedResults(output)
                 for key in _OWN_KEYS.intersection(results):
@@ -485,6 +488,19 @@ def _refuse_late_boxes(results: dict) -> None:
         raise LostTraceError(
             f'the annotations are loaded after {names}, in pixels of another image; '
             'expected the transforms that load at the start of the pipeline')
+
+
+def _annotations_of(results: dict) -> List[Tuple[int, str]]:
+    """What tells whether a transform changed the annotations, loaded or not."""
+    return [(id(each), str(each.get('bbox'))) for each in results.get('instances') or ()]
+
+
+def _refuse_moved_annotations(before: List[Tuple[int, str]], results: dict) -> None:
+    """What moves instances before they are loaded (InstaBoost) does it unrecorded."""
+    if _annotations_of(results) != before:
+        raise LostTraceError(
+            'it changed the annotations before they were loaded as gt_bboxes; no box '
+            'tells how they were moved')
 
 
 def _start_trace(boxes: Any, image_id: int, rows: Optional[np.ndarray]) -> TracedBoxes:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
 from mmdet.datasets import CocoDataset, MultiImageMixDataset
-from mmdet.datasets.transforms import Resize
+from mmdet.datasets.transforms import InstaBoost, Resize
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
@@ -976,6 +976,24 @@ def _from_masks_in_a_new_dict(results, boxes, width):
     return dict(results, gt_bboxes=results['gt_masks'].get_bboxes(type(boxes)))
 
 
+class IdleInstaBoost(InstaBoost):
+    """The stock transform where it does not draw its package, which is not needed then."""
+
+    def __init__(self):
+        self.aug_ratio = 0.0
+
+
+class MovesAnnotations(BaseTransform):
+    """Changes the annotations of a data set, which are not loaded yet."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def transform(self, results):
+        self.change(results['instances'])
+        return results
+
+
 class Albu(BaseTransform):
     """Rebuilds boxes from numpy, as the stock wrapper of albumentations does."""
 
@@ -1161,6 +1179,25 @@ class TestErrors:
         pipeline = InvertiblePipeline(
             [load, dict(type='Resize', scale=(40, 20)), annotations, PACK])
         with pytest.raises(LostTraceError, match='after Resize'):
+            run(pipeline, make_sample(sample_idx=5))
+
+    @pytest.mark.parametrize('transform', [
+        dict(type=IdleInstaBoost),
+        dict(type='RandomApply', prob=1.0, transforms=[dict(type=IdleInstaBoost)]),
+        dict(type=MovesAnnotations, change=lambda instances: instances.pop()),
+        dict(type=MovesAnnotations, change=lambda instances: instances.reverse()),
+        dict(type=MovesAnnotations,
+             change=lambda instances: instances[0]['bbox'].__setitem__(0, 3.0)),
+        dict(type=MovesAnnotations,
+             change=lambda instances: instances[1].update(bbox=[1., 2., 3., 4.])),
+    ])
+    def test_annotations_changed_before_they_are_loaded(self, transform):
+        load, annotations = loaders()
+        pipeline = InvertiblePipeline([load, transform, annotations, PACK])
+        name = transform['type']
+        name = name if isinstance(name, str) else name.__name__
+        with pytest.raises(LostTraceError, match=f'^{name}: .*before they were loaded.*'
+                                                 f'Remove {name}'):
             run(pipeline, make_sample(sample_idx=5))
 
     def test_annotations_loaded_after_colours_changed(self):

@@ -32,11 +32,11 @@ _RECORDED_WITHOUT_BOXES = frozenset([
     'Resize', 'RandomResize', 'RandomChoiceResize', 'FixScaleResize', 'FixShapeResize',
     'ResizeShortestEdge', 'RandomFlip', 'RandomShift', 'RandomCrop', 'Expand', 'Pad',
     'Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'AutoAugment',
-    'RandAugment', 'RandomApply', 'RandomChoice', 'Compose', 'PhotoMetricDistortion',
-    'YOLOXHSVRandomAug', 'AutoContrast', 'Brightness', 'Color', 'ColorTransform',
-    'Contrast', 'Equalize', 'Invert', 'Posterize', 'Sharpness', 'Solarize',
-    'SolarizeAdd', 'CutOut', 'RandomErasing', 'Corrupt', 'FilterAnnotations',
-    'Normalize', 'RandomGrayscale', 'ImageToTensor', 'ToTensor',
+    'RandAugment', 'RandomApply', 'RandomChoice', 'RandomOrder', 'Compose',
+    'PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'AutoContrast', 'Brightness', 'Color',
+    'ColorTransform', 'Contrast', 'Equalize', 'Invert', 'Posterize', 'Sharpness',
+    'Solarize', 'SolarizeAdd', 'CutOut', 'RandomErasing', 'Corrupt',
+    'FilterAnnotations', 'Normalize', 'RandomGrayscale', 'ImageToTensor', 'ToTensor',
 ])
 # Stock transforms that draw nothing at random, so that replicas of a source can share
 # what they give; subclasses may draw.

@@ -8,6 +8,9 @@ turns the proved lines into a table of the documentation:
 from dataclasses import dataclass
 from typing import Any, List, Optional
 
+import numpy as np
+from mmcv.transforms import BaseTransform
+
 EXACT, INEXACT, REFUSED = 'exact', 'inexact', 'refused'
 
 
@@ -42,6 +45,16 @@ class Case:
     recomputes: bool = False
     hides: bool = False
     note: str = ''
+
+
+class AddProposals(BaseTransform):
+    """What LoadProposals gives, of other boxes than those of the annotations."""
+
+    def transform(self, results: dict) -> dict:
+        results['proposals'] = np.array(
+            [[3, 5, 30, 41], [20, 8, 66, 30]], dtype=np.float32)
+        results['proposals_scores'] = np.array([0.9, 0.4], dtype=np.float32)
+        return results
 
 
 def _still(name: str, **kwargs: Any) -> Case:
@@ -150,6 +163,10 @@ CASES = [
     Case('TransformBroadcaster',
          [dict(type='mmcv.TransformBroadcaster', mapping=dict(img=['img']),
                auto_remap=True, transforms=[_FLIP])], without_boxes=False),
+    Case('ProposalBroadcaster',
+         [dict(type=AddProposals),
+          dict(type='ProposalBroadcaster', transforms=[_RESIZE, _FLIP])],
+         without_boxes=False),
     Case('SegRescale', [dict(type='SegRescale')], is_still=True, without_boxes=False),
     Case('GTBoxSubOne_GLIP', [dict(type='GTBoxSubOne_GLIP')], REFUSED,
          note='it makes the boxes anew'),

@@ -7,7 +7,8 @@ sample. A transform that breaks the record stops the run with its name.
 """
 import copy
 import itertools
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import cv2
 import numpy as np
@@ -317,16 +318,21 @@ class InvertiblePipeline(BaseTransform):
         before = results.get('gt_bboxes')
         told = {key: results.get(key) for key in _TELLING_KEYS}
         image_matrix = _image_matrix(before)
-        annotations = _annotations_of(results)
+        is_early = before is None and not _loads(transform)
+        annotations = _annotations_of(results) if is_early else None
         try:
             output = self._apply(transform, results)
             if output is None:
                 return None
             if 'data_samples' in output:
+                if isinstance(output['data_samples'], Mapping):
+                    raise LostTraceError(
+                        'it packs several samples, '
+                        f'{", ".join(output["data_samples"])}; expected one')
                 _publish(output['data_samples'], results, self._source_id(results),
                          self._only_loads_and_packs())
                 return output
-            if before is None and not _loads(transform):
+            if is_early:
                 _refuse_moved_annotations(annotations, output)
             if output is not results:
                 output = TracedResults(output)

@@ -1373,7 +1373,6 @@ class TestDocumentation:
             'GeomTransform',  # the base of Rotate and others
             'Corrupt',  # changes pixels alone; needs a package
             'BaseFrameSample', 'UniformRefFrameSample',  # tracking
-            'MultiBranch',  # semi-supervised
             'RandomSamplingNegPos',  # changes texts and labels
             'InferencerLoader'}
         assert not {name for name in stock - table - elsewhere

@@ -323,6 +323,17 @@ def test_roi_head_that_drops_the_term_is_refused_at_the_first_step():
         roi_losses(head, replicas())
 
 
+def test_branches_of_tridentnet_pair_too():
+    """Its detector gives each image to the RoI head once for every branch."""
+    config = dict(roi_head_config(), type='TridentRoIHead', num_branch=3, test_branch_idx=1)
+    head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
+    once, _ = roi_losses(wrapped(), replicas())
+    losses, _ = roi_losses(head, replicas() * 3)
+    assert losses['lt_num_pairs'] > 2 * once['lt_num_pairs'] > 0
+    assert losses['loss_lt_cls'] > 0
+    total(losses).backward()
+
+
 @pytest.mark.parametrize('kind', ['DoubleHeadRoIHead', 'DynamicRoIHead'])
 def test_stock_subclasses_of_the_roi_head(kind):
     config = roi_head_config()

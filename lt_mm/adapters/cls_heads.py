@@ -2,7 +2,7 @@
 from typing import Any, Dict, List, Optional
 
 import torch
-from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
+from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
 from lt_mm.adapters.batch_augments import PREPROCESSOR_REMEDY
@@ -150,6 +150,16 @@ def _wrap(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
         raise UnsupportedHeadError(
             f'{type(head).__name__} gives no class logits; expected a classification '
             "head such as dict(type='LinearClsHead', num_classes=..., in_channels=...)")
+    if type(head)._get_loss not in (ClsHead._get_loss, MultiLabelClsHead._get_loss):
+        raise UnsupportedHeadError(
+            f'{type(head).__name__} has a _get_loss of its own, so which logits the '
+            'consistency term should compare is not known; expected a head that keeps '
+            'that of ClsHead or MultiLabelClsHead')
+    if isinstance(head, ArcFaceClsHead):
+        raise UnsupportedHeadError(
+            f'{type(head).__name__} is trained on other logits than it predicts with, '
+            'past _get_loss; expected a head that derives its loss from ClsHead, such as '
+            "dict(type='LinearClsHead', ...)")
     return add_consistency(ClsConsistency, head, options)
 
 

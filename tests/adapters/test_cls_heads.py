@@ -446,16 +446,37 @@ def test_labels_are_not_looked_at_where_they_cannot_be_mixed(monkeypatch):
     total(average.loss(feats, samples_with_scores(soft_labels()))).backward()
 
 
-def test_unsupported_heads():
-    with pytest.raises(UnsupportedHeadError, match='SwAVHead'):
-        wrapped(dict(type='SwAVHead', loss=dict(type='SwAVLoss', feat_dim=4)))
-    arcface = wrapped(dict(LINEAR, type='ArcFaceClsHead'))
-    with pytest.raises(UnsupportedHeadError, match='without _get_loss'):
-        arcface.loss(feats_for(LINEAR)[1], cls_samples(IDS))
-    conformer = wrapped(dict(type='ConformerHead', num_classes=3, in_channels=[5, 5]))
-    feats = ([torch.randn(2, 5), torch.randn(2, 5)], )
-    with pytest.raises(UnsupportedHeadError, match=r'logits of shape \(N, C\)'):
-        conformer.loss(feats, cls_samples([1, 1]))
+@pytest.mark.parametrize('config, message', [
+    (dict(type='SwAVHead', loss=dict(type='SwAVLoss', feat_dim=4)), 'SwAVHead.*expected'),
+    (dict(LINEAR, type='ArcFaceClsHead'), 'ArcFaceClsHead.*expected'),
+    (dict(type='ConformerHead', num_classes=3, in_channels=[5, 5]),
+     'ConformerHead has a _get_loss.*expected'),
+])
+def test_unsupported_heads(config, message):
+    with pytest.raises(UnsupportedHeadError, match=message):
+        wrapped(config)
+
+
+class LossOfItsOwn(LinearClsHead):
+
+    def loss(self, feats, data_samples, **kwargs):
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        return dict(loss=self.loss_module(self(feats), labels))
+
+
+class TwoPredictions(LinearClsHead):
+
+    def forward(self, feats):
+        return [super().forward(feats)] * 2
+
+
+@pytest.mark.parametrize('kind, message', [
+    (LossOfItsOwn, 'LossOfItsOwn.* without _get_loss'),
+    (TwoPredictions, r'TwoPredictions.* predicts list; .* logits of shape \(N, C\)')])
+def test_heads_that_are_refused_at_the_first_step(kind, message):
+    head = wrapped(dict(LINEAR, type=kind))
+    with pytest.raises(UnsupportedHeadError, match=message):
+        head.loss(feats_for(LINEAR)[1], cls_samples(IDS))
 
 
 @pytest.mark.parametrize('options, message', [

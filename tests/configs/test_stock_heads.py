@@ -12,34 +12,44 @@ DOCUMENT = (Path(__file__).resolve().parents[2] / 'docs' / 'heads.md').read_text
 
 
 def listed(title):
-    """(part of the model, config) of the list below a line."""
-    text = re.split(rf'^{title}.*$', DOCUMENT, flags=re.MULTILINE)[1]
-    text = text.split('\n\n')[1]
-    return [(part, config) for item in text.split('\n- ')
-            for part in re.findall(r'model\.(\w+)', item)
-            for config in re.findall(r'\w+/[\w.-]+\.py', item)]
+    """(library, part of the model, config) of the lists below lines of this title."""
+    found = []
+    for library, section in re.findall(r'^## Configs of (\w+)$(.*?)(?=^## )', DOCUMENT,
+                                       flags=re.MULTILINE | re.DOTALL):
+        text = re.split(rf'^{title}.*$', section, flags=re.MULTILINE)[1]
+        text = text.split('\n\n')[1]
+        found += [(library.lower(), part, config) for item in text.split('\n- ')
+                  for part in re.findall(r'model\.(\w+)', item)
+                  for config in re.findall(r'\w+/[\w.-]+\.py', item)]
+    return found
 
 
-def wrapped(part, config):
-    init_default_scope('mmdet')
-    model = get_config(f'mmdet::{config}').model
-    train_cfg, test_cfg = model.get('train_cfg'), model.get('test_cfg')
-    if part == 'roi_head':
-        train_cfg, test_cfg = train_cfg.get('rcnn'), test_cfg.get('rcnn')
-    return MODELS.build(dict(type='lt_mm.LossTransformHead', head=model[part],
-                             train_cfg=train_cfg, test_cfg=test_cfg))
+def wrapped(library, part, config):
+    scope = {'mmdetection': 'mmdet'}.get(library, library)
+    init_default_scope(scope)
+    model = get_config(f'{scope}::{config}').model
+    options = {}
+    if scope == 'mmdet':
+        options = dict(train_cfg=model.get('train_cfg'), test_cfg=model.get('test_cfg'))
+        if part == 'roi_head':
+            options = {key: value.get('rcnn') for key, value in options.items()}
+    return MODELS.build(
+        dict(type='lt_mm.LossTransformHead', head=model[part], **options))
 
 
-@pytest.mark.parametrize('part, config', listed('Supported'))
-def test_supported(part, config):
-    assert isinstance(wrapped(part, config), ConsistencyHead)
+@pytest.mark.parametrize('library, part, config', listed('Supported'))
+def test_supported(library, part, config):
+    assert isinstance(wrapped(library, part, config), ConsistencyHead)
 
 
-@pytest.mark.parametrize('part, config', listed('Refused'))
-def test_refused(part, config):
+@pytest.mark.parametrize('library, part, config', listed('Refused'))
+def test_refused(library, part, config):
     with pytest.raises(UnsupportedHeadError, match='expected|use '):
-        wrapped(part, config)
+        wrapped(library, part, config)
 
 
 def test_the_lists_are_read():
-    assert len(listed('Supported')) >= 20 and len(listed('Refused')) >= 20
+    for title in ('Supported', 'Refused'):
+        libraries = [library for library, *_ in listed(title)]
+        assert libraries.count('mmdetection') >= 20
+        assert libraries.count('mmpretrain') >= 5

@@ -197,6 +197,8 @@ _HEAD = """\
 # What is recorded of each transform
 
 Generated from the tests: `python -m tests.adapters.transform_cases > docs/transforms.md`.
+`tests/configs/test_stock_pipelines.py` runs the training pipelines of all stock configs of
+MMDetection for images with boxes: each is recorded, or refused by name.
 
 - *exact*: a box goes back to its source image by the inverse matrix alone.
 - *inexact*: the matrix is exact, but an axis-aligned box that was rotated or sheared

@@ -307,7 +307,14 @@ def source_ids_of(samples: Sequence[Any]) -> List[int]:
     Raises:
         MissingRecordError: If one has no record, or if two different images have the
             same id.
+        UnsupportedHeadError: If one sample is there several times.
     """
+    if len({id(sample) for sample in samples}) < len(samples):
+        raise UnsupportedHeadError(
+            f'the batch of {len(samples)} images holds one of them several times, as the '
+            'detector of TridentNet gives its images once for every branch; expected '
+            'images that were augmented each on its own, since predictions for one and '
+            'the same image are no replicas. Use another detector')
     images: Dict[int, Any] = {}
     for sample in samples:
         if 'source_id' not in sample:

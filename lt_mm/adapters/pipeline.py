@@ -497,8 +497,8 @@ def _refuse_late_boxes(results: dict) -> None:
 
 
 def _annotations_of(results: dict) -> List[Tuple[int, str]]:
-    """What tells whether a transform changed the annotations, loaded or not."""
-    return [(id(each), str(each.get('bbox'))) for each in results.get('instances') or ()]
+    """What tells whether a transform changed annotations that are not loaded yet."""
+    return [(id(each), str(each)) for each in results.get('instances') or ()]
 
 
 def _refuse_moved_annotations(before: List[Tuple[int, str]], results: dict) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Tuple
 
 import torch
 from mmdet.models.roi_heads import (CascadeRoIHead, PISARoIHead, SCNetRoIHead,
-                                    StandardRoIHead)
+                                    StandardRoIHead, TridentRoIHead)
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
@@ -29,6 +29,20 @@ from lt_mm.core.consistency import mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
 from lt_mm.core.pairing import group_hulls, is_paired
 from lt_mm.registry import TASK_UTILS, register
+
+# Stock RoI heads with supported box heads, whose own steps the term does not survive.
+_REFUSED = {
+    PISARoIHead:
+        'goes past loss_and_target of its box head; expected a StandardRoIHead, with a '
+        "sampler such as dict(type='RandomSampler', ...)",
+    SCNetRoIHead:
+        'drops all that its mask head gives but loss_mask; expected to wrap each stage of '
+        'its bbox_head, and in train_cfg.rcnn each sampler: '
+        "dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)",
+    TridentRoIHead:
+        'is given each image once for every branch, and predictions for one and the same '
+        'image are no replicas; expected a StandardRoIHead',
+}
 
 
 @register(TASK_UTILS)
@@ -276,15 +290,9 @@ def _wrap_roi_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
             f'{type(head).__name__} has no BBoxHead; expected a StandardRoIHead, a '
             'CascadeRoIHead or a subclass with '
             "bbox_head=dict(type='Shared2FCBBoxHead', ...)")
-    if isinstance(head, PISARoIHead):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} goes past loss_and_target of its box head; expected a '
-            "StandardRoIHead, with a sampler such as dict(type='RandomSampler', ...)")
-    if isinstance(head, SCNetRoIHead):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} drops all that its mask head gives but loss_mask; '
-            'expected to wrap each stage of its bbox_head, and in train_cfg.rcnn each '
-            "sampler: dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)")
+    for kind, reason in _REFUSED.items():
+        if isinstance(head, kind):
+            raise UnsupportedHeadError(f'{type(head).__name__} {reason}')
     for box_head in boxes:
         _wrap_bbox_head(box_head, options)
     for mask_head in masks:

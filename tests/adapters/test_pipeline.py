@@ -1192,6 +1192,8 @@ class TestErrors:
              change=lambda instances: instances[0]['bbox'].__setitem__(0, 3.0)),
         dict(type=MovesAnnotations,
              change=lambda instances: instances[1].update(bbox=[1., 2., 3., 4.])),
+        dict(type=MovesAnnotations,
+             change=lambda instances: instances[1]['mask'][0].__setitem__(0, 3.0)),
     ])
     def test_annotations_changed_before_they_are_loaded(self, transform):
         load, annotations = loaders()

@@ -288,6 +288,7 @@ def test_unsupported_box_heads(change, message):
 @pytest.mark.parametrize('kind, config', [
     ('PISARoIHead', roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))),
     ('SCNetRoIHead', cascade_config(masks=True)),
+    ('TridentRoIHead', dict(roi_head_config(), num_branch=3, test_branch_idx=1)),
 ])
 def test_roi_heads_that_lose_the_term_are_refused(kind, config):
     with pytest.raises(UnsupportedHeadError, match=f'{kind} .*expected'):
@@ -323,15 +324,16 @@ def test_roi_head_that_drops_the_term_is_refused_at_the_first_step():
         roi_losses(head, replicas())
 
 
-def test_branches_of_tridentnet_pair_too():
-    """Its detector gives each image to the RoI head once for every branch."""
-    config = dict(roi_head_config(), type='TridentRoIHead', num_branch=3, test_branch_idx=1)
-    head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
-    once, _ = roi_losses(wrapped(), replicas())
-    losses, _ = roi_losses(head, replicas() * 3)
-    assert losses['lt_num_pairs'] > 2 * once['lt_num_pairs'] > 0
-    assert losses['loss_lt_cls'] > 0
-    total(losses).backward()
+@pytest.mark.parametrize('part', ['bbox_head', 'mask_head'])
+def test_one_image_several_times_is_no_replica(part):
+    """As the detector of TridentNet gives it to its heads, once for every branch."""
+    config = mask_roi_head_config()
+    config[part] = dict(type='lt_mm.LossTransformHead', head=config[part])
+    head = build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
+                                       sampler=rcnn_train_cfg().sampler))
+    roi_losses(head, replicas())
+    with pytest.raises(UnsupportedHeadError, match='6 images.*TridentNet.*no replicas'):
+        roi_losses(head, [det_sample(3), det_sample(4)] * 3)
 
 
 @pytest.mark.parametrize('kind', ['DoubleHeadRoIHead', 'DynamicRoIHead'])

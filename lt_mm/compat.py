@@ -82,6 +82,11 @@ def check_dependencies() -> None:
                           f'({family} family):\n{lines}')
 
 
+def has_frameworks() -> bool:
+    """Whether at least one of the OpenMMLab packages can be found."""
+    return any(importlib.util.find_spec(name) is not None for name in _TELLING)
+
+
 def detect_family() -> str:
     """The dependency family of this environment.
 

@@ -21,7 +21,7 @@ from mmengine.registry import Registry
 from mmpretrain.registry import BATCH_AUGMENTS as MMPRETRAIN_BATCH_AUGMENTS
 
 _SCOPE = 'lt_mm'
-_LOCATIONS = ['lt_mm.adapters']
+_LOCATIONS = ['lt_mm']
 _Class = TypeVar('_Class', bound=type)
 
 

@@ -13,7 +13,7 @@ import torch.distributed as torch_dist
 
 # A server imports the heavy modules once and forks every rank from that state.
 _CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['tests.adapters.head_data'])
+_CONTEXT.set_forkserver_preload(['tests.models.heads.head_data'])
 
 
 def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 60.

@@ -8,7 +8,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from lt_mm.adapters.traced_boxes import LostTraceError
+from lt_mm.structures.recorded_boxes import LostTraceError
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 

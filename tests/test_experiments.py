@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.adapters.interrupted_runs import (validation, weights, write_config,
+from tests.engine.interrupted_runs import (validation, weights, write_config,
                                              write_pictures)
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'experiments'

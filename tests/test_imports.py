@@ -1,4 +1,4 @@
-"""Mathematics knows no framework: who may import what, read from the source."""
+"""Who may import what, read from the source: imports go down from room to room."""
 import ast
 import subprocess
 import sys
@@ -12,11 +12,19 @@ import lt_mm
 PACKAGE = Path(lt_mm.__file__).parent
 FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
 CORE_MAY_IMPORT = {'torch', 'numpy'} | sys.stdlib_module_names
-# The rest of the package reaches the frameworks through these.
-MAY_IMPORT_FRAMEWORKS = ('adapters/', 'registry.py', 'compat.py')
+# A room may import those on lower floors, and itself.
+FLOORS = {
+    'compat': 0, 'registry': 0,
+    'core': 1,
+    'structures': 2,
+    'datasets': 3, 'models': 3,
+    'evaluation': 4, 'visualization': 4,
+    'engine': 5,
+    'apis': 6,
+}
 
-FILES = sorted(PACKAGE.rglob('*.py'))
-CORE_FILES = [path for path in FILES if path.parent == PACKAGE / 'core']
+FILES = sorted(path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')
+CORE_FILES = [path for path in FILES if PACKAGE / 'core' in path.parents]
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
@@ -33,7 +41,7 @@ def imported_modules(source: str, package: str) -> Iterator[str]:
             parents = package.split('.')
             base = parents[:len(parents) - node.level + 1] if node.level else []
             module = '.'.join(base + ([node.module] if node.module else []))
-            # `from lt_mm import adapters` imports a module too.
+            # `from lt_mm import models` imports a module too.
             yield from (f'{module}.{alias.name}' for alias in node.names)
 
 
@@ -46,6 +54,10 @@ def _relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
+def _room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
 @pytest.mark.parametrize('path', CORE_FILES, ids=_relative)
 def test_core_imports_torch_numpy_the_standard_library_and_core_only(path):
     strangers = [name for name in _imports_of(path)
@@ -55,10 +67,12 @@ def test_core_imports_torch_numpy_the_standard_library_and_core_only(path):
 
 
 @pytest.mark.parametrize('path', FILES, ids=_relative)
-def test_frameworks_are_imported_by_the_adapters_only(path):
-    if _relative(path).startswith(MAY_IMPORT_FRAMEWORKS):
-        return
-    assert [name for name in _imports_of(path) if name.split('.')[0] in FRAMEWORKS] == []
+def test_imports_go_down(path):
+    own = _room_of(path)
+    others = {name: name.split('.')[1] for name in _imports_of(path)
+              if name.startswith('lt_mm.') and name.split('.')[1] != own}
+    upwards = [name for name, room in others.items() if FLOORS[room] >= FLOORS[own]]
+    assert upwards == []
 
 
 @pytest.mark.parametrize('source, expected', [
@@ -66,17 +80,43 @@ def test_frameworks_are_imported_by_the_adapters_only(path):
     ('from mmdet.models import X, Y', ['mmdet.models.X', 'mmdet.models.Y']),
     ('def f():\n    import mmcv', ['mmcv']),
     ('from .pairing import pair', ['lt_mm.core.pairing.pair']),
-    ('from ..adapters import head', ['lt_mm.adapters.head']),
-    ('from .. import adapters', ['lt_mm.adapters']),
-    ('from lt_mm import adapters', ['lt_mm.adapters']),
+    ('from ..models import heads', ['lt_mm.models.heads']),
+    ('from .. import models', ['lt_mm.models']),
+    ('from lt_mm import models', ['lt_mm.models']),
 ])
 def test_the_reader_of_imports(source, expected):
     assert list(imported_modules(source, 'lt_mm.core')) == expected
 
 
-def test_lt_mm_is_one_import():
-    """`custom_imports=dict(imports=['lt_mm'])` does nothing but import it."""
-    code = ("import importlib, sys; importlib.import_module('lt_mm'); "
-            "sys.exit('lt_mm.adapters' not in sys.modules)")
+def _run(code: str) -> None:
     finished = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_lt_mm_is_one_import():
+    """`custom_imports=dict(imports=['lt_mm'])` does nothing but import it."""
+    _run("import importlib, sys; importlib.import_module('lt_mm'); "
+         "sys.exit('lt_mm.models.heads.loss_transform_head' not in sys.modules)")
+
+
+# Stands in for an environment without the frameworks: none of them is found.
+_ABSENT = f'''
+import sys
+from importlib.machinery import PathFinder
+
+class Absent:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split('.')[0] in {sorted(FRAMEWORKS)}:
+            return None
+        return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [each for each in sys.meta_path if each is not PathFinder] + [Absent]
+'''
+
+
+def test_core_can_be_imported_without_the_frameworks():
+    modules = [f'lt_mm.{_relative(path)[:-3].replace("/", ".").removesuffix(".__init__")}'
+               for path in CORE_FILES]
+    _run(f'{_ABSENT}\nimport {", ".join(modules)}\n'
+         f'assert not {FRAMEWORKS!r} & sys.modules.keys()')

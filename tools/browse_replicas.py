@@ -3,7 +3,7 @@ import argparse
 
 from mmengine.config import DictAction
 
-from lt_mm.adapters.browse import browse_replicas
+from lt_mm.apis.browse import browse_replicas
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,7 +20,7 @@
 #   MASTER_PORT    port on which the processes meet; by default made from the job's number
 set -euo pipefail
 
-readonly REQUEUE_EXIT_CODE=75 # lt_mm/adapters/preemption.py
+readonly REQUEUE_EXIT_CODE=75 # lt_mm/engine/hooks/preemption_hook.py
 # What srun returns for a task that the signal ended before training could answer it.
 readonly DIED_OF_USR1=138 DIED_OF_TERM=143
 # How long the other processes may take to finish once one has ended. With srun's

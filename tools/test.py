@@ -4,7 +4,7 @@ import os
 
 from mmengine.config import DictAction
 
-from lt_mm.adapters import launch
+from lt_mm.engine import launch
 
 
 def parse_args() -> argparse.Namespace:

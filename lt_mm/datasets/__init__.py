@@ -1,12 +1,8 @@
-"""Data sets that the project makes or converts, as COCO json; no MM framework is needed."""
+"""Replicas of the source images: the pipeline that records, the samplers that repeat."""
+from lt_mm.datasets.replica_dataset import ReplicaDataset
+from lt_mm.datasets.samplers import (GroupedRepeatAugSampler,
+                                     InfiniteGroupedRepeatAugSampler)
+from lt_mm.datasets.transforms import InvertiblePipeline
 
-from lt_mm.datasets.coco_json import CocoSplit
-from lt_mm.datasets.pennfudan import PENNFUDAN_CLASSES, convert_pennfudan, split_names
-from lt_mm.datasets.shapes import SHAPES_CLASSES, shapes_dataset_exists, write_shapes_dataset
-from lt_mm.datasets.voc2012 import VOC_CLASSES, VocSplit, convert_voc2012
-
-__all__ = [
-    'CocoSplit', 'PENNFUDAN_CLASSES', 'SHAPES_CLASSES', 'VOC_CLASSES', 'VocSplit',
-    'convert_pennfudan', 'convert_voc2012', 'shapes_dataset_exists',
-    'split_names', 'write_shapes_dataset'
-]
+__all__ = ['GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler',
+           'InvertiblePipeline', 'ReplicaDataset']

@@ -8,7 +8,7 @@ import numpy as np
 from mmdet.registry import DATASETS as MMDET_DATASETS
 from mmengine.config import Config, ConfigDict
 
-from lt_mm.datasets import write_shapes_dataset
+from lt_mm.datasets.converters import write_shapes_dataset
 
 IMAGE_SIZE = (96, 128)
 # Sizes in pixels of pipelines and mixers, below which a network still has a feature map.

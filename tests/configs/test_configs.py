@@ -9,9 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from lt_mm.adapters.head import ConsistencyHead
-from lt_mm.adapters.pipeline import InvertiblePipeline
-from lt_mm.adapters.sampler import GroupedRepeatAugSampler, check_train_dataloader
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
+from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
 from tests.configs.made_data import use_made_data, write_pictures, write_shapes
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

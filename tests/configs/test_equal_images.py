@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from lt_mm.datasets import write_shapes_dataset
+from lt_mm.datasets.converters import write_shapes_dataset
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # Plain configs; the v1 twin has '_lt_v1' in the place of the last part of the name.

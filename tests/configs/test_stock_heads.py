@@ -6,7 +6,7 @@ import pytest
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 
-from lt_mm.adapters.head import ConsistencyHead, UnsupportedHeadError
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead, UnsupportedHeadError
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / 'docs' / 'heads.md').read_text()
 

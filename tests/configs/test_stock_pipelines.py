@@ -14,9 +14,9 @@ from mmdet.datasets import MultiImageMixDataset
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from lt_mm.adapters.traced_boxes import LostTraceError
+from lt_mm.structures.recorded_boxes import LostTraceError
 from lt_mm.core import geometry
-from tests.adapters.pipeline_data import (MadeDataset, all_instances, lies_inside,
+from tests.datasets.transforms.pipeline_data import (MadeDataset, all_instances, lies_inside,
                                           make_sample, moved_annotation, seed_all)
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'

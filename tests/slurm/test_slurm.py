@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from lt_mm.adapters.process_groups import read_ranks
+from lt_mm.engine.process_groups import read_ranks
 from tests.launch_data import (REPOSITORY, STEPS_AN_EPOCH, assert_trained_alike,
                                environment, write_config)
 from tests.slurm.cluster import running_cluster, why_unavailable

@@ -11,7 +11,7 @@ from typing import Optional, Sequence
 
 from mmengine.config import DictAction
 
-from lt_mm.adapters.consistency_report import (measure_consistency, table_of,
+from lt_mm.apis.consistency import (measure_consistency, table_of,
                                                write_consistency)
 
 

@@ -1,7 +1,7 @@
 """Draws the replicas of an image and their predictions restored to the source."""
 import argparse
 
-from lt_mm.adapters.replica_picture import draw_replicas
+from lt_mm.apis.draw_replicas import draw_replicas
 
 
 def parse_args() -> argparse.Namespace:

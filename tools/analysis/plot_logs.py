@@ -1,7 +1,7 @@
 """Plots losses, terms, pairs and metrics of several runs over the iterations."""
 import argparse
 
-from lt_mm.adapters.log_plots import plot_logs
+from lt_mm.visualization.log_plots import plot_logs
 
 
 def parse_args() -> argparse.Namespace:

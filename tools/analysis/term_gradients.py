@@ -8,7 +8,7 @@ from typing import Optional, Sequence
 
 from mmengine.config import DictAction
 
-from lt_mm.adapters.term_gradients import measure_term_gradients, table_of
+from lt_mm.apis.term_gradients import measure_term_gradients, table_of
 
 
 def parse_args(args: Optional[Sequence[str]] = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from timing import Row, Timer
 
-from lt_mm.adapters.micro_batches import joint_step
+from lt_mm.engine.loops.micro_batches import joint_step
 
 SOURCES = 64
 

@@ -4,13 +4,13 @@ from collections import deque
 from mmpretrain.datasets.samplers import RepeatAugSampler
 from timing import Row, Timer, peak_of_process
 
-from lt_mm.adapters.sampler import GroupedRepeatAugSampler
+from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
 
 NUM_REPEATS = 4
 
 _ORDER = '''
 from itertools import islice
-from lt_mm.adapters.sampler import GroupedRepeatAugSampler
+from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
 sampler = GroupedRepeatAugSampler(range({sources}), {repeats}, mode={mode!r}, seed=0)
 for index in islice(sampler, {taken}):
     pass
@@ -55,7 +55,7 @@ def _memory(sources: int) -> list[Row]:
     How much those take depends on torch's build more than on anything else.
     """
     rows = []
-    empty = peak_of_process('import lt_mm.adapters.sampler') / 1e9
+    empty = peak_of_process('import lt_mm.datasets.samplers.repeat_aug') / 1e9
     for mode in ('full', 'v1'):
         code = _ORDER.format(sources=sources, repeats=NUM_REPEATS, mode=mode,
                              taken=1_000_000)

@@ -16,8 +16,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from timing import Row, Timer
 
-from lt_mm.adapters.micro_batches import joint_step
-from lt_mm.datasets import write_shapes_dataset
+from lt_mm.engine.loops.micro_batches import joint_step
+from lt_mm.datasets.converters import write_shapes_dataset
 
 CLASSIFIER = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lt_mm.datasets import convert_pennfudan
+from lt_mm.datasets.converters import convert_pennfudan
 
 
 def parse_args() -> argparse.Namespace:

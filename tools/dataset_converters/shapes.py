@@ -2,7 +2,7 @@
 
 import argparse
 
-from lt_mm.datasets import write_shapes_dataset
+from lt_mm.datasets.converters import write_shapes_dataset
 
 
 def side(text: str):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lt_mm.datasets import convert_voc2012
+from lt_mm.datasets.converters import convert_voc2012
 
 
 def parse_args() -> argparse.Namespace:

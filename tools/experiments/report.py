@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
-from lt_mm.adapters.drawing import new_figure, save_figure
+from lt_mm.visualization.drawing import new_figure, save_figure
 
 Rows = Dict[str, List[Dict[str, str]]]
 
@@ -160,7 +160,7 @@ def draw_levels(figure: Dict[str, Any], runs: Rows, metric: str, out: Path) -> N
 def draw_matrices(figure: Dict[str, Any], study: Dict[str, Any], work_dir: Path,
                   out: Path) -> None:
     """Predicted probabilities of augmented copies of images: a row of panels a run."""
-    from lt_mm.adapters.consistency_report import probability_matrix
+    from lt_mm.apis.consistency import probability_matrix
     folders = {run: work_dir / run / f'seed{study["seeds"][0]}' for run in figure['runs']}
     missing = [run for run in folders if not (folders[run] / 'last_checkpoint').exists()]
     if missing:

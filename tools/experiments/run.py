@@ -139,8 +139,8 @@ def in_process(args: argparse.Namespace, name: str, seed: int) -> bool:
 
 
 def train(study: Dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
-    from lt_mm.adapters import launch
-    from lt_mm.adapters.consistency_report import measure_consistency
+    from lt_mm.engine import launch
+    from lt_mm.apis.consistency import measure_consistency
     config, settings, *initial = study['runs'][name]
     settings = {**settings, 'randomness.seed': seed}
     if initial:

@@ -1,7 +1,7 @@
 """Convert a torchvision weights file to a checkpoint for MMDetection or MMPretrain."""
 import argparse
 
-from lt_mm.weights.torchvision import ARCHITECTURES, convert_file
+from lt_mm.apis.torchvision_weights import ARCHITECTURES, convert_file
 
 
 def parse_args() -> argparse.Namespace:

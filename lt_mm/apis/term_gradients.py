@@ -1,0 +1,157 @@
+"""What the consistency terms do to the gradient of the stock losses, on a checkpoint."""
+from typing import Any, Dict, List, Mapping, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.engine.launch import build_runner, load_config
+from lt_mm.structures.pair_record import PairRecord
+from lt_mm.core.gradients import compare_gradients
+
+_TERM = 'loss_lt_'
+
+
+def measure_term_gradients(config: str, checkpoint: str, num_batches: int = 20,
+                           seed: int = 0, cfg_options: Optional[Mapping[str, Any]] = None,
+                           work_dir: Optional[str] = None, trust_checkpoint: bool = False
+                           ) -> Dict[str, Any]:
+    """Compares the gradient of each term with that of all stock losses together.
+
+    Both for all parameters that are trained, on training batches with the model in
+    training mode; no step is taken. The checkpoint may be one of the stock config. One
+    process, and no mixed precision.
+
+    Args:
+        config: Config file with a LossTransformHead.
+        checkpoint: Checkpoint file.
+        num_batches: So many batches of the training data, 1 or more.
+        seed: Seed of the order of the images and of the augmentations.
+        cfg_options: Settings of the config to override, keys with dots. A schedule of
+            rho is at its start here: give the number that is meant.
+        work_dir: Folder of the logs; by default that of the config.
+        trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
+
+    Returns:
+        ``config``, ``checkpoint``, ``seed``, ``num_batches``, and:
+
+        - ``terms``: for each term its mean ``value`` (rho times the term), the mean
+          ``ratio`` of the norm of its gradient to that of the stock losses, and the mean
+          ``cosine`` between them over the batches where it has a gradient; None without
+          such a batch. Below 0, the term works against the stock losses. Batches that
+          do not have the term, as of the later stages of a cascade that a batch leaves
+          early, do not count.
+        - ``heads``: for each wrapped head that pairs, by its name in the model, the mean
+          number of ``pairs`` a batch (predictions that have a positive), and of those
+          the mean ``score`` (probability of the most probable class, background apart)
+          and the share that is ``unsure``, with a score below 1/2. For masks, whose
+          classes are annotated, the last two are 1 and 0.
+
+    Raises:
+        ValueError: If the model has no wrapped head, if no term has a gradient in any
+            batch, or if there are fewer batches.
+        UntrustedCheckpointError: If the checkpoint holds code.
+    """
+    if num_batches < 1:
+        raise ValueError(f'num_batches is {num_batches}; expected 1 or more')
+    cfg = load_config(config, work_dir, cfg_options)
+    cfg.load_from, cfg.resume = checkpoint, False
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    with checkpoint_loading(trust_checkpoint):
+        runner = build_runner(cfg)
+        records = _recorded_heads(runner.model, config)
+        runner.load_or_resume()
+    steps = _steps(runner, cfg, num_batches)
+    names = dict.fromkeys(name for step in steps for name in step)
+    terms = {name: _term_of([step[name] for step in steps if name in step])
+             for name in names}
+    if not any(term['ratio'] for term in terms.values()):
+        raise ValueError(
+            f'{", ".join(terms)} have no gradient in {num_batches} batches: nothing is '
+            'paired, or rho is 0, as at the start of a schedule; give a number: '
+            '--cfg-options model.roi_head.rho=1.0 (model.head.rho, model.bbox_head.rho)')
+    heads = {name: _pairs_of(noted, num_batches) for name, noted in records.items()
+             if noted}  # a RoI head is silent: its box and mask heads pair
+    return dict(config=config, checkpoint=checkpoint, seed=seed, num_batches=num_batches,
+                terms=terms, heads=heads)
+
+
+def table_of(report: Mapping[str, Any]) -> str:
+    """The numbers of :func:`measure_term_gradients` as lines of text."""
+    lines = [f'{report["num_batches"]} training batches, seed {report["seed"]}: '
+             f'{report["checkpoint"]}', '',
+             f'{"term":24}{"value":>9}{"gradient / stock":>18}{"cosine":>9}']
+    for name, term in report['terms'].items():
+        cosine = '-' if term['cosine'] is None else f'{term["cosine"]:+.3f}'
+        lines.append(f'{name:24}{term["value"]:9.4f}{term["ratio"]:18.4f}{cosine:>9}')
+    lines += ['', f'{"head":24}{"paired a batch":>16}{"score":>9}{"below 1/2":>11}']
+    for name, head in report['heads'].items():
+        score, unsure = ('-' if head[key] is None else f'{head[key]:.3f}'
+                         for key in ('score', 'unsure'))
+        lines.append(f'{name:24}{head["pairs"]:16.1f}{score:>9}{unsure:>11}')
+    return '\n'.join(lines)
+
+
+def _recorded_heads(model: nn.Module, config: str) -> Dict[str, List[PairRecord]]:
+    """Makes the wrapped heads note their pairs; the lists that they note them in."""
+    records: Dict[str, List[PairRecord]] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, ConsistencyHead):
+            records[name] = []
+            part.lt_recorder = records[name].append
+    if not records:
+        raise ValueError(
+            f'the model of {config}, {type(model).__name__}, has no LossTransformHead; '
+            "wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock head>)")
+    return records
+
+
+def _steps(runner: Runner, cfg: Config, num_batches: int) -> List[Dict[str, Any]]:
+    """For each batch what is measured of each term."""
+    loader = runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)
+    runner.model.train()
+    steps = [_step(runner.model, batch) for _, batch in zip(range(num_batches), loader)]
+    if len(steps) < num_batches:
+        raise ValueError(f'num_batches is {num_batches}; expected at most {len(steps)}, '
+                         'the batches of an epoch')
+    return steps
+
+
+def _step(model: nn.Module, data_batch: Any) -> Dict[str, Any]:
+    data = model.data_preprocessor(data_batch, training=True)
+    losses = model(**data, mode='loss')
+    terms = {name: model.parse_losses({name: value})[0] for name, value in losses.items()
+             if _TERM in name}
+    stock = model.parse_losses(
+        {name: value for name, value in losses.items() if name not in terms})[0]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    reference = _gradients(stock, weights)
+    return {name: (float(value.detach()),
+                   compare_gradients(_gradients(value, weights), reference))
+            for name, value in terms.items()}
+
+
+def _gradients(loss: Tensor, weights: List[nn.Parameter]) -> List[Optional[Tensor]]:
+    if not loss.requires_grad:
+        return [None] * len(weights)
+    return list(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
+
+
+def _term_of(found: List[Any]) -> Dict[str, Optional[float]]:
+    values, compared = zip(*found)
+    cosines = [each.cosine for each in compared if each.ratio]
+    return dict(value=_mean(values), ratio=_mean([each.ratio for each in compared]),
+                cosine=_mean(cosines))
+
+
+def _pairs_of(noted: List[PairRecord], num_batches: int) -> Dict[str, Optional[float]]:
+    scores = torch.cat([record.scores[record.paired] for record in noted]).tolist()
+    return dict(pairs=len(scores) / num_batches, score=_mean(scores),
+                unsure=_mean([float(score < 0.5) for score in scores]))
+
+
+def _mean(values: Any) -> Optional[float]:
+    return sum(values) / len(values) if len(values) else None

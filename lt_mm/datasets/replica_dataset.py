@@ -1,0 +1,97 @@
+"""A fixed number of augmented copies of each image, the same in every run."""
+import contextlib
+import random
+from typing import Any, Iterator, Optional, Sequence
+
+import numpy as np
+import torch
+
+from lt_mm.core.seeds import seed_all
+from lt_mm.registry import DATASETS, register
+
+
+@register(DATASETS)
+class ReplicaDataset:
+    """m augmented copies of images of a data set, each a function of the seed.
+
+    Sample i is copy ``i % m`` of chosen image ``i // m``. What is drawn for it depends
+    on the seed, the image and the number of the copy alone, so two models see the same
+    copies, in any order, batch size and number of loading processes. That holds for
+    transforms that draw from the generators of Python, numpy and torch, as the stock
+    ones do, and that keep nothing from one sample to the next.
+
+    As there are m samples for each image, stock metrics count all copies.
+
+    Args:
+        dataset: The data set, or its config; its pipeline augments.
+        num_replicas: m.
+        seed: A number >= 0.
+        indices: The images of the data set to take, by default all.
+        max_images: So many images at most, evenly spaced over the data set.
+
+    Raises:
+        ValueError: If a number is out of range, or ``indices`` and ``max_images`` are
+            both given.
+    """
+
+    def __init__(self, dataset: Any, num_replicas: int = 4, seed: int = 0,
+                 indices: Optional[Sequence[int]] = None,
+                 max_images: Optional[int] = None) -> None:
+        if num_replicas < 1 or seed < 0:
+            raise ValueError(f'num_replicas is {num_replicas} and seed {seed}; expected '
+                             'a positive number of copies and a seed >= 0')
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.num_replicas = num_replicas
+        self.seed = seed
+        self.indices = _chosen(len(self.dataset), indices, max_images)
+
+    @property
+    def metainfo(self) -> dict:
+        """That of the data set, such as ``classes``."""
+        return self.dataset.metainfo
+
+    def full_init(self) -> None:
+        """Loads the list of images, as MMEngine's loaders ask for."""
+        self.dataset.full_init()
+
+    def get_data_info(self, index: int) -> dict:
+        """Annotations of the image that a sample is a copy of."""
+        return self.dataset.get_data_info(self.indices[index // self.num_replicas])
+
+    def __len__(self) -> int:
+        """Copies of all chosen images."""
+        return len(self.indices) * self.num_replicas
+
+    def __getitem__(self, index: int) -> dict:
+        image, replica = divmod(index, self.num_replicas)
+        with _drawing_from(self.seed, self.indices[image], replica):
+            return self.dataset[self.indices[image]]
+
+
+def _chosen(count: int, indices: Optional[Sequence[int]], max_images: Optional[int]
+            ) -> Sequence[int]:
+    if indices is not None and max_images is not None:
+        raise ValueError(f'indices are {indices} and max_images is {max_images}; '
+                         'expected one of them')
+    if indices is not None:
+        if not len(indices) or not all(0 <= index < count for index in indices):
+            raise ValueError(f'indices are {indices}; expected some numbers from 0 to '
+                             f'{count - 1}, of the {count} images of the data set')
+        return [int(index) for index in indices]
+    if max_images is not None and max_images < 1:
+        raise ValueError(f'max_images is {max_images}; expected a positive number')
+    number = min(count, max_images or count)
+    return [position * count // number for position in range(number)]
+
+
+@contextlib.contextmanager
+def _drawing_from(*key: int) -> Iterator[None]:
+    """Random draws within depend on the key; those after go on as before."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_all(*key)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

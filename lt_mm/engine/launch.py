@@ -1,0 +1,153 @@
+"""What ``tools/train.py`` and ``tools/test.py`` call: the stock tools' habits.
+
+The configs run with the stock tools as well. These add: the batch size is checked
+against the sampler before the first step, launches choose a port of their own and use
+gloo where there is no card, interruptions lose nothing, and checkpoints run no code.
+"""
+import itertools
+import os.path as osp
+from typing import Any, Mapping, Optional
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from lt_mm.datasets.checks import explained
+from lt_mm.engine.checkpoints import checkpoint_loading, find_resumable
+from lt_mm.engine.hooks.preemption_hook import PreemptionHook
+from lt_mm.engine.process_groups import LAUNCHERS, prepare_process_group
+from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
+
+__all__ = ['LAUNCHERS', 'build_runner', 'load_config', 'test', 'train']
+
+_RUNNERS = itertools.count(1)
+
+
+def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = None,
+          amp: bool = False, auto_scale_lr: bool = False,
+          cfg_options: Optional[Mapping[str, Any]] = None,
+          launcher: str = 'none', trust_checkpoint: bool = False) -> Runner:
+    """Trains a config and returns its runner.
+
+    Args:
+        config: Path of the config file.
+        work_dir: Folder for logs and checkpoints; by default the config's, else
+            ``work_dirs/<name of the config>``.
+        resume: A checkpoint to go on from, or 'auto' for the newest complete one in
+            ``work_dir``; without one the run starts as if this were not given.
+        amp: Whether to train with automatic mixed precision.
+        auto_scale_lr: Whether to scale the learning rate with the batch size.
+        cfg_options: Settings to override, keys with dots.
+        launcher: One of ``LAUNCHERS``.
+        trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
+
+    Raises:
+        ValueError: If the sampler's groups do not fit into the batch size.
+        DataSetError: If the annotation file cannot be trained on.
+        UntrustedCheckpointError: If a checkpoint that is loaded holds code.
+        SystemExit: See :class:`lt_mm.engine.hooks.preemption_hook.PreemptionHook`.
+    """
+    cfg = load_config(config, work_dir, cfg_options, launcher)
+    if amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if auto_scale_lr:
+        _enable_auto_scale_lr(cfg)
+    _choose_resumed_checkpoint(cfg, resume)
+    _add_hooks(cfg)
+    with checkpoint_loading(trust_checkpoint):
+        runner = build_runner(cfg)
+        with explained(cfg.train_dataloader.dataset):
+            loop = runner.train_loop
+        check_train_dataloader(loop.dataloader)
+        try:
+            runner.train()
+        finally:
+            for hook in runner.hooks:
+                if isinstance(hook, PreemptionHook):
+                    hook.restore_handlers()
+    return runner
+
+
+def test(config: str, checkpoint: str, work_dir: Optional[str] = None,
+         cfg_options: Optional[Mapping[str, Any]] = None,
+         launcher: str = 'none', trust_checkpoint: bool = False) -> Mapping[str, float]:
+    """Evaluates a checkpoint and returns the metrics; arguments as in :func:`train`."""
+    cfg = load_config(config, work_dir, cfg_options, launcher)
+    cfg.load_from = checkpoint
+    with checkpoint_loading(trust_checkpoint):
+        return build_runner(cfg).test()
+
+
+def load_config(config: str, work_dir: Optional[str] = None,
+                cfg_options: Optional[Mapping[str, Any]] = None,
+                launcher: str = 'none') -> Config:
+    """Reads a config file and applies the command line to it."""
+    cfg = Config.fromfile(config)
+    cfg.launcher = launcher
+    if cfg_options:
+        cfg.merge_from_dict(dict(cfg_options))
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(config))[0])
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Builds the runner; its launch is made ready before (:mod:`process_groups`).
+
+    MMEngine finds the logger, the message hub and the visualizer of a run by the name of
+    its config and the second of its start. A later runner of the same process has its
+    number in its name too, or one started in the same second would write its losses and
+    metrics into the folder of the one before it.
+    """
+    prepare_process_group(cfg)
+    number = next(_RUNNERS)
+    if number > 1:
+        name = cfg.get('experiment_name') or osp.splitext(
+            osp.basename(cfg.filename or 'config'))[0]
+        cfg = cfg.copy()
+        cfg.experiment_name = f'{name}_{number}'
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def _choose_resumed_checkpoint(cfg: Config, resume: Optional[str]) -> None:
+    """Puts the checkpoint to go on from into the config."""
+    if resume is not None and resume != 'auto':
+        cfg.resume, cfg.load_from = True, resume
+    elif resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
+        found = find_resumable(cfg.work_dir)
+        # Without one, a job that is always started with --resume begins here, with
+        # the weights that the config names.
+        cfg.resume = found is not None
+        if found is not None:
+            cfg.load_from = found
+
+
+def _add_hooks(cfg: Config) -> None:
+    """Makes interruptions harmless; what the config says of these hooks stays."""
+    hooks = cfg.get('custom_hooks') or []
+    names = {str(hook.get('type')).split('.')[-1] for hook in hooks
+             if isinstance(hook, dict)}
+    cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}')
+                                  for name in ('PreemptionHook', 'ResumeHook')
+                                  if name not in names)]
+    # The first is MMEngine's own default.
+    default_hooks = {'checkpoint': dict(type='CheckpointHook', interval=1),
+                     **(cfg.get('default_hooks') or {})}
+    checkpoint = default_hooks['checkpoint']
+    if checkpoint and checkpoint.get('type') in ('CheckpointHook',
+                                                 'mmengine.CheckpointHook'):
+        checkpoint['type'] = 'lt_mm.AtomicCheckpointHook'
+    cfg.default_hooks = default_hooks
+
+
+def _enable_auto_scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise ValueError(
+            f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
+            'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)')
+    cfg.auto_scale_lr.enable = True

@@ -1,0 +1,156 @@
+"""A picture of how alike predictions for augmented copies of images are."""
+import os.path as osp
+from typing import Any, Callable, List, Mapping, Tuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+
+from lt_mm.visualization.drawing import new_figure, save_figure
+
+_COLOR, _LINE = '#4878a8', '#c44e52'
+_SMALLEST_KL = 1e-6  # nats; smaller ones are drawn as it
+_MOST_CLASSES = 20
+_SETTINGS = dict(unaugmented='image\nas it is', single_replicas='single\nreplicas',
+                 averaged_replicas='mean of\nreplicas', tta='with\nstock TTA')
+Panel = Callable[[Axes, Mapping[str, Any]], None]
+
+
+def draw_consistency(report: Mapping[str, Any], out: str) -> None:
+    """Draws a report.
+
+    Of classifiers: the KL of each image, the agreement of each class, the stock metric
+    of single and averaged predictions, and below them the probabilities predicted for
+    the replicas of a few images, a row for each replica. Of detectors: the overlap and
+    the share of matched boxes in each image, the agreement of each class, and the stock
+    metric without and with test-time augmentation.
+
+    Args:
+        report: See :func:`lt_mm.apis.consistency.measure_consistency`.
+        out: PNG to write.
+    """
+    examples = report['examples']
+    heights = [3.8] + [1.6 + 0.26 * report['num_replicas']] * bool(examples)
+    figure = new_figure(14, sum(heights))
+    top, *below = figure.subfigures(len(heights), 1, squeeze=False,
+                                    height_ratios=heights)[:, 0]
+    _draw_panels(top, report)
+    if examples:
+        _draw_examples(below[0], examples, report['classes'])
+    save_figure(figure, out)
+
+
+def _draw_panels(figure: SubFigure, report: Mapping[str, Any]) -> None:
+    files = ', '.join(osp.basename(report[key]) for key in ('config', 'checkpoint'))
+    figure.suptitle(f'{files}: {report["num_replicas"]} replicas of each of '
+                    f'{report["num_images"]} images, seed {report["seed"]}', fontsize=10)
+    panels = _panels_of(report)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.tick_params(labelsize=8)
+        panel(axes, report)
+
+
+def _panels_of(report: Mapping[str, Any]) -> List[Panel]:
+    if report['task'] == 'classification':
+        panels: List[Panel] = [_draw_kl]
+    else:
+        panels = [_draw_iou, _draw_matched]
+    if report['per_class']:
+        panels.append(_draw_agreement)
+    if report['stock']:
+        panels.append(_draw_stock)
+    return panels
+
+
+def _draw_kl(axes: Axes, report: Mapping[str, Any]) -> None:
+    kl = np.array([image['mean_kl'] for image in report['images']]).clip(_SMALLEST_KL)
+    axes.hist(kl, bins=np.geomspace(kl.min() / 1.1, kl.max() * 1.1, 31), color=_COLOR)
+    axes.set_xscale('log')
+    axes.axvline(max(report['mean_kl'], _SMALLEST_KL), color=_LINE)
+    axes.set_title('KL of the mean prediction to each\n'
+                   f'mean {report["mean_kl"]:.3g} nats (line)', fontsize=9)
+    floor = f', drawn as {_SMALLEST_KL:g} below it' * bool(kl.min() == _SMALLEST_KL)
+    _label(axes, f'mean of an image, nats{floor}', 'images')
+
+
+def _draw_iou(axes: Axes, report: Mapping[str, Any]) -> None:
+    _draw_shares(axes, report, 'mean_iou', 'IoU of matched boxes with their mean box')
+
+
+def _draw_matched(axes: Axes, report: Mapping[str, Any]) -> None:
+    _draw_shares(axes, report, 'matched_share',
+                 'boxes that match one of another replica')
+
+
+def _draw_shares(axes: Axes, report: Mapping[str, Any], key: str, title: str) -> None:
+    """A histogram over the images of a value in [0, 1]."""
+    values = [image[key] for image in report['images'] if image[key] is not None]
+    axes.hist(values, bins=np.linspace(0, 1, 21), color=_COLOR)
+    mean = 'none'
+    if report[key] is not None:
+        axes.axvline(report[key], color=_LINE)
+        mean = f'{report[key]:.3f} (line)'
+    axes.set_title(f'{title}\nof all: {mean}', fontsize=9)
+    axes.set_xlim(0, 1)
+    _label(axes, 'mean of an image', 'images')
+
+
+def _draw_agreement(axes: Axes, report: Mapping[str, Any]) -> None:
+    found = sorted(report['per_class'].items(), key=lambda item: item[1]['agreement'])
+    shown = found[:_MOST_CLASSES]
+    if len(found) <= _MOST_CLASSES:
+        shown = list(report['per_class'].items())
+    names = [f'{name} ({own["count"]})' for name, own in shown]
+    axes.barh(range(len(shown)), [own['agreement'] for _, own in shown], color=_COLOR)
+    axes.set_yticks(range(len(shown)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.axvline(report['agreement'], color=_LINE)
+    which = 'each class' if len(shown) == len(found) else f'the {len(shown)} least alike'
+    axes.set_title(f'agreement of {which} (count)\n'
+                   f'of all: {report["agreement"]:.3f} (line)', fontsize=9)
+    _label(axes, 'share of pairs with one class', '')
+
+
+def _draw_stock(axes: Axes, report: Mapping[str, Any]) -> None:
+    found = {_SETTINGS[setting]: metrics for setting, metrics in report['stock'].items()
+             if not isinstance(metrics, str)}
+    name = next(iter(found[_SETTINGS['unaugmented']]))
+    values = [metrics[name] for metrics in found.values()]
+    bars = axes.bar(range(len(found)), values, color=_COLOR, width=0.6)
+    axes.bar_label(bars, [f'{value:.4g}' for value in values], fontsize=8)
+    axes.set_xticks(range(len(found)), found)
+    axes.set_title(f'{name}\nstock evaluation', fontsize=9)
+
+
+def _draw_examples(figure: SubFigure, examples: List[Mapping[str, Any]],
+                   classes: List[str]) -> None:
+    figure.suptitle('Predicted probabilities, a row for each replica, of images from '
+                    'the median KL (left) to the largest', fontsize=9)
+    places = figure.subplots(1, len(examples), squeeze=False)[0]
+    for axes, example in zip(places, examples):
+        shown, names = _most_probable(np.array(example['probabilities']), classes)
+        picture = axes.imshow(shown, vmin=0, vmax=1, cmap='viridis', aspect='auto')
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(shown)), range(1, len(shown) + 1), fontsize=7)
+        name = osp.join(*(example['img_path'] or f'image {example["source_id"]}'
+                          ).split(osp.sep)[-2:])
+        axes.set_title(f'{name}\nKL {example["mean_kl"]:.3g}', fontsize=8)
+    figure.colorbar(picture, ax=places, shrink=0.9, pad=0.01)
+
+
+def _most_probable(probabilities: np.ndarray, classes: List[str]
+                   ) -> Tuple[np.ndarray, List[str]]:
+    """Columns (m, c) of at most so many classes as fit, and their names."""
+    columns = np.arange(probabilities.shape[1])
+    if len(columns) > _MOST_CLASSES:
+        columns = np.sort(np.argsort(-probabilities.mean(axis=0))[:_MOST_CLASSES])
+    names = [classes[column] if column < len(classes) else str(column)
+             for column in columns]
+    return probabilities[:, columns], names
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)

@@ -1,0 +1,138 @@
+"""The gradients of the terms beside the stock losses', on a trained demo detector."""
+import math
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models import FasterRCNN
+from mmengine.runner import load_checkpoint
+
+from lt_mm.engine import launch
+from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.apis.term_gradients import measure_term_gradients, table_of
+from tests.apis.test_training import (CONFIGS, detector_options, shapes,  # noqa: F401
+                                          train_demo)
+
+CONFIG = str(CONFIGS / 'faster_rcnn_r18_lt_demo.py')
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'analysis' / 'term_gradients.py'
+
+
+@pytest.fixture(scope='module')
+def checkpoint(shapes, tmp_path_factory):  # noqa: F811
+    """Of the stock detector, after two steps."""
+    work_dir = tmp_path_factory.mktemp('stock')
+    train_demo(shapes, work_dir, 'faster_rcnn_r18_demo.py')
+    return str(work_dir / 'epoch_1.pth')
+
+
+@pytest.fixture
+def measure(shapes, checkpoint, tmp_path):  # noqa: F811
+
+    def call(config=CONFIG, num_batches=2, **more):
+        return measure_term_gradients(config, checkpoint, num_batches, seed=3,
+                                      work_dir=str(tmp_path),
+                                      cfg_options=detector_options(shapes, **more))
+
+    return call
+
+
+def gradient_of(model, data, keys):
+    """By ``backward`` on the sum of some losses, all parameters as one vector."""
+    losses = model(**data, mode='loss')
+    model.zero_grad()
+    sum(value.sum() if isinstance(value, torch.Tensor) else
+        sum(each.sum() for each in value)
+        for name, value in losses.items() if name in keys).backward()
+    return losses, np.concatenate([
+        np.zeros(weight.numel()) if weight.grad is None else
+        weight.grad.double().flatten().numpy()
+        for weight in model.parameters() if weight.requires_grad])
+
+
+def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):  # noqa: F811
+    found = measure(num_batches=1)
+    cfg = launch.load_config(CONFIG, str(tmp_path), detector_options(shapes))
+    cfg.randomness = dict(seed=3)
+    runner = launch.build_runner(cfg)
+    with checkpoint_loading():
+        load_checkpoint(runner.model, checkpoint, map_location='cpu')
+    batch = next(iter(runner.build_dataloader(cfg.train_dataloader, seed=3)))
+    model = runner.model.train()
+    data = model.data_preprocessor(batch, training=True)
+    state = torch.get_rng_state(), np.random.get_state()
+
+    def gradient(*keys):
+        torch.set_rng_state(state[0]), np.random.set_state(state[1])
+        return gradient_of(model, data, keys)
+
+    losses, stock = gradient('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox')
+    assert set(found['terms']) == {'loss_lt_cls', 'loss_lt_bbox'}
+    for name, term in found['terms'].items():
+        _, own = gradient(name)
+        norms = np.linalg.norm(own), np.linalg.norm(stock)
+        assert term['value'] == pytest.approx(float(losses[name].detach()), rel=1e-5)
+        assert term['value'] > 0
+        assert term['ratio'] == pytest.approx(norms[0] / norms[1], rel=1e-4)
+        assert term['cosine'] == pytest.approx(own @ stock / norms[0] / norms[1],
+                                               abs=1e-4)
+    head, = found['heads'].values()
+    assert list(found['heads']) == ['roi_head.bbox_head']
+    assert head['pairs'] == float(losses['lt_num_pairs'])
+    assert 0 < head['score'] < 1 and 0 <= head['unsure'] <= 1
+
+
+def test_ratios_are_proportional_to_rho(measure):
+    once = measure()['terms']
+    more = measure(**{'model.roi_head.rho_cls': 4.0, 'model.roi_head.rho_bbox': 0.0})
+    assert more['num_batches'] == 2 and more['seed'] == 3
+    cls, bbox = (more['terms'][f'loss_lt_{kind}'] for kind in ('cls', 'bbox'))
+    assert cls['ratio'] == pytest.approx(4 * once['loss_lt_cls']['ratio'], rel=1e-4)
+    assert cls['cosine'] == pytest.approx(once['loss_lt_cls']['cosine'], abs=1e-4)
+    assert bbox == dict(value=0, ratio=0, cosine=None)
+    row, = (line for line in table_of(more).splitlines() if 'loss_lt_bbox' in line)
+    assert row.split() == ['loss_lt_bbox', '0.0000', '0.0000', '-']
+
+
+def test_batches_without_a_term_do_not_count(measure, monkeypatch):
+    """As those that leave a cascade early, which have no losses of its later stages."""
+    once = measure(num_batches=1)['terms']
+    loss, calls = FasterRCNN.loss, []
+
+    def without_in_the_second(self, *args):
+        losses = loss(self, *args)
+        calls.append(losses.pop('loss_lt_bbox') if calls else losses['loss_lt_bbox'])
+        return losses
+
+    monkeypatch.setattr(FasterRCNN, 'loss', without_in_the_second)
+    found = measure(num_batches=2)['terms']
+    assert len(calls) == 2 and all(float(each.detach()) > 0 for each in calls)
+    assert found['loss_lt_bbox'] == once['loss_lt_bbox']
+    assert found['loss_lt_cls'] != once['loss_lt_cls']
+
+
+def test_what_cannot_be_compared_is_named(measure):
+    with pytest.raises(ValueError, match='loss_lt_cls.*no gradient.*model.roi_head.rho'):
+        measure(**{'model.roi_head.rho': 0.0})
+    with pytest.raises(ValueError, match='FasterRCNN, has no LossTransformHead'):
+        measure(str(CONFIGS / 'faster_rcnn_r18_demo.py'))
+    with pytest.raises(ValueError, match='num_batches is 99; expected at most 4'):
+        measure(num_batches=99)
+    with pytest.raises(ValueError, match='num_batches is 0'):
+        measure(num_batches=0)
+
+
+def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):  # noqa: F811
+    options = {key: value for key, value in detector_options(shapes).items()
+               if key != 'custom_hooks'}
+    arguments = [CONFIG, checkpoint, '--num-batches', 1, '--seed', 3, '--work-dir',
+                 tmp_path, '--cfg-options',
+                 *(f'{key}={value}'.replace(' ', '') for key, value in options.items())]
+    runpy.run_path(str(TOOL))['main']([str(argument) for argument in arguments])
+    printed = capsys.readouterr().out
+    assert '1 training batches, seed 3' in printed
+    for name in ('loss_lt_cls', 'loss_lt_bbox', 'roi_head.bbox_head'):
+        row, = (line.split() for line in printed.splitlines()
+                if line.startswith(name + ' '))
+        assert all(math.isfinite(float(value)) for value in row[1:])

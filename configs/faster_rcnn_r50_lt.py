@@ -3,15 +3,14 @@ _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 train_dataloader = dict(
     # num_repeats must divide batch_size: a batch of 2 is one source, twice.
-    sampler=dict(
-        _delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2),
-    dataset=dict(pipeline=[
-        dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)
-    ]))
+    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2),
+    dataset=dict(
+        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+    ),
+)
 
 model = dict(
     roi_head=dict(
-        _delete_=True,
-        type='lt_mm.LossTransformHead',
-        head=_base_.model.roi_head,
-        rho=1.0))
+        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.roi_head, rho=1.0
+    )
+)

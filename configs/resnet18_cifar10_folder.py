@@ -10,25 +10,27 @@ test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline]
 train_dataloader = dict(
     batch_size=64,
     dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root + 'train',
-        pipeline=train_pipeline))
+        _delete_=True, type='CustomDataset', data_root=data_root + 'train', pipeline=train_pipeline
+    ),
+)
 val_dataloader = dict(
     batch_size=64,
     dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root + 'test',
-        pipeline=test_pipeline))
+        _delete_=True, type='CustomDataset', data_root=data_root + 'test', pipeline=test_pipeline
+    ),
+)
 test_dataloader = val_dataloader
 
 max_epochs = 10
 optim_wrapper = dict(optimizer=dict(lr=0.05, weight_decay=5e-4))
 param_scheduler = dict(
-    _delete_=True, type='OneCycleLR', eta_max=0.05, by_epoch=True, total_steps=max_epochs,
-    convert_to_iter_based=True)
+    _delete_=True,
+    type='OneCycleLR',
+    eta_max=0.05,
+    by_epoch=True,
+    total_steps=max_epochs,
+    convert_to_iter_based=True,
+)
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
-default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=5, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=5, max_keep_ckpts=1))
 randomness = dict(seed=0)

@@ -4,6 +4,7 @@ Importing the package registers its classes, which is what
 ``custom_imports=dict(imports=['lt_mm'])`` in a config relies on. Where none of the
 frameworks is installed, ``lt_mm.core``, the mathematics, can be imported all the same.
 """
+
 from lt_mm.compat import check_dependencies, has_frameworks
 
 __version__ = '0.1.0'

@@ -9,12 +9,14 @@ Everything here reads metadata and imports none of the packages: the check costs
 milliseconds and reports all that is wrong at once, where an import would stop at
 the first problem.
 """
+
+import contextlib
 import importlib.metadata
 import importlib.util
 import re
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 ONEDL = 'onedl'
 OPENMMLAB = 'openmmlab'
@@ -31,6 +33,7 @@ class Part(NamedTuple):
             The first name is the one to install.
         requirement: Family to what to ask pip for.
     """
+
     name: str
     minimum: str
     distributions: dict[str, tuple[str, ...]]
@@ -40,25 +43,40 @@ class Part(NamedTuple):
 def _either(name: str, minimum: str) -> Part:
     """A part that both families take from the same distribution."""
     requirement = f'{name}>={minimum}'
-    return Part(name, minimum, {ONEDL: (name,), OPENMMLAB: (name,)},
-                {ONEDL: requirement, OPENMMLAB: requirement})
+    return Part(
+        name,
+        minimum,
+        {ONEDL: (name,), OPENMMLAB: (name,)},
+        {ONEDL: requirement, OPENMMLAB: requirement},
+    )
 
 
 PARTS = (
     _either('torch', '2.0'),
-    Part('mmengine', '0.8.3',
-         {ONEDL: ('onedl-mmengine',), OPENMMLAB: ('mmengine', 'mmengine-lite')},
-         {ONEDL: 'onedl-mmengine>=0.10.8', OPENMMLAB: 'mmengine>=0.10,<1'}),
-    Part('mmcv', '2.0.0',
-         {ONEDL: ('onedl-mmcv', 'onedl-mmcv-lite'),
-          OPENMMLAB: ('mmcv', 'mmcv-lite', 'mmcv-full')},
-         {ONEDL: 'onedl-mmcv>=2.3', OPENMMLAB: 'mmcv>=2.1,<2.2'}),
-    Part('mmdet', '3.0.0',
-         {ONEDL: ('onedl-mmdetection',), OPENMMLAB: ('mmdet',)},
-         {ONEDL: 'onedl-mmdetection>=3.5', OPENMMLAB: 'mmdet>=3.3,<4'}),
-    Part('mmpretrain', '1.0.0',
-         {ONEDL: ('onedl-mmpretrain',), OPENMMLAB: ('mmpretrain',)},
-         {ONEDL: 'onedl-mmpretrain>=1.3', OPENMMLAB: 'mmpretrain>=1.2,<2'}),
+    Part(
+        'mmengine',
+        '0.8.3',
+        {ONEDL: ('onedl-mmengine',), OPENMMLAB: ('mmengine', 'mmengine-lite')},
+        {ONEDL: 'onedl-mmengine>=0.10.8', OPENMMLAB: 'mmengine>=0.10,<1'},
+    ),
+    Part(
+        'mmcv',
+        '2.0.0',
+        {ONEDL: ('onedl-mmcv', 'onedl-mmcv-lite'), OPENMMLAB: ('mmcv', 'mmcv-lite', 'mmcv-full')},
+        {ONEDL: 'onedl-mmcv>=2.3', OPENMMLAB: 'mmcv>=2.1,<2.2'},
+    ),
+    Part(
+        'mmdet',
+        '3.0.0',
+        {ONEDL: ('onedl-mmdetection',), OPENMMLAB: ('mmdet',)},
+        {ONEDL: 'onedl-mmdetection>=3.5', OPENMMLAB: 'mmdet>=3.3,<4'},
+    ),
+    Part(
+        'mmpretrain',
+        '1.0.0',
+        {ONEDL: ('onedl-mmpretrain',), OPENMMLAB: ('mmpretrain',)},
+        {ONEDL: 'onedl-mmpretrain>=1.3', OPENMMLAB: 'mmpretrain>=1.2,<2'},
+    ),
     _either('pycocotools', '2.0'),
 )
 
@@ -78,8 +96,9 @@ def check_dependencies() -> None:
     problems = [problem for part in PARTS if (problem := _problem_of(part, family))]
     if problems:
         lines = '\n'.join(f'  {problem}' for problem in problems)
-        raise ImportError('lt_mm cannot work with the packages of this environment '
-                          f'({family} family):\n{lines}')
+        raise ImportError(
+            f'lt_mm cannot work with the packages of this environment ({family} family):\n{lines}'
+        )
 
 
 def has_frameworks() -> bool:
@@ -126,12 +145,12 @@ def release_key(version: str) -> tuple[tuple[int, ...], bool]:
     numbers = [int(number) for number in match.group(1).split('.')]
     while numbers and numbers[-1] == 0:
         numbers.pop()
-    suffix = version.strip()[match.end():].split('+')[0].lower()
+    suffix = version.strip()[match.end() :].split('+')[0].lower()
     is_final = re.search(r'a|b|c|dev|pre', suffix) is None
     return tuple(numbers), is_final
 
 
-def _problem_of(part: Part, family: str) -> Optional[str]:
+def _problem_of(part: Part, family: str) -> str | None:
     """What is wrong with a part and what to do, or None."""
     if part.distributions[ONEDL] != part.distributions[OPENMMLAB]:
         originals = _installed(part.distributions[OPENMMLAB])
@@ -139,12 +158,13 @@ def _problem_of(part: Part, family: str) -> Optional[str]:
         if originals and forks:
             return _doubly_installed(part, {**originals, **forks}, family)
     if importlib.util.find_spec(part.name) is None:
-        return (f'{part.name}: not found, needs >= {part.minimum}: '
-                f'{_install_command(part, family)}')
+        return f'{part.name}: not found, needs >= {part.minimum}: {_install_command(part, family)}'
     version = _version_of(part)
     if version is not None and release_key(version) < release_key(part.minimum):
-        return (f'{part.name}: found {version}, needs >= {part.minimum}: '
-                f'{_install_command(part, family)}')
+        return (
+            f'{part.name}: found {version}, needs >= {part.minimum}: '
+            f'{_install_command(part, family)}'
+        )
     if part.name == 'mmcv' and not _has_operators():
         return _without_operators(part, version, family)
     return None
@@ -154,8 +174,10 @@ def _install_command(part: Part, family: str) -> str:
     command = f"pip install '{part.requirement[family]}'"
     if part.name == 'mmcv':
         # Isolated, the build would compile the operators against another torch.
-        command = ('pip install ninja psutil && MMCV_WITH_OPS=1 '
-                   f"pip install --no-build-isolation '{part.requirement[family]}'")
+        command = (
+            'pip install ninja psutil && MMCV_WITH_OPS=1 '
+            f"pip install --no-build-isolation '{part.requirement[family]}'"
+        )
     return command
 
 
@@ -165,30 +187,32 @@ def _doubly_installed(part: Part, found: dict[str, str], family: str) -> str:
     Removing one takes files of the other with it, so both go.
     """
     names = ' and '.join(f'{name} {version}' for name, version in found.items())
-    return (f'{part.name}: installed twice, as {names}, which overwrite each other: '
-            f'pip uninstall -y {" ".join(found)} && {_install_command(part, family)}')
+    return (
+        f'{part.name}: installed twice, as {names}, which overwrite each other: '
+        f'pip uninstall -y {" ".join(found)} && {_install_command(part, family)}'
+    )
 
 
-def _without_operators(part: Part, version: Optional[str], family: str) -> str:
+def _without_operators(part: Part, version: str | None, family: str) -> str:
     names = list(_installed(part.distributions[ONEDL] + part.distributions[OPENMMLAB]))
-    return (f'mmcv: found {version or "a version"} without compiled operators (mmcv._ext), '
-            'which the detectors need: '
-            f'pip uninstall -y {" ".join(names) or part.name} && '
-            f'{_install_command(part, family)}')
+    return (
+        f'mmcv: found {version or "a version"} without compiled operators (mmcv._ext), '
+        'which the detectors need: '
+        f'pip uninstall -y {" ".join(names) or part.name} && '
+        f'{_install_command(part, family)}'
+    )
 
 
 def _installed(names: tuple[str, ...]) -> dict[str, str]:
     """Those of the distributions that are installed, with their versions."""
     found = {}
     for name in names:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return found
 
 
-def _version_of(part: Part) -> Optional[str]:
+def _version_of(part: Part) -> str | None:
     """The version of a part that can be imported, or None if nothing tells it.
 
     A checkout on ``PYTHONPATH`` has no metadata; its ``version.py`` is read then.
@@ -199,8 +223,9 @@ def _version_of(part: Part) -> Optional[str]:
     for folder in _folders_of(part.name):
         path = Path(folder, 'version.py')
         if path.is_file():
-            match = re.search(r'^__version__\s*=\s*[\'"]([^\'"]+)[\'"]',
-                              path.read_text(), re.MULTILINE)
+            match = re.search(
+                r'^__version__\s*=\s*[\'"]([^\'"]+)[\'"]', path.read_text(), re.MULTILINE
+            )
             if match:
                 return match.group(1)
     return None

@@ -7,7 +7,9 @@ put into MMEngine's root registry, so that after
 the scopes ``mmdet`` and ``mmpretrain``, which search their own classes and then
 the root. Batch augments exist in MMPretrain alone, whose registry of them is a root.
 """
-from typing import Callable, TypeVar
+
+from collections.abc import Callable
+from typing import TypeVar
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS

@@ -1,8 +1,9 @@
 """What every test gets: no state left behind by the one before it."""
+
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import hypothesis
 import pytest

@@ -1,9 +1,11 @@
 """A training that takes a second, to be launched in processes of its own."""
+
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any
 
 from mmengine.config import Config
 
@@ -12,8 +14,19 @@ from tests.rank_records import read_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _LAUNCHERS_PREFIXES = ('SLURM', 'SBATCH', 'OMPI', 'PMIX', 'MASTER_', 'TORCHELASTIC')
-_LAUNCHERS_NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'NNODES', 'NODE_RANK', 'PORT',
-                    'GPUS', 'GPUS_PER_NODE', 'SRUN_ARGS', 'WAIT', 'GRACE')
+_LAUNCHERS_NAMES = (
+    'RANK',
+    'WORLD_SIZE',
+    'LOCAL_RANK',
+    'NNODES',
+    'NODE_RANK',
+    'PORT',
+    'GPUS',
+    'GPUS_PER_NODE',
+    'SRUN_ARGS',
+    'WAIT',
+    'GRACE',
+)
 STEPS_AN_EPOCH = 3  # 12 sources, each four times, on two ranks with batches of 8
 
 
@@ -22,44 +35,62 @@ def write_config(folder: Path, **more: Any) -> Path:
     cfg = Config.fromfile(str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'))
     write_pictures(folder / 'pictures')
     use_made_data(cfg, folder, folder / 'pictures', folder)
-    cfg.merge_from_dict({
-        'train_dataloader.batch_size': 8,
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False,
-        'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None,
-        'test_dataloader': None, 'test_cfg': None, 'test_evaluator': None,
-        'train_cfg.max_epochs': 1,
-        'model.backbone.base_channels': 8,
-        'model.backbone.stem_channels': 8,
-        'model.head.head.in_channels': 64,
-        'model.head.head.num_classes': 2,
-        'data_preprocessor.num_classes': 2,
-        'default_hooks.logger.interval': 1,
-        'randomness': dict(seed=0),
-        'custom_imports': dict(imports=['tests.rank_records']),
-        'custom_hooks': [dict(type='WriteRankRecords')],
-        **more
-    })
+    cfg.merge_from_dict(
+        {
+            'train_dataloader.batch_size': 8,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'val_dataloader': None,
+            'val_cfg': None,
+            'val_evaluator': None,
+            'test_dataloader': None,
+            'test_cfg': None,
+            'test_evaluator': None,
+            'train_cfg.max_epochs': 1,
+            'model.backbone.base_channels': 8,
+            'model.backbone.stem_channels': 8,
+            'model.head.head.in_channels': 64,
+            'model.head.head.num_classes': 2,
+            'data_preprocessor.num_classes': 2,
+            'default_hooks.logger.interval': 1,
+            'randomness': dict(seed=0),
+            'custom_imports': dict(imports=['tests.rank_records']),
+            'custom_hooks': [dict(type='WriteRankRecords')],
+            **more,
+        }
+    )
     path = folder / 'small.py'
     cfg.dump(str(path))
     return path
 
 
-def environment(**more: str) -> Dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     """One thread, no card, this Python, and nothing that a launcher has set."""
     inherited = {
-        key: value for key, value in os.environ.items()
+        key: value
+        for key, value in os.environ.items()
         if not key.startswith(_LAUNCHERS_PREFIXES) and key not in _LAUNCHERS_NAMES
     }
     path = f'{Path(sys.executable).parent}{os.pathsep}{inherited.get("PATH", "")}'
-    return dict(inherited, PATH=path, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS='1',
-                CUDA_VISIBLE_DEVICES='', **more)
+    return dict(
+        inherited,
+        PATH=path,
+        PYTHONPATH=str(REPOSITORY),
+        OMP_NUM_THREADS='1',
+        CUDA_VISIBLE_DEVICES='',
+        **more,
+    )
 
 
 def start(command: Sequence[str], **more: str) -> subprocess.Popen:
     """Starts a process of a launch, with its output in a pipe."""
-    return subprocess.Popen([str(part) for part in command], env=environment(**more),
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [str(part) for part in command],
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(processes: Sequence[subprocess.Popen], seconds: float = 200) -> Sequence[str]:
@@ -74,8 +105,9 @@ def finish(processes: Sequence[subprocess.Popen], seconds: float = 200) -> Seque
     return outputs
 
 
-def assert_trained_alike(work_dir: Path, epochs: int = 1,
-                         local_ranks: Sequence[int] = (0, 1)) -> Sequence[Dict[str, Any]]:
+def assert_trained_alike(
+    work_dir: Path, epochs: int = 1, local_ranks: Sequence[int] = (0, 1)
+) -> Sequence[dict[str, Any]]:
     """Both ranks took every step and hold the same weights; returns their records."""
     ranks = read_ranks(work_dir)
     assert len(ranks) == 2

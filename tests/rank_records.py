@@ -2,12 +2,13 @@
 
 Configs load it with ``custom_imports=dict(imports=['tests.rank_records'])``.
 """
+
 import hashlib
 import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -20,6 +21,7 @@ class WriteRankRecords(Hook):
     Args:
         pause: Seconds to wait after each step, for tests that interrupt.
     """
+
     priority = 'LOWEST'
 
     def __init__(self, pause: float = 0.0) -> None:
@@ -35,12 +37,16 @@ class WriteRankRecords(Hook):
         digest = hashlib.sha256()
         for parameter in runner.model.parameters():
             digest.update(parameter.detach().numpy().tobytes())
-        record = dict(digest=digest.hexdigest(), world_size=runner.world_size,
-                      iter=runner.iter, port=int(os.environ['MASTER_PORT']),
-                      local_rank=int(os.environ['LOCAL_RANK']))
+        record = dict(
+            digest=digest.hexdigest(),
+            world_size=runner.world_size,
+            iter=runner.iter,
+            port=int(os.environ['MASTER_PORT']),
+            local_rank=int(os.environ['LOCAL_RANK']),
+        )
         Path(runner.work_dir, f'rank{runner.rank}.json').write_text(json.dumps(record))
 
 
-def read_ranks(work_dir: Path) -> List[Dict[str, Any]]:
+def read_ranks(work_dir: Path) -> list[dict[str, Any]]:
     """The records of all ranks, by rank."""
     return [json.loads(path.read_text()) for path in sorted(work_dir.glob('rank*.json'))]

@@ -1,12 +1,14 @@
 """Runs a function on several ranks, real processes with a gloo process group."""
+
 import io
 import multiprocessing
 import queue
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -16,8 +18,7 @@ _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.models.heads.head_data'])
 
 
-def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 60.
-              ) -> List[Any]:
+def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
     """What ``function(rank, *args)`` returns on each rank.
 
     Args:
@@ -29,10 +30,14 @@ def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 
     """
     results = _CONTEXT.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [_CONTEXT.Process(
-            target=_on_rank, args=(function, rank, world_size, args, results,
-                                   str(Path(folder, 'store'))), daemon=True)
-            for rank in range(world_size)]
+        ranks = [
+            _CONTEXT.Process(
+                target=_on_rank,
+                args=(function, rank, world_size, args, results, str(Path(folder, 'store'))),
+                daemon=True,
+            )
+            for rank in range(world_size)
+        ]
         for rank in ranks:
             rank.start()
         try:
@@ -43,7 +48,7 @@ def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 
                 rank.join()
 
 
-def _collected(results: Any, ranks: List[Any], deadline: float) -> List[Any]:
+def _collected(results: Any, ranks: list[Any], deadline: float) -> list[Any]:
     values, errors = {}, {}
     while len(values) + len(errors) < len(ranks):
         try:
@@ -60,8 +65,7 @@ def _collected(results: Any, ranks: List[Any], deadline: float) -> List[Any]:
     return [values[rank] for rank in range(len(ranks))]
 
 
-def _without_result(ranks: List[Any], values: dict, errors: dict, deadline: float
-                    ) -> dict:
+def _without_result(ranks: list[Any], values: dict, errors: dict, deadline: float) -> dict:
     """Ranks that died without a word, and after the deadline those that hang."""
     found = {}
     for rank, process in enumerate(ranks):
@@ -74,11 +78,13 @@ def _without_result(ranks: List[Any], values: dict, errors: dict, deadline: floa
     return found
 
 
-def _on_rank(function: Callable, rank: int, world_size: int, args: tuple, results: Any,
-             store: str) -> None:
+def _on_rank(
+    function: Callable, rank: int, world_size: int, args: tuple, results: Any, store: str
+) -> None:
     torch.set_num_threads(1)
-    torch_dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank,
-                                  world_size=world_size)
+    torch_dist.init_process_group(
+        'gloo', init_method=f'file://{store}', rank=rank, world_size=world_size
+    )
     try:
         value = io.BytesIO()  # not tensors: those would be gone with this process
         torch.save(function(rank, *args), value)

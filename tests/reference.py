@@ -3,6 +3,7 @@
 They are written from the definitions, share no code with the package, and handle
 one item at a time.
 """
+
 import math
 
 import numpy as np
@@ -44,9 +45,16 @@ def inverse(matrix):
     det = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     if det == 0:
         return None
-    return np.array([[e * i - f * h, c * h - b * i, b * f - c * e],
-                     [f * g - d * i, a * i - c * g, c * d - a * f],
-                     [d * h - e * g, b * g - a * h, a * e - b * d]]) / det
+    return (
+        np.array(
+            [
+                [e * i - f * h, c * h - b * i, b * f - c * e],
+                [f * g - d * i, a * i - c * g, c * d - a * f],
+                [d * h - e * g, b * g - a * h, a * e - b * d],
+            ]
+        )
+        / det
+    )
 
 
 def flip_point(x, y, shape, direction):
@@ -75,8 +83,14 @@ def clip_box(box, shape):
     """A box cut at the edges of an image (height, width)."""
     height, width = shape
     x1, y1, x2, y2 = map(float, box)
-    return np.array([min(max(x1, 0), width), min(max(y1, 0), height),
-                     min(max(x2, 0), width), min(max(y2, 0), height)])
+    return np.array(
+        [
+            min(max(x1, 0), width),
+            min(max(y1, 0), height),
+            min(max(x2, 0), width),
+            min(max(y2, 0), height),
+        ]
+    )
 
 
 def box_area(box):
@@ -132,9 +146,15 @@ def read_bilinear(grid, x, y):
 def cell_centers(box, height, width):
     """(x, y) of the centres of height x width equal cells of a box: (h, w, 2)."""
     x1, y1, x2, y2 = map(float, box)
-    return np.array([[(x1 + (column + 0.5) / width * (x2 - x1),
-                       y1 + (row + 0.5) / height * (y2 - y1))
-                      for column in range(width)] for row in range(height)])
+    return np.array(
+        [
+            [
+                (x1 + (column + 0.5) / width * (x2 - x1), y1 + (row + 0.5) / height * (y2 - y1))
+                for column in range(width)
+            ]
+            for row in range(height)
+        ]
+    )
 
 
 def mask_to_source(mask, roi, matrix, region, size):
@@ -152,7 +172,8 @@ def mask_to_source(mask, roi, matrix, region, size):
             x, y = move_point(*centers[row, column], matrix)
             depths[row, column] = min(x - x1, x2 - x, y - y1, y2 - y)
             values[row, column] = read_bilinear(
-                mask, (x - x1) / (x2 - x1) * width, (y - y1) / (y2 - y1) * height)
+                mask, (x - x1) / (x2 - x1) * width, (y - y1) / (y2 - y1) * height
+            )
     return values, depths
 
 
@@ -164,13 +185,11 @@ def side_positions(center, distances, matrix):
     """
     back, found = inverse(matrix), {}
     for side, (dx, dy) in enumerate([(-1, 0), (0, -1), (1, 0), (0, 1)]):
-        ray = move_points([(center[0] + d * dx, center[1] + d * dy) for d in distances],
-                          back)
+        ray = move_points([(center[0] + d * dx, center[1] + d * dy) for d in distances], back)
         forward = ray[-1] - ray[0]
         axis = int(abs(forward[1]) > abs(forward[0]))
         found[axis if forward[axis] < 0 else axis + 2] = ray[:, axis], side
-    return (np.array([found[side][0] for side in range(4)]),
-            [found[side][1] for side in range(4)])
+    return (np.array([found[side][0] for side in range(4)]), [found[side][1] for side in range(4)])
 
 
 # ---------------------------------------------------------------------------
@@ -183,8 +202,9 @@ def groups_of(group_ids):
     members = {}
     for row, group in enumerate(map(int, group_ids)):
         members.setdefault(group, []).append(row)
-    return {group: members[group] for group in sorted(members)
-            if group >= 0 and len(members[group]) > 1}
+    return {
+        group: members[group] for group in sorted(members) if group >= 0 and len(members[group]) > 1
+    }
 
 
 def categorical_kl(mean, own):

@@ -8,6 +8,7 @@ Written from the definitions::
 in float64 and Python loops, sharing no code with the package. The terms are torch
 scalars, so that autograd gives the reference of the gradient too.
 """
+
 import torch
 from torch.distributions import Normal, kl_divergence
 
@@ -52,8 +53,7 @@ def discrete(log_p, group_ids, **options):
         present = mean > 0
         return (mean[present] * (mean[present].log() - own[present])).sum()
 
-    return consistency(torch.cat([log_p.exp(), log_p], dim=1), group_ids, divergence,
-                       **options)
+    return consistency(torch.cat([log_p.exp(), log_p], dim=1), group_ids, divergence, **options)
 
 
 def categorical(logits, group_ids, temperature=1.0, **options):
@@ -73,8 +73,10 @@ def bernoulli(logits, group_ids, temperature=1.0, **options):
 def gaussians(box):
     """The normal distributions of one box (4,): along x and along y."""
     x1, y1, x2, y2 = box.unbind()
-    return [Normal((low + high) / 2, (high - low).clamp(min=MIN_BOX_SIDE) / 2)
-            for low, high in ((x1, x2), (y1, y2))]
+    return [
+        Normal((low + high) / 2, (high - low).clamp(min=MIN_BOX_SIDE) / 2)
+        for low, high in ((x1, x2), (y1, y2))
+    ]
 
 
 def box(boxes_xyxy, group_ids, **options):
@@ -86,8 +88,7 @@ def box(boxes_xyxy, group_ids, **options):
     return consistency(boxes_xyxy.double(), group_ids, divergence, **options)
 
 
-def masks(mask_logits, inside, group_ids, temperature=1.0, detach_mean=False,
-          avg_factor=None):
+def masks(mask_logits, inside, group_ids, temperature=1.0, detach_mean=False, avg_factor=None):
     """``mask_logits``, ``inside`` (N, H, W): the mean over the pixels that a mask shares.
 
     Pixel after pixel, of the masks of the group that are there.
@@ -126,8 +127,9 @@ def sides(side_logits, positions, group_ids, detach_mean=False, avg_factor=None)
     for i in range(len(p)):
         alike = positives(group_ids, i)
         for side in range(4 if alike else 0):
-            spread = in_bins([p[j, side] for j in alike],
-                             [positions[j, side].tolist() for j in alike])
+            spread = in_bins(
+                [p[j, side] for j in alike], [positions[j, side].tolist() for j in alike]
+            )
             mean = sum(spread) / len(spread)
             mean = mean.detach() if detach_mean else mean
             total = total + (mean * (mean / spread[alike.index(i)]).log()).sum()
@@ -140,11 +142,14 @@ def in_bins(probabilities, positions):
     A position counts for a bin by its hat function: 1 at its middle, 0 at the next.
     """
     count = len(positions[0])
-    expected = [sum(p * x for p, x in zip(own.tolist(), places))
-                for own, places in zip(probabilities, positions)]
+    expected = [
+        sum(p * x for p, x in zip(own.tolist(), places))
+        for own, places in zip(probabilities, positions)
+    ]
     middle = sum(expected) / len(expected)
-    width = max(MIN_BOX_SIDE, *(abs(places[-1] - places[0]) / max(count - 1, 1)
-                                for places in positions))
+    width = max(
+        MIN_BOX_SIDE, *(abs(places[-1] - places[0]) / max(count - 1, 1) for places in positions)
+    )
     bins = [middle + (number - count) * width for number in range(2 * count + 1)]
     spread = []
     for own, places in zip(probabilities, positions):
@@ -203,8 +208,12 @@ def greedy_pairs(boxes_a, boxes_b, labels_a, labels_b, threshold):
     """The best free pair, again and again; equal ones by row, then by column."""
     free_a, free_b, pairs = set(range(len(boxes_a))), set(range(len(boxes_b))), []
     while True:
-        candidates = [(-iou(boxes_a[i], boxes_b[j]), i, j)
-                      for i in free_a for j in free_b if labels_a[i] == labels_b[j]]
+        candidates = [
+            (-iou(boxes_a[i], boxes_b[j]), i, j)
+            for i in free_a
+            for j in free_b
+            if labels_a[i] == labels_b[j]
+        ]
         candidates = [c for c in candidates if -c[0] >= threshold and c[0] < 0]
         if not candidates:
             return sorted(pairs)
@@ -225,8 +234,9 @@ def hulls(boxes, group_ids):
 
 def annotation(target, label, gt_boxes, gt_labels):
     """The annotation at the target's rounded box; of several, the first of its label."""
-    there = [j for j, gt in enumerate(gt_boxes)
-             if [round(x) for x in gt] == [round(x) for x in target]]
+    there = [
+        j for j, gt in enumerate(gt_boxes) if [round(x) for x in gt] == [round(x) for x in target]
+    ]
     alike = [j for j in there if gt_labels[j] == label]
     return (alike or there)[0]
 
@@ -252,9 +262,12 @@ def iou_groups(boxes, labels, valid, members, threshold):
             slots = [k for k, part in enumerate(valid[replica]) if part]
             means = [mean_box([boxes[r][k] for r, k in group]) for group in groups]
             pairs = greedy_pairs(
-                [boxes[replica][k] for k in slots], means,
+                [boxes[replica][k] for k in slots],
+                means,
                 [labels[replica][k] for k in slots],
-                [labels[group[0][0]][group[0][1]] for group in groups], threshold)
+                [labels[group[0][0]][group[0][1]] for group in groups],
+                threshold,
+            )
             joined = {slots[row]: group for row, group in pairs}
             for slot in slots:
                 if slot in joined:

@@ -1,4 +1,5 @@
 """The frame of tools/benchmarks: targets, medians, peaks, tables. No times."""
+
 import sys
 from pathlib import Path
 
@@ -14,25 +15,29 @@ def frame(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import run
     import timing
+
     yield timing, run
     for name in ('run', 'timing'):
         del sys.modules[name]
 
 
 def row(timing, **fields):
-    return timing.Row(**{**dict(what='a', against='b', ratio=1.5, low=1.4, high=1.7,
-                                unit='x time'), **fields})
+    return timing.Row(
+        **{**dict(what='a', against='b', ratio=1.5, low=1.4, high=1.7, unit='x time'), **fields}
+    )
 
 
-@pytest.mark.parametrize('target, met', [
-    ('', None), ('<= 1.5', True), ('<= 1.4', False), ('>= 1.5', True), ('>= 10', False)])
+@pytest.mark.parametrize(
+    'target, met',
+    [('', None), ('<= 1.5', True), ('<= 1.4', False), ('>= 1.5', True), ('>= 10', False)],
+)
 def test_targets(frame, target, met):
     assert row(frame[0], target=target).met is met
 
 
 def test_target_of_another_form(frame):
     with pytest.raises(ValueError, match="target is '< 2'; expected '<= x'"):
-        row(frame[0], target='< 2').met
+        _ = row(frame[0], target='< 2').met
 
 
 def test_comparison(frame, monkeypatch):
@@ -58,19 +63,23 @@ def test_every_benchmark_has_its_function(frame):
     _, run = frame
     assert {'geometry', 'sampler', 'term'} <= set(run.NAMES)
     for name in run.NAMES:
-        assert 'def measure(timer: Timer, quick: bool)' in (
-            BENCHMARKS / f'{name}.py').read_text()
+        assert 'def measure(timer: Timer, quick: bool)' in (BENCHMARKS / f'{name}.py').read_text()
 
 
 def test_files(frame, tmp_path):
     timing, run = frame
-    rows = [row(timing, target='<= 1.6', note='small'), row(timing, target='>= 10'),
-            row(timing, curve='Time: sizes', x=1), row(timing, curve='Time: sizes', x=2)]
+    rows = [
+        row(timing, target='<= 1.6', note='small'),
+        row(timing, target='>= 10'),
+        row(timing, curve='Time: sizes', x=1),
+        row(timing, curve='Time: sizes', x=2),
+    ]
     run.write(tmp_path, 'a machine', False, {'term': rows})
     table = (tmp_path / 'table.md').read_text().splitlines()
     assert table[0] == 'a machine'
     assert table[4:] == [
         '| term | a | b | 1.5 x time [1.4, 1.7] | <= 1.6 met | small |',
-        '| term | a | b | 1.5 x time [1.4, 1.7] | >= 10 **missed** |  |']
+        '| term | a | b | 1.5 x time [1.4, 1.7] | >= 10 **missed** |  |',
+    ]
     assert len((tmp_path / 'table.csv').read_text().splitlines()) == 5
     assert (tmp_path / 'plot.png').stat().st_size > 1000

@@ -9,11 +9,21 @@ import pytest
 from lt_mm import compat
 
 ONEDL_VERSIONS = {
-    'torch': '2.9.1+cpu', 'pycocotools': '2.0.11', 'onedl-mmengine': '0.10.12',
-    'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1', 'onedl-mmpretrain': '1.3.6'}
+    'torch': '2.9.1+cpu',
+    'pycocotools': '2.0.11',
+    'onedl-mmengine': '0.10.12',
+    'onedl-mmcv': '2.3.6',
+    'onedl-mmdetection': '3.5.1',
+    'onedl-mmpretrain': '1.3.6',
+}
 OPENMMLAB_VERSIONS = {
-    'torch': '2.9.1', 'pycocotools': '2.0.11', 'mmengine': '0.10.7', 'mmcv': '2.1.0',
-    'mmdet': '3.3.0', 'mmpretrain': '1.2.0'}
+    'torch': '2.9.1',
+    'pycocotools': '2.0.11',
+    'mmengine': '0.10.7',
+    'mmcv': '2.1.0',
+    'mmdet': '3.3.0',
+    'mmpretrain': '1.2.0',
+}
 
 
 @pytest.fixture
@@ -25,9 +35,12 @@ def environment(monkeypatch, tmp_path):
     """
 
     def make(distributions, operators=True, unpackaged=None):
-        importable = {part.name for part in compat.PARTS
-                      for names in part.distributions.values()
-                      if any(name in distributions for name in names)}
+        importable = {
+            part.name
+            for part in compat.PARTS
+            for names in part.distributions.values()
+            if any(name in distributions for name in names)
+        }
         for name, text in (unpackaged or {}).items():
             importable.add(name)
             (tmp_path / name).mkdir()
@@ -64,8 +77,9 @@ def _problems():
     return [line.strip() for line in str(caught.value).splitlines()[1:]]
 
 
-@pytest.mark.parametrize('versions, family', [
-    (ONEDL_VERSIONS, 'onedl'), (OPENMMLAB_VERSIONS, 'openmmlab')])
+@pytest.mark.parametrize(
+    'versions, family', [(ONEDL_VERSIONS, 'onedl'), (OPENMMLAB_VERSIONS, 'openmmlab')]
+)
 def test_a_complete_environment_passes(environment, versions, family):
     environment(versions)
     assert compat.detect_family() == family
@@ -76,35 +90,71 @@ def test_this_environment_passes():
     compat.check_dependencies()
 
 
-@pytest.mark.parametrize('versions, removed, expected', [
-    (ONEDL_VERSIONS, 'onedl-mmpretrain',
-     "mmpretrain: not found, needs >= 1.0.0: pip install 'onedl-mmpretrain>=1.3'"),
-    (OPENMMLAB_VERSIONS, 'mmpretrain',
-     "mmpretrain: not found, needs >= 1.0.0: pip install 'mmpretrain>=1.2,<2'"),
-    (ONEDL_VERSIONS, 'pycocotools',
-     "pycocotools: not found, needs >= 2.0: pip install 'pycocotools>=2.0'"),
-    # Without mmdet the other parts tell the family.
-    (ONEDL_VERSIONS, 'onedl-mmdetection',
-     "mmdet: not found, needs >= 3.0.0: pip install 'onedl-mmdetection>=3.5'"),
-    (OPENMMLAB_VERSIONS, 'mmdet',
-     "mmdet: not found, needs >= 3.0.0: pip install 'mmdet>=3.3,<4'"),
-    (OPENMMLAB_VERSIONS, 'mmcv',
-     'mmcv: not found, needs >= 2.0.0: pip install ninja psutil && MMCV_WITH_OPS=1 '
-     "pip install --no-build-isolation 'mmcv>=2.1,<2.2'"),
-])
+@pytest.mark.parametrize(
+    'versions, removed, expected',
+    [
+        (
+            ONEDL_VERSIONS,
+            'onedl-mmpretrain',
+            "mmpretrain: not found, needs >= 1.0.0: pip install 'onedl-mmpretrain>=1.3'",
+        ),
+        (
+            OPENMMLAB_VERSIONS,
+            'mmpretrain',
+            "mmpretrain: not found, needs >= 1.0.0: pip install 'mmpretrain>=1.2,<2'",
+        ),
+        (
+            ONEDL_VERSIONS,
+            'pycocotools',
+            "pycocotools: not found, needs >= 2.0: pip install 'pycocotools>=2.0'",
+        ),
+        # Without mmdet the other parts tell the family.
+        (
+            ONEDL_VERSIONS,
+            'onedl-mmdetection',
+            "mmdet: not found, needs >= 3.0.0: pip install 'onedl-mmdetection>=3.5'",
+        ),
+        (
+            OPENMMLAB_VERSIONS,
+            'mmdet',
+            "mmdet: not found, needs >= 3.0.0: pip install 'mmdet>=3.3,<4'",
+        ),
+        (
+            OPENMMLAB_VERSIONS,
+            'mmcv',
+            'mmcv: not found, needs >= 2.0.0: pip install ninja psutil && MMCV_WITH_OPS=1 '
+            "pip install --no-build-isolation 'mmcv>=2.1,<2.2'",
+        ),
+    ],
+)
 def test_a_missing_part_names_the_command_of_its_family(environment, versions, removed, expected):
     environment(_without(versions, removed))
     assert _problems() == [expected]
 
 
-@pytest.mark.parametrize('versions, name, old, expected', [
-    (OPENMMLAB_VERSIONS, 'mmdet', '2.28.0',
-     "mmdet: found 2.28.0, needs >= 3.0.0: pip install 'mmdet>=3.3,<4'"),
-    (OPENMMLAB_VERSIONS, 'mmdet', '3.0.0rc6',
-     "mmdet: found 3.0.0rc6, needs >= 3.0.0: pip install 'mmdet>=3.3,<4'"),
-    (ONEDL_VERSIONS, 'torch', '1.13.1+cpu',
-     "torch: found 1.13.1+cpu, needs >= 2.0: pip install 'torch>=2.0'"),
-])
+@pytest.mark.parametrize(
+    'versions, name, old, expected',
+    [
+        (
+            OPENMMLAB_VERSIONS,
+            'mmdet',
+            '2.28.0',
+            "mmdet: found 2.28.0, needs >= 3.0.0: pip install 'mmdet>=3.3,<4'",
+        ),
+        (
+            OPENMMLAB_VERSIONS,
+            'mmdet',
+            '3.0.0rc6',
+            "mmdet: found 3.0.0rc6, needs >= 3.0.0: pip install 'mmdet>=3.3,<4'",
+        ),
+        (
+            ONEDL_VERSIONS,
+            'torch',
+            '1.13.1+cpu',
+            "torch: found 1.13.1+cpu, needs >= 2.0: pip install 'torch>=2.0'",
+        ),
+    ],
+)
 def test_an_old_part_tells_found_and_needed(environment, versions, name, old, expected):
     environment({**versions, name: old})
     assert _problems() == [expected]
@@ -113,7 +163,12 @@ def test_an_old_part_tells_found_and_needed(environment, versions, name, old, ex
 def test_all_problems_are_in_one_error(environment):
     environment({'torch': '1.13.1', 'mmengine': '0.10.7', 'mmdet': '2.28.0'})
     assert [line.split(':')[0] for line in _problems()] == [
-        'torch', 'mmcv', 'mmdet', 'mmpretrain', 'pycocotools']
+        'torch',
+        'mmcv',
+        'mmdet',
+        'mmpretrain',
+        'pycocotools',
+    ]
 
 
 def test_an_empty_environment_is_pointed_to_the_maintained_family(environment):
@@ -129,21 +184,26 @@ def test_both_families_at_once_are_told_apart(environment):
     assert _problems() == [
         'mmdet: installed twice, as mmdet 3.3.0 and onedl-mmdetection 3.5.1, which overwrite '
         'each other: pip uninstall -y mmdet onedl-mmdetection && '
-        "pip install 'onedl-mmdetection>=3.5'"]
+        "pip install 'onedl-mmdetection>=3.5'"
+    ]
 
 
-@pytest.mark.parametrize('versions, name, expected', [
-    (_without(OPENMMLAB_VERSIONS, 'mmcv'), 'mmcv-lite', "'mmcv>=2.1,<2.2'"),
-    (_without(ONEDL_VERSIONS, 'onedl-mmcv'), 'onedl-mmcv-lite', "'onedl-mmcv>=2.3'"),
-    # The usual name, built without MMCV_WITH_OPS.
-    (_without(ONEDL_VERSIONS, 'onedl-mmcv'), 'onedl-mmcv', "'onedl-mmcv>=2.3'"),
-])
+@pytest.mark.parametrize(
+    'versions, name, expected',
+    [
+        (_without(OPENMMLAB_VERSIONS, 'mmcv'), 'mmcv-lite', "'mmcv>=2.1,<2.2'"),
+        (_without(ONEDL_VERSIONS, 'onedl-mmcv'), 'onedl-mmcv-lite', "'onedl-mmcv>=2.3'"),
+        # The usual name, built without MMCV_WITH_OPS.
+        (_without(ONEDL_VERSIONS, 'onedl-mmcv'), 'onedl-mmcv', "'onedl-mmcv>=2.3'"),
+    ],
+)
 def test_mmcv_without_operators(environment, versions, name, expected):
     environment({**versions, name: '2.1.0'}, operators=False)
     assert _problems() == [
         'mmcv: found 2.1.0 without compiled operators (mmcv._ext), which the detectors need: '
         f'pip uninstall -y {name} && pip install ninja psutil && MMCV_WITH_OPS=1 '
-        f'pip install --no-build-isolation {expected}']
+        f'pip install --no-build-isolation {expected}'
+    ]
 
 
 def test_a_checkout_without_metadata_is_read(environment):
@@ -158,16 +218,32 @@ def test_a_checkout_that_hides_its_version_is_accepted(environment):
     compat.check_dependencies()
 
 
-@pytest.mark.parametrize('older, newer', [
-    ('3.0.0rc6', '3.0.0'), ('2.9.1', '2.10.0'), ('2.1.0.dev0', '2.1'), ('0.9', '0.10.7'),
-    ('2.0.0b1', '2.0.0.post1'), ('1.9', '2.0.0a1'), ('0.24.0+cu128', '0.24.1+cpu')])
+@pytest.mark.parametrize(
+    'older, newer',
+    [
+        ('3.0.0rc6', '3.0.0'),
+        ('2.9.1', '2.10.0'),
+        ('2.1.0.dev0', '2.1'),
+        ('0.9', '0.10.7'),
+        ('2.0.0b1', '2.0.0.post1'),
+        ('1.9', '2.0.0a1'),
+        ('0.24.0+cu128', '0.24.1+cpu'),
+    ],
+)
 def test_release_key_orders_versions(older, newer):
     assert compat.release_key(older) < compat.release_key(newer)
 
 
-@pytest.mark.parametrize('one, other', [
-    ('2.0', '2.0.0'), ('0.24.1+cpu', '0.24.1'), ('v3.1', '3.1'), ('2.1.0.post1', '2.1.0'),
-    ('2.9.1+git0abc', '2.9.1')])
+@pytest.mark.parametrize(
+    'one, other',
+    [
+        ('2.0', '2.0.0'),
+        ('0.24.1+cpu', '0.24.1'),
+        ('v3.1', '3.1'),
+        ('2.1.0.post1', '2.1.0'),
+        ('2.9.1+git0abc', '2.9.1'),
+    ],
+)
 def test_release_key_of_equal_releases(one, other):
     assert compat.release_key(one) == compat.release_key(other)
 
@@ -183,7 +259,7 @@ def test_the_check_imports_none_of_the_packages():
     The module is loaded from its file, because importing it as lt_mm.compat would
     import lt_mm, which registers its classes and so imports the frameworks.
     """
-    code = f'''
+    code = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location('compat', {compat.__file__!r})
 compat = importlib.util.module_from_spec(spec)
@@ -191,6 +267,6 @@ spec.loader.exec_module(compat)
 compat.check_dependencies()
 names = {[part.name for part in compat.PARTS]!r}
 print([name for name in names if name in sys.modules])
-'''
+"""
     finished = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert finished.stdout.strip() == '[]', finished.stderr

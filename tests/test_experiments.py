@@ -1,4 +1,5 @@
 """tools/experiments: runs that resume, what is read of their logs, tables."""
+
 import copy
 import csv
 import importlib.util
@@ -12,8 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.engine.interrupted_runs import (validation, weights, write_config,
-                                             write_pictures)
+from tests.engine.interrupted_runs import validation, weights, write_config, write_pictures
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'experiments'
 STUDIES = sorted((TOOLS / 'studies').glob('*.py'))
@@ -53,11 +53,17 @@ def test_settings_of_a_study_fit_their_configs(study):
 
 # What the base configs leave at its default.
 _ADDED = {
-    *(f'model.{head}.{name}' for head in ('head', 'roi_head') for name in (
-        'detach_mean', 'allow_unrepeated', 'rho_bbox', 'pairing')),
-    'model.train_cfg.augments', 'data_preprocessor.type', 'train_cfg.val_interval',
+    *(
+        f'model.{head}.{name}'
+        for head in ('head', 'roi_head')
+        for name in ('detach_mean', 'allow_unrepeated', 'rho_bbox', 'pairing')
+    ),
+    'model.train_cfg.augments',
+    'data_preprocessor.type',
+    'train_cfg.val_interval',
     'train_dataloader.dataset.indices',
-    *(f'train_dataloader.sampler.{name}' for name in ('repeat_fraction', 'start_epoch'))}
+    *(f'train_dataloader.sampler.{name}' for name in ('repeat_fraction', 'start_epoch')),
+}
 
 
 def test_tables_and_figures_name_runs(study):
@@ -78,8 +84,17 @@ def write_log(folder, stamp, entries):
 
 def test_curve_of_an_interrupted_run(tmp_path):
     """Iteration 4 was done twice; the second log counts."""
-    steps = [dict(epoch=1 + i // 2, iter=i + 1, step=i + 1, loss=float(i),
-                  loss_lt_cls=0.5, lt_paired_share=1.0) for i in range(4)]
+    steps = [
+        dict(
+            epoch=1 + i // 2,
+            iter=i + 1,
+            step=i + 1,
+            loss=float(i),
+            loss_lt_cls=0.5,
+            lt_paired_share=1.0,
+        )
+        for i in range(4)
+    ]
     again = dict(steps[3], loss=10.0)
     write_log(tmp_path, '20260101_000000', [*steps[:2], dict(step=1, acc=0.25), *steps[2:]])
     write_log(tmp_path, '20260102_000000', [again, dict(step=2, acc=0.5)])
@@ -95,38 +110,53 @@ def test_differences_of_means():
     values, others = [3.0, 5.0, 7.0], [1.0, 2.0, 3.0, 6.0]
     difference, error = report.difference_of_means(values, others)
     assert difference == 2
-    assert error == pytest.approx(
-        np.sqrt(np.var(values, ddof=1) / 3 + np.var(others, ddof=1) / 4))
+    assert error == pytest.approx(np.sqrt(np.var(values, ddof=1) / 3 + np.var(others, ddof=1) / 4))
     assert report.difference_of_means([2.0], others) == (-1, None)
 
 
 def arguments(tmp_path, **more):
-    return Namespace(study=tmp_path / 'small.py', only=['*'], seeds=None,
-                     results=tmp_path / 'results', work_dir=tmp_path / 'runs', **more)
+    return Namespace(
+        study=tmp_path / 'small.py',
+        only=['*'],
+        seeds=None,
+        results=tmp_path / 'results',
+        work_dir=tmp_path / 'runs',
+        **more,
+    )
 
 
 def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     """Real runs in this process: one goes on from another, and none is done twice."""
     pictures = write_pictures(tmp_path / 'pictures')
-    config = str(write_config(pictures, tmp_path, **validation(pictures),
-                              **{'default_hooks.logger.interval': 1}))
-    monkeypatch.setattr(run, 'in_process', lambda args, name, seed: run.train(
-        study, name, seed, args.work_dir) is None)
+    config = str(
+        write_config(
+            pictures, tmp_path, **validation(pictures), **{'default_hooks.logger.interval': 1}
+        )
+    )
+    monkeypatch.setattr(
+        run,
+        'in_process',
+        lambda args, name, seed: run.train(study, name, seed, args.work_dir) is None,
+    )
     rate = 'optim_wrapper.optimizer.lr'
     study = dict(
-        metric='accuracy/top1', metric_name='Top-1', seeds=[0], scale=1,
+        metric='accuracy/top1',
+        metric_name='Top-1',
+        seeds=[0],
+        scale=1,
         consistency=dict(num_replicas=2, max_images=4),
         measured=dict(agreement='Agreement'),
         runs=dict(tuned=(config, {rate: 0.0}, 'plain'), plain=(config, {})),
-        sections={'All': [('plain', None), ('tuned', 'plain')]}, figures={})
+        sections={'All': [('plain', None), ('tuned', 'plain')]},
+        figures={},
+    )
     args = arguments(tmp_path)
     assert run.pending_runs(study, args) == [('tuned', 0), ('plain', 0)]
     assert run.do_run(study, args, 'tuned', 0)
     assert run.pending_runs(study, args) == [('plain', 0)]
     assert run.do_run(study, args, 'plain', 0)
     # With a rate of 0 what is learnt stays as the other run left it.
-    tuned, plain = (weights(run.last_checkpoint(args.work_dir, name, 0))
-                    for name in study['runs'])
+    tuned, plain = (weights(run.last_checkpoint(args.work_dir, name, 0)) for name in study['runs'])
     learnt = [name for name in plain if name.endswith('weight')]
     assert learnt and all(torch.equal(tuned[name], plain[name]) for name in learnt)
     with open(args.results / 'runs.csv', newline='') as file:

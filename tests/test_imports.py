@@ -1,9 +1,10 @@
 """Who may import what, read from the source: imports go down from room to room."""
+
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
@@ -14,11 +15,14 @@ FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
 CORE_MAY_IMPORT = {'torch', 'numpy'} | sys.stdlib_module_names
 # A room may import those on lower floors, and itself.
 FLOORS = {
-    'compat': 0, 'registry': 0,
+    'compat': 0,
+    'registry': 0,
     'core': 1,
     'structures': 2,
-    'datasets': 3, 'models': 3,
-    'evaluation': 4, 'visualization': 4,
+    'datasets': 3,
+    'models': 3,
+    'evaluation': 4,
+    'visualization': 4,
     'engine': 5,
     'apis': 6,
 }
@@ -39,7 +43,7 @@ def imported_modules(source: str, package: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = package.split('.')
-            base = parents[:len(parents) - node.level + 1] if node.level else []
+            base = parents[: len(parents) - node.level + 1] if node.level else []
             module = '.'.join(base + ([node.module] if node.module else []))
             # `from lt_mm import models` imports a module too.
             yield from (f'{module}.{alias.name}' for alias in node.names)
@@ -60,30 +64,38 @@ def _room_of(path: Path) -> str:
 
 @pytest.mark.parametrize('path', CORE_FILES, ids=_relative)
 def test_core_imports_torch_numpy_the_standard_library_and_core_only(path):
-    strangers = [name for name in _imports_of(path)
-                 if name.split('.')[0] not in CORE_MAY_IMPORT
-                 and not name.startswith('lt_mm.core.')]
+    strangers = [
+        name
+        for name in _imports_of(path)
+        if name.split('.')[0] not in CORE_MAY_IMPORT and not name.startswith('lt_mm.core.')
+    ]
     assert strangers == []
 
 
 @pytest.mark.parametrize('path', FILES, ids=_relative)
 def test_imports_go_down(path):
     own = _room_of(path)
-    others = {name: name.split('.')[1] for name in _imports_of(path)
-              if name.startswith('lt_mm.') and name.split('.')[1] != own}
+    others = {
+        name: name.split('.')[1]
+        for name in _imports_of(path)
+        if name.startswith('lt_mm.') and name.split('.')[1] != own
+    }
     upwards = [name for name, room in others.items() if FLOORS[room] >= FLOORS[own]]
     assert upwards == []
 
 
-@pytest.mark.parametrize('source, expected', [
-    ('import torch.nn as nn', ['torch.nn']),
-    ('from mmdet.models import X, Y', ['mmdet.models.X', 'mmdet.models.Y']),
-    ('def f():\n    import mmcv', ['mmcv']),
-    ('from .pairing import pair', ['lt_mm.core.pairing.pair']),
-    ('from ..models import heads', ['lt_mm.models.heads']),
-    ('from .. import models', ['lt_mm.models']),
-    ('from lt_mm import models', ['lt_mm.models']),
-])
+@pytest.mark.parametrize(
+    'source, expected',
+    [
+        ('import torch.nn as nn', ['torch.nn']),
+        ('from mmdet.models import X, Y', ['mmdet.models.X', 'mmdet.models.Y']),
+        ('def f():\n    import mmcv', ['mmcv']),
+        ('from .pairing import pair', ['lt_mm.core.pairing.pair']),
+        ('from ..models import heads', ['lt_mm.models.heads']),
+        ('from .. import models', ['lt_mm.models']),
+        ('from lt_mm import models', ['lt_mm.models']),
+    ],
+)
 def test_the_reader_of_imports(source, expected):
     assert list(imported_modules(source, 'lt_mm.core')) == expected
 
@@ -95,12 +107,14 @@ def _run(code: str) -> None:
 
 def test_lt_mm_is_one_import():
     """`custom_imports=dict(imports=['lt_mm'])` does nothing but import it."""
-    _run("import importlib, sys; importlib.import_module('lt_mm'); "
-         "sys.exit('lt_mm.models.heads.loss_transform_head' not in sys.modules)")
+    _run(
+        "import importlib, sys; importlib.import_module('lt_mm'); "
+        "sys.exit('lt_mm.models.heads.loss_transform_head' not in sys.modules)"
+    )
 
 
 # Stands in for an environment without the frameworks: none of them is found.
-_ABSENT = f'''
+_ABSENT = f"""
 import sys
 from importlib.machinery import PathFinder
 
@@ -112,11 +126,12 @@ class Absent:
         return PathFinder.find_spec(name, path, target)
 
 sys.meta_path[:] = [each for each in sys.meta_path if each is not PathFinder] + [Absent]
-'''
+"""
 
 
 def test_core_can_be_imported_without_the_frameworks():
-    modules = [f'lt_mm.{_relative(path)[:-3].replace("/", ".").removesuffix(".__init__")}'
-               for path in CORE_FILES]
-    _run(f'{_ABSENT}\nimport {", ".join(modules)}\n'
-         f'assert not {FRAMEWORKS!r} & sys.modules.keys()')
+    modules = [
+        f'lt_mm.{_relative(path)[:-3].replace("/", ".").removesuffix(".__init__")}'
+        for path in CORE_FILES
+    ]
+    _run(f'{_ABSENT}\nimport {", ".join(modules)}\nassert not {FRAMEWORKS!r} & sys.modules.keys()')

@@ -1,4 +1,5 @@
 """Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
+
 import argparse
 import os
 
@@ -13,11 +14,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder for logs and results')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction,
-        help='settings to override, key=value; lists as key="[a,b]" or key=a,b')
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings to override, key=value; lists as key="[a,b]" or key=a,b',
+    )
     parser.add_argument(
-        '--trust-checkpoint', action='store_true',
-        help='load checkpoints that hold more than weights, and may run code')
+        '--trust-checkpoint',
+        action='store_true',
+        help='load checkpoints that hold more than weights, and may run code',
+    )
     parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()

@@ -1,4 +1,5 @@
 """Trains a config: ``python tools/train.py configs/faster_rcnn_r50_lt.py``."""
+
 import argparse
 import os
 
@@ -12,18 +13,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
-        '--resume', nargs='?', const='auto',
-        help='checkpoint to go on from; without a value, the latest in the work dir')
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='checkpoint to go on from; without a value, the latest in the work dir',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true',
-        help='scale the learning rate with the batch size')
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
+    )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction,
-        help='settings to override, key=value; lists as key="[a,b]" or key=a,b')
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings to override, key=value; lists as key="[a,b]" or key=a,b',
+    )
     parser.add_argument(
-        '--trust-checkpoint', action='store_true',
-        help='load checkpoints that hold more than weights, and may run code')
+        '--trust-checkpoint',
+        action='store_true',
+        help='load checkpoints that hold more than weights, and may run code',
+    )
     parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
     # torchrun passes it; MMEngine reads the environment.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

@@ -1,7 +1,8 @@
 # DenseNet-40 (k = 12) on CIFAR-100: the plain run.
 _base_ = [
-    '../_base_/datasets/cifar100_affine.py', '../_base_/schedules/cifar_120e.py',
-    'mmpretrain::_base_/default_runtime.py'
+    '../_base_/datasets/cifar100_affine.py',
+    '../_base_/schedules/cifar_120e.py',
+    'mmpretrain::_base_/default_runtime.py',
 ]
 
 model = dict(
@@ -12,4 +13,6 @@ model = dict(
         type='LinearClsHead',
         num_classes=100,
         in_channels=448,  # 16 + 3 * 12 * 12
-        loss=dict(type='CrossEntropyLoss')))
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)

@@ -2,15 +2,12 @@
 _base_ = 'resnet110_cifar10.py'
 
 train_dataloader = dict(
-    sampler=dict(
-        _delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4),
-    dataset=dict(pipeline=[
-        dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)
-    ]))
+    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4),
+    dataset=dict(
+        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+    ),
+)
 
 model = dict(
-    head=dict(
-        _delete_=True,
-        type='lt_mm.LossTransformHead',
-        head=_base_.model.head,
-        rho=1.0))
+    head=dict(_delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.head, rho=1.0)
+)

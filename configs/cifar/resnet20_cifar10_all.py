@@ -3,8 +3,11 @@
 _base_ = 'resnet20_cifar10.py'
 
 model = dict(
-    train_cfg=dict(augments=[
-        dict(type='lt_mm.Cutout', length=16),
-        dict(type='CutMix', alpha=1.0),
-        dict(type='Mixup', alpha=1.0),
-    ]))
+    train_cfg=dict(
+        augments=[
+            dict(type='lt_mm.Cutout', length=16),
+            dict(type='CutMix', alpha=1.0),
+            dict(type='Mixup', alpha=1.0),
+        ]
+    )
+)

@@ -4,8 +4,11 @@ _base_ = 'resnet20_cifar10_lt.py'
 
 data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor')
 model = dict(
-    train_cfg=dict(augments=[
-        dict(type='lt_mm.Cutout', length=16),
-        dict(type='lt_mm.GroupedCutMix', alpha=1.0),
-        dict(type='lt_mm.GroupedMixup', alpha=1.0),
-    ]))
+    train_cfg=dict(
+        augments=[
+            dict(type='lt_mm.Cutout', length=16),
+            dict(type='lt_mm.GroupedCutMix', alpha=1.0),
+            dict(type='lt_mm.GroupedMixup', alpha=1.0),
+        ]
+    )
+)

@@ -2,18 +2,14 @@
 _base_ = 'mmdet::atss/atss_r50_fpn_1x_coco.py'
 
 train_dataloader = dict(
-    sampler=dict(
-        _delete_=True,
-        type='lt_mm.GroupedRepeatAugSampler',
-        num_repeats=2,
-        mode='v1'),
-    dataset=dict(pipeline=[
-        dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)
-    ]))
+    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
+    dataset=dict(
+        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+    ),
+)
 
 model = dict(
     bbox_head=dict(
-        _delete_=True,
-        type='lt_mm.LossTransformHead',
-        head=_base_.model.bbox_head,
-        rho=1.0))
+        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.bbox_head, rho=1.0
+    )
+)

@@ -2,14 +2,11 @@
 _base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
 
 train_dataloader = dict(
-    sampler=dict(
-        _delete_=True,
-        type='lt_mm.GroupedRepeatAugSampler',
-        num_repeats=2,
-        mode='v1'),
-    dataset=dict(pipeline=[
-        dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)
-    ]))
+    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
+    dataset=dict(
+        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+    ),
+)
 
 model = dict(
     bbox_head=dict(
@@ -18,4 +15,6 @@ model = dict(
         head=_base_.model.bbox_head,
         rho=1.0,
         # The first boxes lie far from their objects, where the box term is very large.
-        rho_bbox=dict(type='linear', start=0.0, end=1.0, begin=0.0, finish=0.1)))
+        rho_bbox=dict(type='linear', start=0.0, end=1.0, begin=0.0, finish=0.1),
+    )
+)

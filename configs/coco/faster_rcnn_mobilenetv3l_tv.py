@@ -2,7 +2,8 @@
 _base_ = [
     '../_base_/models/faster_rcnn_mobilenetv3l_tv.py',
     'mmdet::_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_last_lr.py', 'mmdet::_base_/default_runtime.py'
+    '../_base_/schedules/coco_last_lr.py',
+    'mmdet::_base_/default_runtime.py',
 ]
 
 # python tools/model_converters/torchvision_to_mm.py fasterrcnn_mobilenet_v3_large_fpn \

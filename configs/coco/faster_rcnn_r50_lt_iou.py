@@ -2,5 +2,4 @@
 # predictions of one class whose restored boxes overlap most.
 _base_ = 'faster_rcnn_r50_lt_v1.py'
 
-model = dict(
-    roi_head=dict(pairing='iou', iou_threshold=0.5, score_threshold=0.5))
+model = dict(roi_head=dict(pairing='iou', iou_threshold=0.5, score_threshold=0.5))

@@ -2,24 +2,23 @@
 _base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
 
 train_dataloader = dict(
-    sampler=dict(
-        _delete_=True,
-        type='lt_mm.GroupedRepeatAugSampler',
-        num_repeats=2,
-        mode='v1'),
+    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
     dataset=dict(
-        dataset=dict(pipeline=[
-            dict(
-                type='lt_mm.InvertiblePipeline',
-                transforms=_base_.train_dataset.dataset.pipeline)
-        ]),
+        dataset=dict(
+            pipeline=[
+                dict(
+                    type='lt_mm.InvertiblePipeline',
+                    transforms=_base_.train_dataset.dataset.pipeline,
+                )
+            ]
+        ),
         # YOLOXModeSwitchHook takes transforms out of this list by their names.
         pipeline=[
             *_base_.train_pipeline[:-1],
-            dict(
-                type='lt_mm.InvertiblePipeline',
-                transforms=_base_.train_pipeline[-1:])
-        ]))
+            dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline[-1:]),
+        ],
+    ),
+)
 
 model = dict(
     # BatchSyncRandomResize would resize behind the record's back.
@@ -30,4 +29,6 @@ model = dict(
         head=_base_.model.bbox_head,
         rho=1.0,
         # The first boxes lie far from their objects, where the box term is very large.
-        rho_bbox=dict(type='linear', start=0.0, end=1.0, begin=0.0, finish=0.1)))
+        rho_bbox=dict(type='linear', start=0.0, end=1.0, begin=0.0, finish=0.1),
+    ),
+)

@@ -2,22 +2,17 @@
 _base_ = 'mask_rcnn_efficientnet_b4.py'
 
 train_dataloader = dict(
-    sampler=dict(
-        _delete_=True,
-        type='lt_mm.GroupedRepeatAugSampler',
-        num_repeats=2,
-        mode='v1'),
+    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
     dataset=dict(
-        dataset=dict(pipeline=[
-            dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)
-        ]),
-        pipeline=[
-            dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)
-        ]))
+        dataset=dict(
+            pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)]
+        ),
+        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
+    ),
+)
 
 model = dict(
     roi_head=dict(
-        _delete_=True,
-        type='lt_mm.LossTransformHead',
-        head=_base_.model.roi_head,
-        rho=1.0))
+        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.roi_head, rho=1.0
+    )
+)

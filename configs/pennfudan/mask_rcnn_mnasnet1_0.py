@@ -3,14 +3,13 @@
 # near where they began; 0.1 is that of the other backbones.
 _base_ = [
     '../_base_/models/mask_rcnn_torchvision_last_map.py',
-    '../_base_/datasets/pennfudan_instance.py', '../_base_/schedules/sgd_18e.py',
-    'mmdet::_base_/default_runtime.py'
+    '../_base_/datasets/pennfudan_instance.py',
+    '../_base_/schedules/sgd_18e.py',
+    'mmdet::_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(
-        name='mnasnet1_0',
-        nodes=['layers'],
-        norm_momentum=0.1),
-    neck=dict(in_channels=[1280]))
+    backbone=dict(name='mnasnet1_0', nodes=['layers'], norm_momentum=0.1),
+    neck=dict(in_channels=[1280]),
+)
 optim_wrapper = dict(optimizer=dict(lr=0.0025))

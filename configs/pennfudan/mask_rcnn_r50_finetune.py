@@ -1,11 +1,12 @@
 # Mask R-CNN R50-FPN from COCO to PennFudanPed: the plain run.
 _base_ = [
-    '../_base_/models/mask_rcnn_r50_frozen.py', '../_base_/datasets/pennfudan_instance.py',
-    '../_base_/schedules/sgd_18e.py', 'mmdet::_base_/default_runtime.py'
+    '../_base_/models/mask_rcnn_r50_frozen.py',
+    '../_base_/datasets/pennfudan_instance.py',
+    '../_base_/schedules/sgd_18e.py',
+    'mmdet::_base_/default_runtime.py',
 ]
 
-model = dict(
-    roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)))
+model = dict(roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)))
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 
 # The checkpoint of the stock mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py, from MMDetection's

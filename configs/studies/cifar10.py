@@ -13,22 +13,36 @@ train_dataloader = dict(
     **inline,
     batch_size=64,
     dataset=dict(
-        _delete_=True, type='CustomDataset', data_root=data_root + 'train',
-        indices=list(range(0, 50000, 25)), pipeline=train_pipeline))
+        _delete_=True,
+        type='CustomDataset',
+        data_root=data_root + 'train',
+        indices=list(range(0, 50000, 25)),
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     **inline,
     batch_size=250,
     dataset=dict(
-        _delete_=True, type='CustomDataset', data_root=data_root + 'test',
-        indices=list(range(0, 10000, 5)), pipeline=test_pipeline))
+        _delete_=True,
+        type='CustomDataset',
+        data_root=data_root + 'test',
+        indices=list(range(0, 10000, 5)),
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 max_epochs = 20
 optim_wrapper = dict(optimizer=dict(nesterov=True, weight_decay=5e-4))
 param_scheduler = dict(
-    _delete_=True, type='OneCycleLR', eta_max=0.1, by_epoch=True, total_steps=max_epochs,
-    convert_to_iter_based=True)
+    _delete_=True,
+    type='OneCycleLR',
+    eta_max=0.1,
+    by_epoch=True,
+    total_steps=max_epochs,
+    convert_to_iter_based=True,
+)
 train_cfg = dict(max_epochs=max_epochs, val_interval=4)
-default_hooks = dict(
-    logger=dict(interval=8), checkpoint=dict(interval=4, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=8), checkpoint=dict(interval=4, max_keep_ckpts=1))
 randomness = dict(seed=0)

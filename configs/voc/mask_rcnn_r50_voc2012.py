@@ -1,11 +1,12 @@
 # Mask R-CNN R50-FPN from COCO to PASCAL VOC 2012: the plain run.
 _base_ = [
-    '../_base_/models/mask_rcnn_r50_frozen.py', '../_base_/datasets/voc2012_instance.py',
-    '../_base_/schedules/sgd_18e.py', 'mmdet::_base_/default_runtime.py'
+    '../_base_/models/mask_rcnn_r50_frozen.py',
+    '../_base_/datasets/voc2012_instance.py',
+    '../_base_/schedules/sgd_18e.py',
+    'mmdet::_base_/default_runtime.py',
 ]
 
-model = dict(
-    roi_head=dict(bbox_head=dict(num_classes=20), mask_head=dict(num_classes=20)))
+model = dict(roi_head=dict(bbox_head=dict(num_classes=20), mask_head=dict(num_classes=20)))
 # The paper gives no schedule of this run; that of PennFudanPed.
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 

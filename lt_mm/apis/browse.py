@@ -1,19 +1,29 @@
 """What a training pipeline does to its sources, drawn: ``tools/browse_replicas.py``."""
+
 import os.path as osp
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Iterator, List, Mapping, Optional, Tuple
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from lt_mm.visualization import drawing
-from lt_mm.datasets.transforms.bad_input import warn
-from lt_mm.visualization.browse_figures import failures_figure, source_figure
 from lt_mm.datasets.checks import explained
-from lt_mm.models.heads.loss_transform_head import RECORD_REMEDY, ConsistencyOptions
+from lt_mm.datasets.transforms.bad_input import warn
 from lt_mm.engine.launch import load_config
-from lt_mm.visualization.replicas import (BELOW, INEXACT, LOST, Failure, Replica, Source,
-                                          find_failures, sources_and_replicas)
+from lt_mm.models.heads.loss_transform_head import RECORD_REMEDY, ConsistencyOptions
+from lt_mm.visualization import drawing
+from lt_mm.visualization.browse_figures import failures_figure, source_figure
+from lt_mm.visualization.replicas import (
+    BELOW,
+    INEXACT,
+    LOST,
+    Failure,
+    Replica,
+    Source,
+    find_failures,
+    sources_and_replicas,
+)
 
 
 @dataclass
@@ -34,6 +44,7 @@ class Summary:
             source; None without. Boxes that a transform makes anew from masks
             (CopyPaste) follow the pixels, and so are off by about one of these.
     """
+
     sources: int = 0
     replicas: int = 0
     instances: int = 0
@@ -42,16 +53,16 @@ class Summary:
     below_visibility: int = 0
     inexact: int = 0
     mixed_in: int = 0
-    largest_error: Optional[float] = None
+    largest_error: float | None = None
 
-    def add(self, source: Source, replicas: List[Replica], failures: List[Failure]
-            ) -> None:
+    def add(self, source: Source, replicas: list[Replica], failures: list[Failure]) -> None:
         """Adds a source, its replicas and what :func:`find_failures` found in them."""
         own = [each for each in replicas if each.source_id == source.source_id]
         # A mosaic may show a source twice.
         lost, below, inexact = (
             len({(each.number, each.row) for each in failures if kind in each.kinds})
-            for kind in (LOST, BELOW, INEXACT))
+            for kind in (LOST, BELOW, INEXACT)
+        )
         self.sources += 1
         self.replicas += len(replicas)
         self.instances += len(own) * len(source.rows)
@@ -67,20 +78,29 @@ class Summary:
 
     def __str__(self) -> str:
         if not self.instances and not self.mixed_in:
-            return (f'{self.sources} sources, {self.replicas} replicas, without '
-                    'annotated instances')
-        counts = ', '.join(f'{getattr(self, field.name)} {field.name.replace("_", " ")}'
-                           for field in fields(self)[:-1])
-        error = ('no exact instance' if self.largest_error is None else
-                 f'largest restoration error {self.largest_error:.2g} px')
+            return f'{self.sources} sources, {self.replicas} replicas, without annotated instances'
+        counts = ', '.join(
+            f'{getattr(self, field.name)} {field.name.replace("_", " ")}'
+            for field in fields(self)[:-1]
+        )
+        error = (
+            'no exact instance'
+            if self.largest_error is None
+            else f'largest restoration error {self.largest_error:.2g} px'
+        )
         return f'{counts}; {error}'
 
 
-def browse_replicas(config: str, out: Optional[str] = None, show: bool = False,
-                    num_sources: int = 8, num_replicas: Optional[int] = None,
-                    seed: int = 0, min_visibility: Optional[float] = None,
-                    cfg_options: Optional[Mapping[str, Any]] = None
-                    ) -> Tuple[Summary, List[Failure]]:
+def browse_replicas(
+    config: str,
+    out: str | None = None,
+    show: bool = False,
+    num_sources: int = 8,
+    num_replicas: int | None = None,
+    seed: int = 0,
+    min_visibility: float | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+) -> tuple[Summary, list[Failure]]:
     """Draws replicas of a config's training data, and what was lost in them.
 
     A picture for each source: the source with its annotations and, on top, the boxes of
@@ -125,14 +145,12 @@ def browse_replicas(config: str, out: Optional[str] = None, show: bool = False,
             drawing.save_figure(figure, osp.join(out, f'{name}.png'))
 
     summary, failures, is_detector = Summary(), [], False
-    for source, replicas in sources_and_replicas(dataset, num_sources, num_replicas,
-                                                 seed):
+    for source, replicas in sources_and_replicas(dataset, num_sources, num_replicas, seed):
         found = find_failures(source, replicas, min_visibility)
         failures += found
         is_detector = is_detector or source.boxes is not None
         summary.add(source, replicas, found)
-        finish(source_figure(source, replicas),
-               f'source_{source.source_id:06d}')
+        finish(source_figure(source, replicas), f'source_{source.source_id:06d}')
     if is_detector:
         finish(failures_figure(failures, min_visibility), 'failures')
     return summary, failures
@@ -143,8 +161,10 @@ def _training_set(cfg: Config) -> Any:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     options = cfg.train_dataloader.dataset
     if not any(_of_type(options, 'InvertiblePipeline')):
-        warn('the training pipeline of this config records nothing; for the pictures it '
-             f'is wrapped. To train with LossTransform, {RECORD_REMEDY}')
+        warn(
+            'the training pipeline of this config records nothing; for the pictures it '
+            f'is wrapped. To train with LossTransform, {RECORD_REMEDY}'
+        )
         _wrap_pipelines(options)
     with explained(options):
         dataset = DATASETS.build(options)
@@ -160,11 +180,13 @@ def _wrap_pipelines(options: dict) -> None:
             _wrap_pipelines(inner)
     if options.get('pipeline'):
         options['pipeline'] = [
-            dict(type='lt_mm.InvertiblePipeline', transforms=options['pipeline'])]
+            dict(type='lt_mm.InvertiblePipeline', transforms=options['pipeline'])
+        ]
 
 
-def _defaults(cfg: Config, num_replicas: Optional[int], min_visibility: Optional[float]
-              ) -> Tuple[int, float]:
+def _defaults(
+    cfg: Config, num_replicas: int | None, min_visibility: float | None
+) -> tuple[int, float]:
     """What was not given is taken from the config."""
     if num_replicas is None:
         sampler = cfg.train_dataloader.get('sampler') or {}

@@ -1,5 +1,6 @@
 """A picture of what LossTransform sees: replicas, and their predictions restored."""
-from typing import Any, Dict, List, Optional, Tuple
+
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -8,20 +9,32 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from lt_mm.models.heads.loss_transform_head import source_ids_of
-from lt_mm.engine.checkpoints import checkpoint_loading
-from lt_mm.visualization.drawing import (colors, draw_boxes, new_figure, rgb_image,
-                                    save_figure, show_image)
-from lt_mm.engine.launch import load_config
 from lt_mm.core.geometry import boxes_to_source
 from lt_mm.core.pairing import greedy_iou_groups
+from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.launch import load_config
+from lt_mm.models.heads.loss_transform_head import source_ids_of
+from lt_mm.visualization.drawing import (
+    colors,
+    draw_boxes,
+    new_figure,
+    rgb_image,
+    save_figure,
+    show_image,
+)
 
 _UNPAIRED_COLOR = '0.55'
 
 
-def draw_replicas(config: str, checkpoint: str, out: str, index: Optional[int] = None,
-                  num_replicas: int = 4, score_threshold: float = 0.4,
-                  seed: int = 0) -> Dict[str, int]:
+def draw_replicas(
+    config: str,
+    checkpoint: str,
+    out: str,
+    index: int | None = None,
+    num_replicas: int = 4,
+    score_threshold: float = 0.4,
+    seed: int = 0,
+) -> dict[str, int]:
     """Draws replicas of a validation image and all their predictions on the source.
 
     Above, the replicas as the training pipeline makes them, with the boxes that the
@@ -60,14 +73,16 @@ def draw_replicas(config: str, checkpoint: str, out: str, index: Optional[int] =
     replicas = [dataset[index] for _ in range(num_replicas)]
     source_ids_of([replica['data_samples'] for replica in replicas])
     predictions = [_predict(model, replica, score_threshold) for replica in replicas]
-    restored = [boxes_to_source(boxes, _matrix_of(replica).expand(len(boxes), 3, 3))
-                for (boxes, _, _), replica in zip(predictions, replicas)]
+    restored = [
+        boxes_to_source(boxes, _matrix_of(replica).expand(len(boxes), 3, 3))
+        for (boxes, _, _), replica in zip(predictions, replicas)
+    ]
     groups = greedy_iou_groups(restored, [labels for _, labels, _ in predictions])
     source = mmcv.imread(dataset.get_data_info(index)['img_path'], channel_order='rgb')
     return _draw(out, source, replicas, predictions, restored, groups, classes)
 
 
-def _validation_replicas(cfg: Any) -> Tuple[Any, Tuple[str, ...]]:
+def _validation_replicas(cfg: Any) -> tuple[Any, tuple[str, ...]]:
     """The validation set, seen through the training pipeline."""
     options = cfg.val_dataloader.dataset.copy()
     options.update(pipeline=cfg.train_dataloader.dataset.pipeline, test_mode=False)
@@ -76,13 +91,13 @@ def _validation_replicas(cfg: Any) -> Tuple[Any, Tuple[str, ...]]:
 
 
 def _telling_index(dataset: Any) -> int:
-    counts = [min(len(dataset.get_data_info(i)['instances']), 6)
-              for i in range(len(dataset))]
+    counts = [min(len(dataset.get_data_info(i)['instances']), 6) for i in range(len(dataset))]
     return int(np.argmax(counts))
 
 
-def _predict(model: nn.Module, replica: dict, score_threshold: float
-             ) -> Tuple[Tensor, Tensor, Tensor]:
+def _predict(
+    model: nn.Module, replica: dict, score_threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (n, 4) in replica pixels, labels (n,) and scores (n,)."""
     model.eval()
     batch = dict(inputs=[replica['inputs']], data_samples=[replica['data_samples']])
@@ -100,13 +115,20 @@ def _matrix_of(replica: dict) -> Tensor:
         raise ValueError(
             'the training pipeline merges images or moves them unrecorded, so no single '
             'matrix brings the predictions of a replica back; draw a config without '
-            'Mosaic, MixUp or CopyPaste')
+            'Mosaic, MixUp or CopyPaste'
+        )
     return torch.from_numpy(matrix)
 
 
-def _draw(out: str, source: np.ndarray, replicas: List[dict], predictions: List[Tuple],
-          restored: List[Tensor], groups: List[Tensor], classes: Tuple[str, ...]
-          ) -> Dict[str, int]:
+def _draw(
+    out: str,
+    source: np.ndarray,
+    replicas: list[dict],
+    predictions: list[tuple],
+    restored: list[Tensor],
+    groups: list[Tensor],
+    classes: tuple[str, ...],
+) -> dict[str, int]:
     all_groups = torch.cat(groups)
     sizes = torch.bincount(all_groups) if len(all_groups) else all_groups
     palette = colors(len(sizes))
@@ -122,16 +144,18 @@ def _draw(out: str, source: np.ndarray, replicas: List[dict], predictions: List[
     for k, (replica, (boxes, labels, scores)) in enumerate(zip(replicas, predictions)):
         axes = figure.add_subplot(grid[0, k])
         show_image(axes, rgb_image(replica['inputs'], is_bgr=True), f'replica {k + 1}')
-        names = [f'{classes[int(label)]} {score:.2f}'
-                 for label, score in zip(labels, scores)]
+        names = [f'{classes[int(label)]} {score:.2f}' for label, score in zip(labels, scores)]
         draw_boxes(axes, boxes, [style(g) for g in groups[k].tolist()], names)
     paired = int((sizes[all_groups] > 1).sum()) if len(all_groups) else 0
     axes = figure.add_subplot(grid[1, :])
-    show_image(axes, source, f'source image: {len(all_groups)} predictions of {columns} '
-               f'replicas restored, {paired} paired (one colour a group), '
-               f'{len(all_groups) - paired} unpaired (dashed)')
+    show_image(
+        axes,
+        source,
+        f'source image: {len(all_groups)} predictions of {columns} '
+        f'replicas restored, {paired} paired (one colour a group), '
+        f'{len(all_groups) - paired} unpaired (dashed)',
+    )
     for boxes, ids in zip(restored, groups):
         draw_boxes(axes, boxes, [style(g) for g in ids.tolist()])
     save_figure(figure, out)
     return dict(boxes=len(all_groups), paired=paired)
-

@@ -1,24 +1,31 @@
 """What the consistency terms do to the gradient of the stock losses, on a checkpoint."""
-from typing import Any, Dict, List, Mapping, Optional
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from lt_mm.engine.checkpoints import checkpoint_loading
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
-from lt_mm.engine.launch import build_runner, load_config
-from lt_mm.structures.pair_record import PairRecord
 from lt_mm.core.gradients import compare_gradients
+from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.launch import build_runner, load_config
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.structures.pair_record import PairRecord
 
 _TERM = 'loss_lt_'
 
 
-def measure_term_gradients(config: str, checkpoint: str, num_batches: int = 20,
-                           seed: int = 0, cfg_options: Optional[Mapping[str, Any]] = None,
-                           work_dir: Optional[str] = None, trust_checkpoint: bool = False
-                           ) -> Dict[str, Any]:
+def measure_term_gradients(
+    config: str,
+    checkpoint: str,
+    num_batches: int = 20,
+    seed: int = 0,
+    cfg_options: Mapping[str, Any] | None = None,
+    work_dir: str | None = None,
+    trust_checkpoint: bool = False,
+) -> dict[str, Any]:
     """Compares the gradient of each term with that of all stock losses together.
 
     Both for all parameters that are trained, on training batches with the model in
@@ -66,38 +73,48 @@ def measure_term_gradients(config: str, checkpoint: str, num_batches: int = 20,
         runner.load_or_resume()
     steps = _steps(runner, cfg, num_batches)
     names = dict.fromkeys(name for step in steps for name in step)
-    terms = {name: _term_of([step[name] for step in steps if name in step])
-             for name in names}
+    terms = {name: _term_of([step[name] for step in steps if name in step]) for name in names}
     if not any(term['ratio'] for term in terms.values()):
         raise ValueError(
             f'{", ".join(terms)} have no gradient in {num_batches} batches: nothing is '
             'paired, or rho is 0, as at the start of a schedule; give a number: '
-            '--cfg-options model.roi_head.rho=1.0 (model.head.rho, model.bbox_head.rho)')
-    heads = {name: _pairs_of(noted, num_batches) for name, noted in records.items()
-             if noted}  # a RoI head is silent: its box and mask heads pair
-    return dict(config=config, checkpoint=checkpoint, seed=seed, num_batches=num_batches,
-                terms=terms, heads=heads)
+            '--cfg-options model.roi_head.rho=1.0 (model.head.rho, model.bbox_head.rho)'
+        )
+    heads = {
+        name: _pairs_of(noted, num_batches) for name, noted in records.items() if noted
+    }  # a RoI head is silent: its box and mask heads pair
+    return dict(
+        config=config,
+        checkpoint=checkpoint,
+        seed=seed,
+        num_batches=num_batches,
+        terms=terms,
+        heads=heads,
+    )
 
 
 def table_of(report: Mapping[str, Any]) -> str:
     """The numbers of :func:`measure_term_gradients` as lines of text."""
-    lines = [f'{report["num_batches"]} training batches, seed {report["seed"]}: '
-             f'{report["checkpoint"]}', '',
-             f'{"term":24}{"value":>9}{"gradient / stock":>18}{"cosine":>9}']
+    lines = [
+        f'{report["num_batches"]} training batches, seed {report["seed"]}: {report["checkpoint"]}',
+        '',
+        f'{"term":24}{"value":>9}{"gradient / stock":>18}{"cosine":>9}',
+    ]
     for name, term in report['terms'].items():
         cosine = '-' if term['cosine'] is None else f'{term["cosine"]:+.3f}'
         lines.append(f'{name:24}{term["value"]:9.4f}{term["ratio"]:18.4f}{cosine:>9}')
     lines += ['', f'{"head":24}{"paired a batch":>16}{"score":>9}{"below 1/2":>11}']
     for name, head in report['heads'].items():
-        score, unsure = ('-' if head[key] is None else f'{head[key]:.3f}'
-                         for key in ('score', 'unsure'))
+        score, unsure = (
+            '-' if head[key] is None else f'{head[key]:.3f}' for key in ('score', 'unsure')
+        )
         lines.append(f'{name:24}{head["pairs"]:16.1f}{score:>9}{unsure:>11}')
     return '\n'.join(lines)
 
 
-def _recorded_heads(model: nn.Module, config: str) -> Dict[str, List[PairRecord]]:
+def _recorded_heads(model: nn.Module, config: str) -> dict[str, list[PairRecord]]:
     """Makes the wrapped heads note their pairs; the lists that they note them in."""
-    records: Dict[str, List[PairRecord]] = {}
+    records: dict[str, list[PairRecord]] = {}
     for name, part in model.named_modules():
         if isinstance(part, ConsistencyHead):
             records[name] = []
@@ -105,53 +122,64 @@ def _recorded_heads(model: nn.Module, config: str) -> Dict[str, List[PairRecord]
     if not records:
         raise ValueError(
             f'the model of {config}, {type(model).__name__}, has no LossTransformHead; '
-            "wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock head>)")
+            "wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock head>)"
+        )
     return records
 
 
-def _steps(runner: Runner, cfg: Config, num_batches: int) -> List[Dict[str, Any]]:
+def _steps(runner: Runner, cfg: Config, num_batches: int) -> list[dict[str, Any]]:
     """For each batch what is measured of each term."""
     loader = runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)
     runner.model.train()
     steps = [_step(runner.model, batch) for _, batch in zip(range(num_batches), loader)]
     if len(steps) < num_batches:
-        raise ValueError(f'num_batches is {num_batches}; expected at most {len(steps)}, '
-                         'the batches of an epoch')
+        raise ValueError(
+            f'num_batches is {num_batches}; expected at most {len(steps)}, the batches of an epoch'
+        )
     return steps
 
 
-def _step(model: nn.Module, data_batch: Any) -> Dict[str, Any]:
+def _step(model: nn.Module, data_batch: Any) -> dict[str, Any]:
     data = model.data_preprocessor(data_batch, training=True)
     losses = model(**data, mode='loss')
-    terms = {name: model.parse_losses({name: value})[0] for name, value in losses.items()
-             if _TERM in name}
+    terms = {
+        name: model.parse_losses({name: value})[0]
+        for name, value in losses.items()
+        if _TERM in name
+    }
     stock = model.parse_losses(
-        {name: value for name, value in losses.items() if name not in terms})[0]
+        {name: value for name, value in losses.items() if name not in terms}
+    )[0]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     reference = _gradients(stock, weights)
-    return {name: (float(value.detach()),
-                   compare_gradients(_gradients(value, weights), reference))
-            for name, value in terms.items()}
+    return {
+        name: (float(value.detach()), compare_gradients(_gradients(value, weights), reference))
+        for name, value in terms.items()
+    }
 
 
-def _gradients(loss: Tensor, weights: List[nn.Parameter]) -> List[Optional[Tensor]]:
+def _gradients(loss: Tensor, weights: list[nn.Parameter]) -> list[Tensor | None]:
     if not loss.requires_grad:
         return [None] * len(weights)
     return list(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
 
 
-def _term_of(found: List[Any]) -> Dict[str, Optional[float]]:
+def _term_of(found: list[Any]) -> dict[str, float | None]:
     values, compared = zip(*found)
     cosines = [each.cosine for each in compared if each.ratio]
-    return dict(value=_mean(values), ratio=_mean([each.ratio for each in compared]),
-                cosine=_mean(cosines))
+    return dict(
+        value=_mean(values), ratio=_mean([each.ratio for each in compared]), cosine=_mean(cosines)
+    )
 
 
-def _pairs_of(noted: List[PairRecord], num_batches: int) -> Dict[str, Optional[float]]:
+def _pairs_of(noted: list[PairRecord], num_batches: int) -> dict[str, float | None]:
     scores = torch.cat([record.scores[record.paired] for record in noted]).tolist()
-    return dict(pairs=len(scores) / num_batches, score=_mean(scores),
-                unsure=_mean([float(score < 0.5) for score in scores]))
+    return dict(
+        pairs=len(scores) / num_batches,
+        score=_mean(scores),
+        unsure=_mean([float(score < 0.5) for score in scores]),
+    )
 
 
-def _mean(values: Any) -> Optional[float]:
+def _mean(values: Any) -> float | None:
     return sum(values) / len(values) if len(values) else None

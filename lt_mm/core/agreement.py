@@ -8,7 +8,9 @@ their ids (:func:`paired_ids`), on the CPU in float64. Nothing here has a gradie
 Shares of pairs do not depend on the number of replicas m. The KL to the mean does: it
 grows with m, so only values of equal m can be compared.
 """
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +34,7 @@ def paired_ids(group_ids: Tensor) -> Tensor:
     return ids[paired_groups(ids).paired].unique()
 
 
-def equal_groups(source_ids: Tensor, num_replicas: Optional[int] = None
-                 ) -> Tuple[Tensor, int]:
+def equal_groups(source_ids: Tensor, num_replicas: int | None = None) -> tuple[Tensor, int]:
     """Makes groups equally large: which replicas come first of their source.
 
     Samplers that give every rank equally many samples repeat some. The replicas that
@@ -54,8 +55,9 @@ def equal_groups(source_ids: Tensor, num_replicas: Optional[int] = None
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(ids)) - starts)
     if num_replicas is None:
         sizes = group_sizes(ids)[rank == 0]
-        num_replicas = int(torch.bincount(sizes[sizes > 1]).argmax()) if bool(
-            (sizes > 1).any()) else 1
+        num_replicas = (
+            int(torch.bincount(sizes[sizes > 1]).argmax()) if bool((sizes > 1).any()) else 1
+        )
     return rank < num_replicas, num_replicas
 
 
@@ -82,8 +84,7 @@ def decided_labels(probabilities: Tensor, activation: str) -> Tensor:
     return torch.unique(probabilities >= 0.5, dim=0, return_inverse=True)[1]
 
 
-def group_kl(probabilities: Tensor, group_ids: Tensor, activation: str = 'softmax'
-             ) -> Tensor:
+def group_kl(probabilities: Tensor, group_ids: Tensor, activation: str = 'softmax') -> Tensor:
     """The mean of D_KL(pbar || p_i) over the members i of each group.
 
     The consistency term of a group (:mod:`lt_mm.core.consistency`), of probabilities
@@ -130,8 +131,7 @@ def pair_agreement(labels: Tensor, group_ids: Tensor) -> Tensor:
     """
     labels, groups = _paired(labels, group_ids)
     numbers, _, counts = _label_counts(labels, groups)
-    alike = groups.sizes.new_zeros(len(groups.sizes)).index_add_(
-        0, numbers, counts * (counts - 1))
+    alike = groups.sizes.new_zeros(len(groups.sizes)).index_add_(0, numbers, counts * (counts - 1))
     return alike / (groups.sizes * (groups.sizes - 1)).double()
 
 
@@ -150,12 +150,14 @@ def common_labels(labels: Tensor, group_ids: Tensor) -> Tensor:
     base = int(labels.max()) + 1 if len(labels) else 1
     # Larger for more members first, for smaller labels second.
     best = labels.new_zeros(len(groups.sizes)).scatter_reduce_(
-        0, numbers, counts * base + (base - 1 - labels), 'amax')
+        0, numbers, counts * base + (base - 1 - labels), 'amax'
+    )
     return base - 1 - best % base
 
 
-def match_boxes(boxes_xyxy: Sequence[Tensor], source_ids: Tensor,
-                iou_threshold: float = 0.5) -> Tensor:
+def match_boxes(
+    boxes_xyxy: Sequence[Tensor], source_ids: Tensor, iou_threshold: float = 0.5
+) -> Tensor:
     """Matches the predicted boxes of the replicas of each source, whatever their class.
 
     Greedily by IoU, :func:`lt_mm.core.pairing.greedy_iou_groups`.
@@ -169,7 +171,7 @@ def match_boxes(boxes_xyxy: Sequence[Tensor], source_ids: Tensor,
         (n_1 + ... + n_R,) int64 group ids >= 0 of all boxes in their order; different
         for different sources. A box that matches no other has an id of its own.
     """
-    groups: List[Tensor] = [torch.zeros(0, dtype=torch.int64)] * len(boxes_xyxy)
+    groups: list[Tensor] = [torch.zeros(0, dtype=torch.int64)] * len(boxes_xyxy)
     first = 0
     for source in source_ids.unique():
         members = (source_ids == source).nonzero()[:, 0].tolist()
@@ -197,7 +199,7 @@ def group_iou(boxes_xyxy: Tensor, group_ids: Tensor) -> Tensor:
     return _means(pairwise_iou(boxes[:, None], mean[:, None])[:, 0, 0], groups)
 
 
-def group_box_kl(boxes_xyxy: Tensor, group_ids: Tensor) -> Optional[float]:
+def group_box_kl(boxes_xyxy: Tensor, group_ids: Tensor) -> float | None:
     """The box term of the paired boxes: its mean over them; None without any.
 
     Args:
@@ -213,7 +215,7 @@ def group_box_kl(boxes_xyxy: Tensor, group_ids: Tensor) -> Optional[float]:
     return float(box_consistency(boxes_xyxy.double(), group_ids, avg_factor=num_paired))
 
 
-def means_by_key(values: Tensor, keys: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def means_by_key(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Averages values that have the same key, as those of one class.
 
     Args:
@@ -236,19 +238,23 @@ class _Groups(NamedTuple):
         numbers: (P,) int64 in 0, ..., G - 1, in the order of the ids.
         sizes: (G,) int64.
     """
+
     numbers: Tensor
     sizes: Tensor
 
 
-def _paired(rows: Tensor, group_ids: Tensor) -> Tuple[Tensor, _Groups]:
+def _paired(rows: Tensor, group_ids: Tensor) -> tuple[Tensor, _Groups]:
     """The rows that have a positive besides themselves, on the CPU, and their groups."""
     if group_ids.shape != rows.shape[:1]:
-        raise ValueError(f'predictions have shape {tuple(rows.shape)} and group ids '
-                         f'{tuple(group_ids.shape)}; expected (N, ...) and (N,)')
+        raise ValueError(
+            f'predictions have shape {tuple(rows.shape)} and group ids '
+            f'{tuple(group_ids.shape)}; expected (N, ...) and (N,)'
+        )
     # On the CPU the number of groups is exact.
     groups = paired_groups(group_ids.cpu())
     return rows.detach().cpu()[groups.paired], _Groups(
-        groups.numbers[groups.paired], groups.sizes[:-1])
+        groups.numbers[groups.paired], groups.sizes[:-1]
+    )
 
 
 def _means(values: Tensor, groups: _Groups) -> Tensor:
@@ -258,10 +264,11 @@ def _means(values: Tensor, groups: _Groups) -> Tensor:
     return sums.index_add_(0, groups.numbers, values) / counts
 
 
-def _label_counts(labels: Tensor, groups: _Groups) -> Tuple[Tensor, Tensor, Tensor]:
+def _label_counts(labels: Tensor, groups: _Groups) -> tuple[Tensor, Tensor, Tensor]:
     """Each label that occurs in a group: number of the group, label, and how often."""
     cells, counts = torch.unique(
-        torch.stack([groups.numbers, labels.long()]), dim=1, return_counts=True)
+        torch.stack([groups.numbers, labels.long()]), dim=1, return_counts=True
+    )
     return cells[0], cells[1], counts
 
 

@@ -14,7 +14,8 @@ term and, in float32 or wider, a finite gradient, however large they are; NaN st
 where it is paired. Time and memory are linear in the number of predictions: the mean is
 a segment reduction.
 """
-from typing import Iterator, Optional, Tuple
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,13 @@ BIN_FLOOR = 1e-3
 _CPU_BLOCK, _DEVICE_BLOCK = 2**18, 2**20
 
 
-def categorical_consistency(logits: Tensor,
-                            group_ids: Tensor,
-                            temperature: float = 1.0,
-                            detach_mean: bool = False,
-                            avg_factor: Optional[float] = None) -> Tensor:
+def categorical_consistency(
+    logits: Tensor,
+    group_ids: Tensor,
+    temperature: float = 1.0,
+    detach_mean: bool = False,
+    avg_factor: float | None = None,
+) -> Tensor:
     """Term for softmax classifiers.
 
     Args:
@@ -84,8 +87,9 @@ class _CategoricalSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, groups: PairedGroups, temperature: float,
-                detach_mean: bool) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, groups: PairedGroups, temperature: float, detach_mean: bool
+    ) -> Tensor:
         p, mean, log_mean = _softmax_and_means(logits, groups, temperature)
         divergence, log_ratio = _divergence_of_groups(mean, log_mean)
         if ctx.needs_input_grad[0]:
@@ -100,14 +104,16 @@ class _CategoricalSum(torch.autograd.Function):
             raise NotImplementedError(
                 'categorical_consistency has no second derivative, and its gradient was '
                 'asked for with create_graph=True: leave the term out of what is '
-                'differentiated twice, such as a gradient penalty')
-        gradient, = ctx.saved_tensors
+                'differentiated twice, such as a gradient penalty'
+            )
+        (gradient,) = ctx.saved_tensors
         return gradient * (grad_output / ctx.temperature), None, None, None
 
 
-def _softmax_and_means(logits: Tensor, groups: PairedGroups, temperature: float
-                       ) -> Tuple[Tensor, Tensor, Tensor]:
-    """p (N, C) in float32 at least, and for each group the means of p and log p.
+def _softmax_and_means(
+    logits: Tensor, groups: PairedGroups, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """P (N, C) in float32 at least, and for each group the means of p and log p.
 
     Both means are (G + 1, C); the last row stands for the unpaired, and is 0.
     """
@@ -135,7 +141,7 @@ def _softmax_and_means(logits: Tensor, groups: PairedGroups, temperature: float
     return p, mean, log_mean
 
 
-def _divergence_of_groups(mean: Tensor, log_mean: Tensor) -> Tuple[Tensor, Tensor]:
+def _divergence_of_groups(mean: Tensor, log_mean: Tensor) -> tuple[Tensor, Tensor]:
     """<pbar, w> (G,) and w = log(pbar) - L (G, C), which takes the place of L."""
     divergence = mean.new_empty(len(mean))
     for pbar, log_ratio, own in _blocks(mean, log_mean, divergence):
@@ -146,8 +152,9 @@ def _divergence_of_groups(mean: Tensor, log_mean: Tensor) -> Tuple[Tensor, Tenso
     return divergence, log_mean
 
 
-def _softmax_to_gradient(p: Tensor, mean: Tensor, log_ratio: Optional[Tensor],
-                         groups: PairedGroups) -> None:
+def _softmax_to_gradient(
+    p: Tensor, mean: Tensor, log_ratio: Tensor | None, groups: PairedGroups
+) -> None:
     """Writes the gradient over p (N, C); without w the mean counts as constant."""
     bits = torch.int64 if p.dtype == torch.float64 else torch.int32
     for own, numbers, paired in _blocks(p, groups.numbers, groups.paired):
@@ -161,18 +168,20 @@ def _softmax_to_gradient(p: Tensor, mean: Tensor, log_ratio: Optional[Tensor],
         own.view(bits).bitwise_and_(-paired[:, None].to(bits))
 
 
-def _blocks(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of the same consecutive rows of all tensors, the first being (N, C)."""
     entries = _CPU_BLOCK if tensors[0].device.type == 'cpu' else _DEVICE_BLOCK
     num_rows = max(entries // max(tensors[0].shape[1], 1), 1)
     return zip(*(tensor.split(num_rows) for tensor in tensors))
 
 
-def bernoulli_consistency(logits: Tensor,
-                          group_ids: Tensor,
-                          temperature: float = 1.0,
-                          detach_mean: bool = False,
-                          avg_factor: Optional[float] = None) -> Tensor:
+def bernoulli_consistency(
+    logits: Tensor,
+    group_ids: Tensor,
+    temperature: float = 1.0,
+    detach_mean: bool = False,
+    avg_factor: float | None = None,
+) -> Tensor:
     """Term for sigmoid classifiers: the sum of the Bernoulli KLs of all classes.
 
     Args:
@@ -198,10 +207,12 @@ def bernoulli_consistency(logits: Tensor,
         return _average(divergence.sum(dim=1), groups.paired, avg_factor)
 
 
-def box_consistency(boxes_xyxy: Tensor,
-                    group_ids: Tensor,
-                    detach_mean: bool = False,
-                    avg_factor: Optional[float] = None) -> Tensor:
+def box_consistency(
+    boxes_xyxy: Tensor,
+    group_ids: Tensor,
+    detach_mean: bool = False,
+    avg_factor: float | None = None,
+) -> Tensor:
     """Term for boxes: KL between the axis-aligned Gaussians of two boxes.
 
     A box is the Gaussian whose mean is its centre and whose standard deviation is
@@ -227,15 +238,16 @@ def box_consistency(boxes_xyxy: Tensor,
     """
     _check(boxes_xyxy, group_ids, avg_factor)
     if boxes_xyxy.shape[1] != 4:
-        raise ValueError(f'boxes have shape {tuple(boxes_xyxy.shape)}; expected (N, 4), '
-                         'xyxy, one box for each prediction')
+        raise ValueError(
+            f'boxes have shape {tuple(boxes_xyxy.shape)}; expected (N, 4), '
+            'xyxy, one box for each prediction'
+        )
     groups = paired_groups(group_ids)
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
         boxes = _only(groups.paired, boxes_xyxy)
         # Squares, and the gradients of quotients, leave float32 long before boxes do.
         center, sigma = _gaussians(boxes.double())
-        mean_center, mean_sigma = _gaussians(
-            _group_mean(boxes.double(), groups, detach_mean))
+        mean_center, mean_sigma = _gaussians(_group_mean(boxes.double(), groups, detach_mean))
         ratio = mean_sigma / sigma
         offset = ((mean_center - center) / sigma).clamp(-_LARGEST_RATIO, _LARGEST_RATIO)
         squares = ratio.clamp(max=_LARGEST_RATIO).square() + offset.square()
@@ -243,12 +255,14 @@ def box_consistency(boxes_xyxy: Tensor,
         return _average(divergence, groups.paired, avg_factor).to(boxes.dtype)
 
 
-def mask_consistency(mask_logits: Tensor,
-                     inside: Tensor,
-                     group_ids: Tensor,
-                     temperature: float = 1.0,
-                     detach_mean: bool = False,
-                     avg_factor: Optional[float] = None) -> Tensor:
+def mask_consistency(
+    mask_logits: Tensor,
+    inside: Tensor,
+    group_ids: Tensor,
+    temperature: float = 1.0,
+    detach_mean: bool = False,
+    avg_factor: float | None = None,
+) -> Tensor:
     """Term for masks: the mean Bernoulli KL over the pixels of a canonical grid.
 
     A pixel counts for those masks of a group that say something about it, where at
@@ -272,8 +286,10 @@ def mask_consistency(mask_logits: Tensor,
             not positive.
     """
     if mask_logits.dim() != 3 or inside.shape != mask_logits.shape:
-        raise ValueError(f'masks have shape {tuple(mask_logits.shape)} and inside '
-                         f'{tuple(inside.shape)}; expected (N, H, W) both')
+        raise ValueError(
+            f'masks have shape {tuple(mask_logits.shape)} and inside '
+            f'{tuple(inside.shape)}; expected (N, H, W) both'
+        )
     logits, inside = mask_logits.flatten(1), inside.flatten(1)
     _check(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
@@ -287,11 +303,13 @@ def mask_consistency(mask_logits: Tensor,
         return _average(mean, groups.paired, avg_factor)
 
 
-def side_consistency(side_logits: Tensor,
-                     positions: Tensor,
-                     group_ids: Tensor,
-                     detach_mean: bool = False,
-                     avg_factor: Optional[float] = None) -> Tensor:
+def side_consistency(
+    side_logits: Tensor,
+    positions: Tensor,
+    group_ids: Tensor,
+    detach_mean: bool = False,
+    avg_factor: float | None = None,
+) -> Tensor:
     """Term for boxes whose sides are predicted as distributions (GFL): their true KL.
 
     Each prediction spreads the probability of a side over K positions of its own. They
@@ -319,8 +337,10 @@ def side_consistency(side_logits: Tensor,
     """
     shape = tuple(side_logits.shape)
     if len(shape) != 3 or shape[1] != 4 or not shape[2] or positions.shape != shape:
-        raise ValueError(f'side logits have shape {shape} and positions '
-                         f'{tuple(positions.shape)}; expected (N, 4, K) both, K > 0')
+        raise ValueError(
+            f'side logits have shape {shape} and positions '
+            f'{tuple(positions.shape)}; expected (N, 4, K) both, K > 0'
+        )
     _check(side_logits.flatten(1), group_ids, avg_factor)
     groups = paired_groups(group_ids)
     with torch.autocast(side_logits.device.type, enabled=False):
@@ -333,16 +353,14 @@ def side_consistency(side_logits: Tensor,
         return _average(divergence, groups.paired, avg_factor)
 
 
-def _in_common_bins(probabilities: Tensor, positions: Tensor, groups: PairedGroups
-                    ) -> Tensor:
+def _in_common_bins(probabilities: Tensor, positions: Tensor, groups: PairedGroups) -> Tensor:
     """Distributions (N, 4, K) over own positions, over bins of the group: (N, 4, 2K+1)."""
     count = probabilities.shape[2]
     expected = (probabilities * positions).sum(dim=2)
     middle = _group_mean(expected, groups, detach=True)
     spacing = (positions[..., -1] - positions[..., 0]).abs() / max(count - 1, 1)
     numbers = groups.numbers[:, None].expand(-1, 4)
-    widest = spacing.new_zeros(len(groups.sizes), 4).scatter_reduce_(
-        0, numbers, spacing, 'amax')
+    widest = spacing.new_zeros(len(groups.sizes), 4).scatter_reduce_(0, numbers, spacing, 'amax')
     width = widest.gather(0, numbers).clamp(min=MIN_BOX_SIDE)
     places = (positions - middle[..., None]) / width[..., None] + count
     places = places.clamp(0, 2 * count)
@@ -354,14 +372,15 @@ def _in_common_bins(probabilities: Tensor, positions: Tensor, groups: PairedGrou
     return (1 - BIN_FLOOR) * bins + BIN_FLOOR / bins.shape[2]
 
 
-def _gaussians(boxes_xyxy: Tensor) -> Tuple[Tensor, Tensor]:
+def _gaussians(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """Means and standard deviations, both (N, 2), of the Gaussians of boxes (N, 4)."""
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     return (low + high) / 2, (high - low).clamp(min=MIN_BOX_SIDE) / 2
 
 
-def _bernoulli_divergence(logits: Tensor, groups: PairedGroups, detach_mean: bool,
-                          weights: Optional[Tensor] = None) -> Tensor:
+def _bernoulli_divergence(
+    logits: Tensor, groups: PairedGroups, detach_mean: bool, weights: Tensor | None = None
+) -> Tensor:
     """D_KL(pbar_i || p_i) of every Bernoulli by itself: logits (N, D) to (N, D)."""
     divergence = torch.zeros_like(logits)
     for signed in (logits, -logits):  # p and 1 - p, without cancellation
@@ -372,8 +391,9 @@ def _bernoulli_divergence(logits: Tensor, groups: PairedGroups, detach_mean: boo
     return divergence
 
 
-def _group_mean(values: Tensor, groups: PairedGroups, detach: bool,
-                weights: Optional[Tensor] = None) -> Tensor:
+def _group_mean(
+    values: Tensor, groups: PairedGroups, detach: bool, weights: Tensor | None = None
+) -> Tensor:
     """pbar: for each row of values (N, D) the mean of its group's rows, (N, D).
 
     With weights (N, D) of 0 and 1, the mean of those entries that have 1; 0 where none
@@ -383,8 +403,7 @@ def _group_mean(values: Tensor, groups: PairedGroups, detach: bool,
         values = values.detach()
     if weights is None:
         return _group_sum(values, groups) / groups.sizes[groups.numbers, None]
-    return _group_sum(values * weights, groups) / _group_sum(
-        weights, groups).clamp(min=1)
+    return _group_sum(values * weights, groups) / _group_sum(weights, groups).clamp(min=1)
 
 
 def _group_sum(values: Tensor, groups: PairedGroups) -> Tensor:
@@ -393,7 +412,7 @@ def _group_sum(values: Tensor, groups: PairedGroups) -> Tensor:
     return sums.index_add(0, groups.numbers, values)[groups.numbers]
 
 
-def _average(divergence: Tensor, paired: Tensor, avg_factor: Optional[float]) -> Tensor:
+def _average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Tensor:
     if avg_factor is None:
         avg_factor = max(len(divergence), 1)
     return torch.where(paired, divergence, 0).sum() / avg_factor
@@ -410,16 +429,20 @@ def _only(paired: Tensor, predictions: Tensor) -> Tensor:
     return torch.where(paired[:, None], wide, 0).clamp(-_LARGEST, _LARGEST)
 
 
-def _check(predictions: Tensor, group_ids: Tensor, avg_factor: Optional[float],
-           temperature: float = 1.0) -> None:
+def _check(
+    predictions: Tensor, group_ids: Tensor, avg_factor: float | None, temperature: float = 1.0
+) -> None:
     if predictions.dim() != 2 or group_ids.shape != predictions.shape[:1]:
         raise ValueError(
             f'predictions have shape {tuple(predictions.shape)} and group ids '
-            f'{tuple(group_ids.shape)}; expected (N, C) and (N,)')
+            f'{tuple(group_ids.shape)}; expected (N, C) and (N,)'
+        )
     if group_ids.is_floating_point() or group_ids.dtype == torch.bool:
         raise ValueError(f'group ids are {group_ids.dtype}; expected integers')
     if not temperature > 0:
         raise ValueError(f'temperature is {temperature}; expected a positive number')
     if avg_factor is not None and not avg_factor > 0:
-        raise ValueError(f'avg_factor is {avg_factor}; expected a positive number, as '
-                         'max(number of predictions, 1)')
+        raise ValueError(
+            f'avg_factor is {avg_factor}; expected a positive number, as '
+            'max(number of predictions, 1)'
+        )

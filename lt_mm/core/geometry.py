@@ -16,8 +16,8 @@ a view moves beyond the numbers of a precision is stopped at half its largest on
 that a difference of two of them is finite. :func:`is_invertible` is False for views
 that must not pair anything. Builders raise ``ValueError`` for what is not finite.
 """
+
 import math
-from typing import Tuple
 
 import numpy as np
 import torch
@@ -46,11 +46,13 @@ def scale_matrix(sx: float, sy: float) -> np.ndarray:
 def _refuse_infinite(what: str, *numbers: float) -> None:
     numbers = tuple(map(float, numbers))
     if not all(abs(number) <= _LARGEST for number in numbers):
-        raise ValueError(f'{what} {numbers} is no view; expected finite numbers. '
-                         'Check the transform that drew them')
+        raise ValueError(
+            f'{what} {numbers} is no view; expected finite numbers. '
+            'Check the transform that drew them'
+        )
 
 
-def flip_matrix(shape: Tuple[int, int], direction: str) -> np.ndarray:
+def flip_matrix(shape: tuple[int, int], direction: str) -> np.ndarray:
     """View of a flip inside an image.
 
     Args:
@@ -64,8 +66,9 @@ def flip_matrix(shape: Tuple[int, int], direction: str) -> np.ndarray:
         ValueError: For another direction.
     """
     if direction not in ('horizontal', 'vertical', 'diagonal'):
-        raise ValueError(f"flip direction is {direction!r}; expected 'horizontal', "
-                         "'vertical' or 'diagonal'")
+        raise ValueError(
+            f"flip direction is {direction!r}; expected 'horizontal', 'vertical' or 'diagonal'"
+        )
     height, width = shape[:2]
     _refuse_infinite('a flip in an image of', height, width)
     matrix = np.eye(3)
@@ -76,7 +79,7 @@ def flip_matrix(shape: Tuple[int, int], direction: str) -> np.ndarray:
     return matrix
 
 
-def rotation_matrix(center: Tuple[float, float], angle: float) -> np.ndarray:
+def rotation_matrix(center: tuple[float, float], angle: float) -> np.ndarray:
     """View of a rotation about a point.
 
     Args:
@@ -89,8 +92,7 @@ def rotation_matrix(center: Tuple[float, float], angle: float) -> np.ndarray:
     _refuse_infinite('a rotation by x, y, angle', *center, angle)
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    return (translation_matrix(*center) @ turn
-            @ translation_matrix(-center[0], -center[1]))
+    return translation_matrix(*center) @ turn @ translation_matrix(-center[0], -center[1])
 
 
 def scale_about_matrices(centers: np.ndarray, sx: float, sy: float) -> np.ndarray:
@@ -217,24 +219,33 @@ def is_invertible(matrices: Tensor) -> Tensor:
     wide = matrices.double()
     adjugate, det = _adjugate_and_determinant(wide)
     first, second, third = wide.abs().unbind(dim=-2)
-    terms = first * (second.roll(-1, -1) * third.roll(-2, -1)
-                     + second.roll(-2, -1) * third.roll(-1, -1))
+    terms = first * (
+        second.roll(-1, -1) * third.roll(-2, -1) + second.roll(-2, -1) * third.roll(-1, -1)
+    )
     size = det.abs()
     usable = (wide.abs() <= _LARGEST).flatten(-2).all(dim=-1)
     bounded = (adjugate.abs() <= _LARGEST_INVERSE * size[..., None, None]).flatten(-2)
-    return (usable & bounded.all(dim=-1) & size.isfinite() & (size > 1e-12)
-            & (size > 1e-14 * terms.sum(dim=-1)))
+    return (
+        usable
+        & bounded.all(dim=-1)
+        & size.isfinite()
+        & (size > 1e-12)
+        & (size > 1e-14 * terms.sum(dim=-1))
+    )
 
 
-def _adjugate_and_determinant(wide: Tensor) -> Tuple[Tensor, Tensor]:
+def _adjugate_and_determinant(wide: Tensor) -> tuple[Tensor, Tensor]:
     """(..., 3, 3) and (...,), so that the inverse is their quotient.
 
     Written out: a factorisation loses rows of very different size, raises for
     singular views and makes the device wait.
     """
     first, second, third = wide.unbind(dim=-2)
-    columns = [torch.linalg.cross(second, third), torch.linalg.cross(third, first),
-               torch.linalg.cross(first, second)]
+    columns = [
+        torch.linalg.cross(second, third),
+        torch.linalg.cross(third, first),
+        torch.linalg.cross(first, second),
+    ]
     return torch.stack(columns, dim=-1), (first * columns[0]).sum(dim=-1)
 
 
@@ -263,12 +274,13 @@ def boxes_to_source(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
 
 
 def boxes_to_replica(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
-    """psi for boxes: moves boxes of source images to replicas; see :func:`map_boxes`."""
+    """Psi for boxes: moves boxes of source images to replicas; see :func:`map_boxes`."""
     return map_boxes(boxes_xyxy, matrices)
 
 
-def masks_to_source(mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor,
-                    regions_xyxy: Tensor, size: int) -> Tuple[Tensor, Tensor]:
+def masks_to_source(
+    mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor, regions_xyxy: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
     """psi^-1 for masks: resamples them on a canonical grid of the source instance.
 
     Each cell centre of a ``size`` x ``size`` grid over the instance's region in the
@@ -297,8 +309,7 @@ def masks_to_source(mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor,
     regions, rois = regions_xyxy.detach().double(), rois_xyxy.detach().double()
     cells = regions[:, None, :2] + unit * (regions[:, None, 2:] - regions[:, None, :2])
     sides = rois[:, None, 2:] - rois[:, None, :2]
-    places = ((map_points(cells, matrices) - rois[:, None, :2])
-              / sides.clamp(min=_SMALLEST_SIDE))
+    places = (map_points(cells, matrices) - rois[:, None, :2]) / sides.clamp(min=_SMALLEST_SIDE)
     # NaN is outside too; grid_sample's backward reads beyond its memory at it.
     places = places.nan_to_num(nan=-1.0)
     inside = ((places >= 0) & (places <= 1) & (sides >= _SMALLEST_SIDE)).all(dim=-1)
@@ -306,13 +317,14 @@ def masks_to_source(mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor,
     wide = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     grid = (2 * places.clamp(0, 1) - 1).to(wide)
     values = torch.nn.functional.grid_sample(
-        wide[:, None], grid.view(-1, size, size, 2), padding_mode='border',
-        align_corners=False)
+        wide[:, None], grid.view(-1, size, size, 2), padding_mode='border', align_corners=False
+    )
     return values[:, 0], inside.view(-1, size, size)
 
 
-def side_positions_to_source(centers: Tensor, distances: Tensor, matrices: Tensor
-                             ) -> Tuple[Tensor, Tensor]:
+def side_positions_to_source(
+    centers: Tensor, distances: Tensor, matrices: Tensor
+) -> tuple[Tensor, Tensor]:
     """Where the sides of boxes may lie, in the source image.
 
     A head that predicts a distribution of the distance from a point to each side of
@@ -333,17 +345,16 @@ def side_positions_to_source(centers: Tensor, distances: Tensor, matrices: Tenso
     """
     axes = torch.eye(2, dtype=torch.float64, device=centers.device)
     directions = torch.cat([-axes, axes])
-    places = (centers.double()[:, None, None]
-              + distances.double()[:, None, :, None] * directions[:, None])
+    places = (
+        centers.double()[:, None, None] + distances.double()[:, None, :, None] * directions[:, None]
+    )
     sources = points_to_source(places.flatten(1, 2), matrices).unflatten(1, (4, -1))
     away = sources[:, :, -1] - sources[:, :, 0]  # (N, 4, 2), outwards from the point
     x, y = away.unbind(dim=-1)
     sides = torch.stack([x.argmin(1), y.argmin(1), x.argmax(1), y.argmax(1)], dim=1)
-    picked = sources.gather(
-        1, sides[:, :, None, None].expand(-1, -1, *sources.shape[2:]))
+    picked = sources.gather(1, sides[:, :, None, None].expand(-1, -1, *sources.shape[2:]))
     axis = torch.arange(4, device=picked.device) % 2
-    positions = picked.gather(
-        3, axis.view(1, 4, 1, 1).expand(len(picked), -1, picked.shape[2], 1))
+    positions = picked.gather(3, axis.view(1, 4, 1, 1).expand(len(picked), -1, picked.shape[2], 1))
     return positions[..., 0], sides
 
 
@@ -369,8 +380,9 @@ def move_boxes(boxes_xyxy: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     return np.concatenate([places.min(axis=1), places.max(axis=1)], axis=1)
 
 
-def visible_fraction(boxes_xyxy: np.ndarray, whole_xyxy: np.ndarray,
-                     shape: Tuple[int, int]) -> np.ndarray:
+def visible_fraction(
+    boxes_xyxy: np.ndarray, whole_xyxy: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
     """How much of moved boxes is left inside an image.
 
     Args:

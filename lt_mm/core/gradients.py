@@ -1,5 +1,7 @@
 """Two gradients beside each other: does one term work against another?"""
-from typing import NamedTuple, Optional, Sequence
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +14,14 @@ class GradientComparison(NamedTuple):
         ratio: The norm of the first divided by that of the second.
         cosine: Of the angle between them; NaN where one of them is zero.
     """
+
     ratio: float
     cosine: float
 
 
-def compare_gradients(first: Sequence[Optional[Tensor]],
-                      second: Sequence[Optional[Tensor]]) -> GradientComparison:
+def compare_gradients(
+    first: Sequence[Tensor | None], second: Sequence[Tensor | None]
+) -> GradientComparison:
     """Compares the gradients of two losses, all tensors as one vector each.
 
     Args:
@@ -30,18 +34,23 @@ def compare_gradients(first: Sequence[Optional[Tensor]],
             gradient is zero, so that there is nothing to compare with.
     """
     if len(first) != len(second):
-        raise ValueError(f'there are {len(first)} and {len(second)} gradients; expected '
-                         'those of two losses for the same tensors')
+        raise ValueError(
+            f'there are {len(first)} and {len(second)} gradients; expected '
+            'those of two losses for the same tensors'
+        )
     norm, other = _norm(first), _norm(second)
     if other == 0:
-        raise ValueError('the second gradient is zero; expected that of a loss that '
-                         'depends on the tensors')
-    product = sum(float((a.double() * b.double()).sum()) for a, b in zip(first, second)
-                  if a is not None and b is not None)
-    return GradientComparison(norm / other, product / (norm * other) if norm else
-                              float('nan'))
+        raise ValueError(
+            'the second gradient is zero; expected that of a loss that depends on the tensors'
+        )
+    product = sum(
+        float((a.double() * b.double()).sum())
+        for a, b in zip(first, second)
+        if a is not None and b is not None
+    )
+    return GradientComparison(norm / other, product / (norm * other) if norm else float('nan'))
 
 
-def _norm(gradients: Sequence[Optional[Tensor]]) -> float:
+def _norm(gradients: Sequence[Tensor | None]) -> float:
     squares = [each.double().square().sum() for each in gradients if each is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

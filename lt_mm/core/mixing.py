@@ -9,7 +9,6 @@ replicas of a source keep one and the same soft label.
 Sources: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; Cutout, arXiv:1708.04552.
 Nothing is drawn here: permutations, lambdas, boxes and centres are arguments.
 """
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -58,12 +57,15 @@ def mixing_partners(source_ids: Tensor, permutation: Tensor) -> Tensor:
     sources = number_sources(source_ids)
     sizes = torch.bincount(sources)
     if len(permutation) != len(sizes):
-        raise ValueError(f'the permutation is of {len(permutation)} sources and the batch '
-                         f'has {len(sizes)}; expected one entry for each source')
+        raise ValueError(
+            f'the permutation is of {len(permutation)} sources and the batch '
+            f'has {len(sizes)}; expected one entry for each source'
+        )
     ordered = sources.argsort(stable=True)  # rows, replicas of a source together
     starts = sizes.cumsum(0) - sizes
     place = torch.empty_like(ordered).scatter_(
-        0, ordered, torch.arange(len(ordered), device=ordered.device))
+        0, ordered, torch.arange(len(ordered), device=ordered.device)
+    )
     replica = place - starts[sources]
     partner = permutation[sources]
     return ordered[starts[partner] + replica % sizes[partner]]
@@ -83,7 +85,7 @@ def mix(values: Tensor, partners: Tensor, lam: float) -> Tensor:
     return lam * values + (1 - lam) * values[partners]
 
 
-def paste_box(images: Tensor, partners: Tensor, box: Tuple[int, int, int, int]) -> Tensor:
+def paste_box(images: Tensor, partners: Tensor, box: tuple[int, int, int, int]) -> Tensor:
     """CutMix: puts the partner's pixels inside one box of each image.
 
     Args:
@@ -101,7 +103,7 @@ def paste_box(images: Tensor, partners: Tensor, box: Tuple[int, int, int, int]) 
     return pasted
 
 
-def square_masks(centers: Tensor, length: int, shape: Tuple[int, int]) -> Tensor:
+def square_masks(centers: Tensor, length: int, shape: tuple[int, int]) -> Tensor:
     """Cutout: the pixels of one square for each image, clipped at the border.
 
     Args:

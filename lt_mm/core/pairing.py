@@ -6,7 +6,9 @@ nothing. It takes O(N) memory where the indicator itself would take N x N. Only 
 greedy matching by IoU makes the host wait for the device; all other functions have
 outputs of fixed size.
 """
-from typing import List, NamedTuple, Sequence, Tuple
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,8 +54,7 @@ def group_sizes(group_ids: Tensor) -> Tensor:
         (N,) int64.
     """
     numbers = compact_ids(group_ids)
-    counts = torch.zeros_like(numbers).index_add_(
-        0, numbers, torch.ones_like(numbers))
+    counts = torch.zeros_like(numbers).index_add_(0, numbers, torch.ones_like(numbers))
     return torch.where(group_ids >= 0, counts[numbers], 0)
 
 
@@ -73,6 +74,7 @@ class PairedGroups(NamedTuple):
         sizes: (G + 1,) int64, members of each; the last counts the unpaired.
         paired: (N,) bool.
     """
+
     numbers: Tensor
     sizes: Tensor
     paired: Tensor
@@ -93,8 +95,7 @@ def paired_groups(group_ids: Tensor) -> PairedGroups:
     first &= paired
     num_groups = int(first.sum()) if _counting_is_free(first) else len(first) // 2
     numbers = torch.where(paired, first.cumsum(0) - 1, num_groups)
-    sizes = numbers.new_zeros(num_groups + 1).index_add_(
-        0, numbers, torch.ones_like(numbers))
+    sizes = numbers.new_zeros(num_groups + 1).index_add_(0, numbers, torch.ones_like(numbers))
     numbers = torch.empty_like(numbers).scatter_(0, order, numbers)
     return PairedGroups(numbers, sizes, numbers < num_groups)
 
@@ -104,8 +105,7 @@ def _counting_is_free(tensor: Tensor) -> bool:
     return tensor.device.type == 'cpu'
 
 
-def groups_across_replicas(instance_ids: Tensor, replica_ids: Tensor,
-                           keep: Tensor) -> Tensor:
+def groups_across_replicas(instance_ids: Tensor, replica_ids: Tensor, keep: Tensor) -> Tensor:
     """`gt` pairing: predictions assigned to one annotation, in at least two replicas.
 
     Args:
@@ -119,16 +119,15 @@ def groups_across_replicas(instance_ids: Tensor, replica_ids: Tensor,
         every kept prediction of the annotation lies in the same replica.
     """
     groups = compact_rows(torch.cat([instance_ids, keep[:, None].long()], dim=1))
-    size, replicas = (len(groups), ), replica_ids.long()
+    size, replicas = (len(groups),), replica_ids.long()
     first = replicas.new_zeros(size).scatter_reduce_(
-        0, groups, replicas, 'amin', include_self=False)
-    last = replicas.new_zeros(size).scatter_reduce_(
-        0, groups, replicas, 'amax', include_self=False)
+        0, groups, replicas, 'amin', include_self=False
+    )
+    last = replicas.new_zeros(size).scatter_reduce_(0, groups, replicas, 'amax', include_self=False)
     return torch.where(keep & (first != last)[groups], groups, UNPAIRED)
 
 
-def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor,
-                            distances: Tensor) -> Tensor:
+def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor, distances: Tensor) -> Tensor:
     """Resort(p | y): keeps one prediction for each annotation and replica.
 
     Args:
@@ -143,11 +142,11 @@ def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor,
     cells = compact_rows(torch.stack([group_ids, replica_ids.long()], dim=1))
     distances = distances.detach()
     least = distances.new_zeros(len(cells)).scatter_reduce_(
-        0, cells, distances, 'amin', include_self=False)
+        0, cells, distances, 'amin', include_self=False
+    )
     rows = torch.arange(len(cells), device=cells.device)
     candidates = torch.where(distances == least[cells], rows, len(cells))
-    winner = torch.full_like(rows, len(cells)).scatter_reduce_(
-        0, cells, candidates, 'amin')
+    winner = torch.full_like(rows, len(cells)).scatter_reduce_(0, cells, candidates, 'amin')
     return torch.where(winner[cells] == rows, group_ids, UNPAIRED)
 
 
@@ -155,14 +154,17 @@ def group_hulls(boxes_xyxy: Tensor, group_ids: Tensor) -> Tensor:
     """For each box (N, 4) the smallest box around all of its group: (N, 4)."""
     numbers = compact_ids(group_ids)[:, None].expand(-1, 4)
     low = torch.zeros_like(boxes_xyxy).scatter_reduce_(
-        0, numbers, boxes_xyxy, 'amin', include_self=False)
+        0, numbers, boxes_xyxy, 'amin', include_self=False
+    )
     high = torch.zeros_like(boxes_xyxy).scatter_reduce_(
-        0, numbers, boxes_xyxy, 'amax', include_self=False)
+        0, numbers, boxes_xyxy, 'amax', include_self=False
+    )
     return torch.cat([low[:, :2], high[:, 2:]], dim=1).gather(0, numbers)
 
 
-def annotation_of_target(targets_xyxy: Tensor, target_labels: Tensor, gt_xyxy: Tensor,
-                         gt_labels: Tensor) -> Tensor:
+def annotation_of_target(
+    targets_xyxy: Tensor, target_labels: Tensor, gt_xyxy: Tensor, gt_labels: Tensor
+) -> Tensor:
     """Which annotation regression targets were made from.
 
     Args:
@@ -205,8 +207,7 @@ def _areas(boxes_xyxy: Tensor) -> Tensor:
     return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(dim=-1)
 
 
-def same_source_by_area(boxes_a: Tensor, boxes_b: Tensor, threshold: float = 0.8
-                        ) -> Tensor:
+def same_source_by_area(boxes_a: Tensor, boxes_b: Tensor, threshold: float = 0.8) -> Tensor:
     """The paper's test, without ids, whether two images are replicas of one source.
 
     The area that all boxes of one image have together, over that of the other's: of
@@ -232,9 +233,9 @@ def same_source_by_area(boxes_a: Tensor, boxes_b: Tensor, threshold: float = 0.8
     return (least >= threshold * most) & (least > 0)
 
 
-def greedy_iou_pairs(boxes_a: Tensor, boxes_b: Tensor, labels_a: Tensor,
-                     labels_b: Tensor, iou_threshold: float = 0.5
-                     ) -> Tuple[Tensor, Tensor]:
+def greedy_iou_pairs(
+    boxes_a: Tensor, boxes_b: Tensor, labels_a: Tensor, labels_b: Tensor, iou_threshold: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """`iou` pairing of two replicas: best pair first, each box once, same class.
 
     Equal IoUs are ordered by row, then column.
@@ -284,8 +285,9 @@ def _greedy_partners(iou: Tensor) -> Tensor:
     return partner
 
 
-def iou_groups(boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor,
-               iou_threshold: float = 0.5) -> Tensor:
+def iou_groups(
+    boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor, iou_threshold: float = 0.5
+) -> Tensor:
     """`iou` pairing of all replicas of a batch, one replica a source after the other.
 
     The first replica's boxes open a group each; every further replica is paired with
@@ -321,8 +323,7 @@ def iou_groups(boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor,
         own = torch.where(present[..., None], boxes[replica], 0)
         means = sums[:, :begin] / counts[:, :begin, None].clamp(min=1)
         iou = pairwise_iou(own, means)
-        allowed = (labels[replica][:, :, None] == classes[:, None, :begin]) & (
-            iou >= iou_threshold)
+        allowed = (labels[replica][:, :, None] == classes[:, None, :begin]) & (iou >= iou_threshold)
         partner = _greedy_partners(torch.where(allowed, iou, -1.0))
         group = torch.where(partner == UNPAIRED, begin + slots, partner)
         classes[:, begin:end] = labels[replica]
@@ -332,8 +333,9 @@ def iou_groups(boxes: Tensor, labels: Tensor, valid: Tensor, members: Tensor,
     return groups[:-1]
 
 
-def greedy_iou_groups(boxes: Sequence[Tensor], labels: Sequence[Tensor],
-                      iou_threshold: float = 0.5) -> List[Tensor]:
+def greedy_iou_groups(
+    boxes: Sequence[Tensor], labels: Sequence[Tensor], iou_threshold: float = 0.5
+) -> list[Tensor]:
     """:func:`iou_groups` of the replicas of one source, any number of boxes each.
 
     Args:
@@ -347,9 +349,12 @@ def greedy_iou_groups(boxes: Sequence[Tensor], labels: Sequence[Tensor],
     """
     sizes = [len(own) for own in boxes]
     device = boxes[0].device
-    valid = (torch.arange(max(sizes), device=device)
-             < torch.tensor(sizes, device=device)[:, None])
-    groups = iou_groups(pad_sequence([own.detach() for own in boxes], batch_first=True),
-                        pad_sequence(list(labels), batch_first=True), valid,
-                        torch.arange(len(sizes), device=device)[None], iou_threshold)
+    valid = torch.arange(max(sizes), device=device) < torch.tensor(sizes, device=device)[:, None]
+    groups = iou_groups(
+        pad_sequence([own.detach() for own in boxes], batch_first=True),
+        pad_sequence(list(labels), batch_first=True),
+        valid,
+        torch.arange(len(sizes), device=device)[None],
+        iou_threshold,
+    )
     return list(compact_ids(groups[valid]).split(sizes))

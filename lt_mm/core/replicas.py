@@ -11,13 +11,14 @@ samples are looked up in it in chunks.
 Randomness is a function of ``(seed, epoch)`` alone. Any epoch can be built
 without the ones before it, and every rank builds the same order.
 """
+
 import bisect
 import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Iterator
 
 import numpy as np
 
@@ -51,6 +52,7 @@ class Layout:
     Raises:
         ValueError: If an argument is out of its range.
     """
+
     num_repeats: int
     placement: str = 'rank'
     rank: int = 0
@@ -59,19 +61,25 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_repeats, int):
-            raise ValueError(f'num_repeats={self.num_repeats!r} is not an int: '
-                             'use a whole number of replicas, 2 or more')
+            raise ValueError(
+                f'num_repeats={self.num_repeats!r} is not an int: '
+                'use a whole number of replicas, 2 or more'
+            )
         if self.num_repeats < 2:
             raise ValueError(
                 f'num_repeats={self.num_repeats} makes no replicas to pair: '
-                'use 2 or more, or the stock DefaultSampler')
+                'use 2 or more, or the stock DefaultSampler'
+            )
         _check_choice('placement', self.placement, PLACEMENTS)
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f'rank={self.rank} is not in 0 ... '
-                             f'world_size - 1 (world_size={self.world_size})')
+            raise ValueError(
+                f'rank={self.rank} is not in 0 ... world_size - 1 (world_size={self.world_size})'
+            )
         if not 0 <= self.repeat_fraction <= 1:
-            raise ValueError(f'repeat_fraction={self.repeat_fraction} is not a '
-                             'share of the samples: use a number in (0, 1]')
+            raise ValueError(
+                f'repeat_fraction={self.repeat_fraction} is not a '
+                'share of the samples: use a number in (0, 1]'
+            )
 
     def are_groups(self, units: np.ndarray) -> np.ndarray:
         """Which units of the global sequence are groups: integer to bool."""
@@ -98,15 +106,18 @@ class Layout:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f'{name}={value!r} is unknown: use one of '
-                         + ', '.join(map(repr, choices)))
+        raise ValueError(
+            f'{name}={value!r} is unknown: use one of ' + ', '.join(map(repr, choices))
+        )
 
 
 def check_num_sources(num_sources: int) -> None:
     """Raises ``ValueError`` for a data set without items."""
     if num_sources < 1:
-        raise ValueError('the data set is empty: there is nothing to repeat; '
-                         'check its annotation file and filter_cfg')
+        raise ValueError(
+            'the data set is empty: there is nothing to repeat; '
+            'check its annotation file and filter_cfg'
+        )
 
 
 def check_batch_size(batch_size: int, num_repeats: int) -> None:
@@ -130,19 +141,23 @@ def check_batch_size(batch_size: int, num_repeats: int) -> None:
         'apart, and the cut-off replicas would pair with nothing. Set '
         f'`train_dataloader.batch_size` to {" or ".join(map(str, fitting))}, '
         'or `train_dataloader.sampler.num_repeats` to a divisor of '
-        f'{batch_size}')
+        f'{batch_size}'
+    )
 
 
 def check_start_epoch(start_epoch: int, mode: str) -> None:
     """Raises ``ValueError`` where repetition cannot begin at this epoch."""
     if start_epoch < 0:
-        raise ValueError(f'start_epoch={start_epoch} is negative: use the number '
-                         'of the first epoch with replicas, counted from 0')
+        raise ValueError(
+            f'start_epoch={start_epoch} is negative: use the number '
+            'of the first epoch with replicas, counted from 0'
+        )
     if start_epoch and mode != 'v1':
         raise ValueError(
             f'start_epoch={start_epoch} changes the length of the epochs with '
             f"mode={mode!r}: use mode='v1', or two runs, the second with "
-            '`load_from`')
+            '`load_from`'
+        )
 
 
 def count_samples(num_units: int, layout: Layout) -> int:
@@ -168,16 +183,13 @@ def sources_of_samples(samples: np.ndarray, layout: Layout) -> np.ndarray:
         rows, slots = np.divmod(samples, layout.num_repeats)
         units = layout.rank + layout.world_size * rows
     else:
-        units, slots = np.divmod(layout.rank + layout.world_size * samples,
-                                 layout.num_repeats)
+        units, slots = np.divmod(layout.rank + layout.world_size * samples, layout.num_repeats)
     if layout.repeat_fraction == 1:
         return units
-    return (layout.sources_before(units)
-            + np.where(layout.are_groups(units), 0, slots))
+    return layout.sources_before(units) + np.where(layout.are_groups(units), 0, slots)
 
 
-def count_units(num_sources: int, layout: Layout, mode: str,
-                round_up: bool) -> int:
+def count_units(num_sources: int, layout: Layout, mode: str, round_up: bool) -> int:
     """Units in an epoch, over all ranks.
 
     Args:
@@ -195,8 +207,10 @@ def count_units(num_sources: int, layout: Layout, mode: str,
     units = math.ceil(num_sources / layout.num_repeats)
     if mode == 'full':
         units += bisect.bisect_left(
-            range(units, num_sources), num_sources,
-            key=lambda count: int(layout.sources_before(np.int64(count))))
+            range(units, num_sources),
+            num_sources,
+            key=lambda count: int(layout.sources_before(np.int64(count))),
+        )
     if not round_up:
         return units
     multiple = layout.world_size
@@ -209,8 +223,7 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def shuffled_order(num_sources: int, seed: int, epoch: int,
-                   shuffle: bool) -> np.ndarray:
+def shuffled_order(num_sources: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
     """Every source once.
 
     Args:
@@ -228,8 +241,9 @@ def shuffled_order(num_sources: int, seed: int, epoch: int,
     return order
 
 
-def balanced_order(num_sources: int, num_drawn: int, num_before: int, seed: int,
-                   epoch: int, shuffle: bool) -> np.ndarray:
+def balanced_order(
+    num_sources: int, num_drawn: int, num_before: int, seed: int, epoch: int, shuffle: bool
+) -> np.ndarray:
     """The sources of one short epoch, drawn without replacement across epochs.
 
     Epochs are consecutive slices of an endless repetition of *one* permutation,
@@ -286,20 +300,25 @@ def _cyclic_slice(cycle: np.ndarray, start: int, stop: int) -> np.ndarray:
     """``cycle[start:stop]`` of the endless repetition of ``cycle``, a copy."""
     # Slices, since an array of positions would be twice as large as the result.
     laps = range(0, stop, len(cycle))
-    return np.concatenate(
-        [cycle[max(0, start - lap):stop - lap] for lap in laps])
+    return np.concatenate([cycle[max(0, start - lap) : stop - lap] for lap in laps])
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
     # The key is not added to the seed: epoch 1 of seed 0 is not epoch 0 of
     # seed 1. The modulo: torch takes negative seeds, NumPy does not.
-    return np.random.default_rng(
-        np.random.SeedSequence(seed % 2**64, spawn_key=key))
+    return np.random.default_rng(np.random.SeedSequence(seed % 2**64, spawn_key=key))
 
 
-def epoch_chunks(num_sources: int, layout: Layout, mode: str, seed: int,
-                 epoch: int, shuffle: bool, round_up: bool,
-                 start_epoch: int = 0) -> Iterator[np.ndarray]:
+def epoch_chunks(
+    num_sources: int,
+    layout: Layout,
+    mode: str,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    round_up: bool,
+    start_epoch: int = 0,
+) -> Iterator[np.ndarray]:
     """The samples of one rank in one epoch.
 
     The ranks partition the epoch. Units added by ``round_up`` repeat the start
@@ -334,13 +353,16 @@ def epoch_chunks(num_sources: int, layout: Layout, mode: str, seed: int,
     if mode == 'full':
         order = shuffled_order(num_sources, seed, epoch, shuffle)
     else:
-        early, late = (int(each.sources_before(np.int64(num_units)))
-                       for each in (before, layout))
+        early, late = (int(each.sources_before(np.int64(num_units))) for each in (before, layout))
         first_epochs = min(epoch, start_epoch)
         order = balanced_order(
-            num_sources, late if epoch >= start_epoch else early,
-            early * first_epochs + late * (epoch - first_epochs), seed, epoch,
-            shuffle)
+            num_sources,
+            late if epoch >= start_epoch else early,
+            early * first_epochs + late * (epoch - first_epochs),
+            seed,
+            epoch,
+            shuffle,
+        )
     return _look_up(order, count_samples(num_units, present), present)
 
 
@@ -351,8 +373,9 @@ def _look_up(order: np.ndarray, end: int, layout: Layout) -> Iterator[np.ndarray
         yield order[sources_of_samples(samples, layout) % len(order)]
 
 
-def endless_chunks(num_sources: int, layout: Layout, seed: int, shuffle: bool,
-                   start: int = 0) -> Iterator[np.ndarray]:
+def endless_chunks(
+    num_sources: int, layout: Layout, seed: int, shuffle: bool, start: int = 0
+) -> Iterator[np.ndarray]:
     """The samples of one rank in an endless sequence of passes over the data.
 
     Every pass holds each source once, in a new order. Passes follow each other

@@ -1,4 +1,5 @@
 """How well the boxes of replicas come back to the annotations of their source."""
+
 import torch
 from torch import Tensor
 
@@ -8,8 +9,9 @@ from lt_mm.core.geometry import boxes_to_source, map_points
 _CUT = 1e-4
 
 
-def restoration_errors(boxes_xyxy: Tensor, matrices: Tensor, annotated_xyxy: Tensor,
-                       visibility: Tensor) -> Tensor:
+def restoration_errors(
+    boxes_xyxy: Tensor, matrices: Tensor, annotated_xyxy: Tensor, visibility: Tensor
+) -> Tensor:
     """How far restored boxes lie from the annotations that they show.
 
     A box that is whole in its replica has to come back to its annotation. One that was

@@ -1,9 +1,10 @@
 """The weight rho of the consistency term over training."""
-import math
-from dataclasses import dataclass
-from typing import Mapping, Union
 
-RhoConfig = Union[float, int, Mapping]
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+RhoConfig = float | int | Mapping
 _KINDS = ('constant', 'linear', 'cosine')
 
 
@@ -24,6 +25,7 @@ class RhoSchedule:
         begin: Part of training, in [0, 1], at which rho starts to move.
         finish: Part of training at which it has arrived.
     """
+
     kind: str = 'constant'
     start: float = 0.0
     end: float = 1.0
@@ -36,13 +38,16 @@ class RhoSchedule:
         for name in ('start', 'end'):
             value = getattr(self, name)
             if not (_is_number(value) and math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f'rho has {name}={value!r}; expected a finite number >= 0')
-        if not (_is_number(self.begin) and _is_number(self.finish)
-                and 0 <= self.begin < self.finish <= 1):
+                raise ValueError(f'rho has {name}={value!r}; expected a finite number >= 0')
+        if not (
+            _is_number(self.begin)
+            and _is_number(self.finish)
+            and 0 <= self.begin < self.finish <= 1
+        ):
             raise ValueError(
                 f'rho moves from {self.begin!r} to {self.finish!r}; expected parts of '
-                'training with 0 <= begin < finish <= 1')
+                'training with 0 <= begin < finish <= 1'
+            )
 
     @classmethod
     def from_config(cls, rho: RhoConfig) -> 'RhoSchedule':
@@ -55,13 +60,17 @@ class RhoSchedule:
         if isinstance(rho, Mapping):
             unknown = set(rho) - {'type', 'start', 'end', 'begin', 'finish'}
             if unknown:
-                raise ValueError(f'rho has the unknown keys {sorted(unknown)}; expected '
-                                 'type, start, end, begin, finish')
+                raise ValueError(
+                    f'rho has the unknown keys {sorted(unknown)}; expected '
+                    'type, start, end, begin, finish'
+                )
             options = dict(rho)
             return cls(kind=options.pop('type', 'linear'), **options)
         if not _is_number(rho):
-            raise ValueError(f'rho is {rho!r}; expected a number or a dict such as '
-                             "dict(type='linear', start=0, end=1, finish=0.5)")
+            raise ValueError(
+                f'rho is {rho!r}; expected a number or a dict such as '
+                "dict(type='linear', start=0, end=1, finish=0.5)"
+            )
         return cls(end=float(rho))
 
     @property
@@ -69,7 +78,7 @@ class RhoSchedule:
         return self.kind == 'constant' or self.start == self.end
 
     def at(self, progress: float) -> float:
-        """rho when ``progress`` of training, in [0, 1], is done."""
+        """Rho when ``progress`` of training, in [0, 1], is done."""
         if self.is_constant:
             return self.end
         part = (progress - self.begin) / (self.finish - self.begin)

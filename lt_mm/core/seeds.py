@@ -1,4 +1,5 @@
 """Seeds of the global generators, as a function of several numbers."""
+
 import random
 
 import numpy as np

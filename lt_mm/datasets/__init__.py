@@ -1,8 +1,12 @@
 """Replicas of the source images: the pipeline that records, the samplers that repeat."""
+
 from lt_mm.datasets.replica_dataset import ReplicaDataset
-from lt_mm.datasets.samplers import (GroupedRepeatAugSampler,
-                                     InfiniteGroupedRepeatAugSampler)
+from lt_mm.datasets.samplers import GroupedRepeatAugSampler, InfiniteGroupedRepeatAugSampler
 from lt_mm.datasets.transforms import InvertiblePipeline
 
-__all__ = ['GroupedRepeatAugSampler', 'InfiniteGroupedRepeatAugSampler',
-           'InvertiblePipeline', 'ReplicaDataset']
+__all__ = [
+    'GroupedRepeatAugSampler',
+    'InfiniteGroupedRepeatAugSampler',
+    'InvertiblePipeline',
+    'ReplicaDataset',
+]

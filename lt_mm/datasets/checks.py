@@ -4,20 +4,23 @@
 tools too. :func:`explained` makes the errors that the stock data sets raise say which
 file is wrong and in what; ``tools/train.py`` uses it.
 """
+
 import os.path as osp
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional
+from typing import Any
 
 from mmdet.registry import DATASETS as DETECTION_DATASETS
 from mmengine.dataset import BaseDataset
 
-from lt_mm.datasets.transforms.bad_input import warn
 from lt_mm.datasets.converters.coco_json import briefly, find_fault
+from lt_mm.datasets.transforms.bad_input import warn
 
 _CLASSES_REMEDY = (
-    "set the names that stand in the annotation file: train_dataloader.dataset.metainfo"
+    'set the names that stand in the annotation file: train_dataloader.dataset.metainfo'
     "=dict(classes=('name', ...)), with a comma after a single one, and num_classes of "
-    'the head to their number')
+    'the head to their number'
+)
 
 
 class DataSetError(ValueError):
@@ -40,20 +43,26 @@ def check_annotated(dataset: Any) -> None:
     for each in innermost_datasets(dataset):
         classes = each.metainfo.get('classes') or ()
         if isinstance(classes, str):
-            raise DataSetError(f'the classes of {type(each).__name__} are the text '
-                               f'{classes!r}, expected a tuple of names; '
-                               f'{_CLASSES_REMEDY}')
+            raise DataSetError(
+                f'the classes of {type(each).__name__} are the text '
+                f'{classes!r}, expected a tuple of names; '
+                f'{_CLASSES_REMEDY}'
+            )
         _warn_of_missing_classes(each, classes)
         count = len(each)
-        if count and 'instances' in each.get_data_info(0) and not any(
-                _is_annotated(each.get_data_info(index)) for index in range(count)):
+        if (
+            count
+            and 'instances' in each.get_data_info(0)
+            and not any(_is_annotated(each.get_data_info(index)) for index in range(count))
+        ):
             raise DataSetError(
                 f'none of the {count} images of {type(each).__name__} '
                 f'({each.ann_file or "no ann_file"}) has an instance of its classes '
-                f'{briefly(classes)} that is not a crowd; {_CLASSES_REMEDY}')
+                f'{briefly(classes)} that is not a crowd; {_CLASSES_REMEDY}'
+            )
 
 
-def innermost_datasets(dataset: Any) -> List[BaseDataset]:
+def innermost_datasets(dataset: Any) -> list[BaseDataset]:
     """The data sets that load annotations, inside wrappers and concatenations."""
     parts = getattr(dataset, 'datasets', None)
     if parts is None and hasattr(dataset, 'dataset'):
@@ -70,9 +79,11 @@ def _is_annotated(data_info: dict) -> bool:
 def _warn_of_missing_classes(dataset: BaseDataset, classes: Any) -> None:
     found = getattr(dataset, 'cat_ids', None)
     if found is not None and 0 < len(found) < len(classes):
-        warn(f'{dataset.ann_file} has {len(found)} of the {len(classes)} classes '
-             f'{briefly(classes)}: labels count those that it has, so they are not '
-             f'the places in this list; {_CLASSES_REMEDY}')
+        warn(
+            f'{dataset.ann_file} has {len(found)} of the {len(classes)} classes '
+            f'{briefly(classes)}: labels count those that it has, so they are not '
+            f'the places in this list; {_CLASSES_REMEDY}'
+        )
 
 
 @contextmanager
@@ -95,19 +106,20 @@ def explained(dataset_cfg: dict) -> Iterator[None]:
         raise
 
 
-def _innermost_configs(cfg: dict) -> List[dict]:
+def _innermost_configs(cfg: dict) -> list[dict]:
     parts = cfg.get('datasets', [cfg['dataset']] if 'dataset' in cfg else None)
     if parts is None:
         return [cfg]
     return [inner for part in parts for inner in _innermost_configs(part)]
 
 
-def _fault_of(cfg: dict) -> Optional[str]:
+def _fault_of(cfg: dict) -> str | None:
     path = osp.join(cfg.get('data_root') or '', cfg.get('ann_file') or '')
     if not path.endswith('.json') or not osp.isfile(path):
         return None
     cls = DETECTION_DATASETS.get(cfg['type'])
-    classes = (cfg.get('metainfo') or {}).get('classes') or getattr(
-        cls, 'METAINFO', {}).get('classes', ())
+    classes = (cfg.get('metainfo') or {}).get('classes') or getattr(cls, 'METAINFO', {}).get(
+        'classes', ()
+    )
     fault = find_fault(path, classes, cfg.get('filter_cfg') or {})
     return None if fault is None else f'{path} {fault}'

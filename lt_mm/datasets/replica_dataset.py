@@ -1,7 +1,9 @@
 """A fixed number of augmented copies of each image, the same in every run."""
+
 import contextlib
 import random
-from typing import Any, Iterator, Optional, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +36,19 @@ class ReplicaDataset:
             both given.
     """
 
-    def __init__(self, dataset: Any, num_replicas: int = 4, seed: int = 0,
-                 indices: Optional[Sequence[int]] = None,
-                 max_images: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        num_replicas: int = 4,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        max_images: int | None = None,
+    ) -> None:
         if num_replicas < 1 or seed < 0:
-            raise ValueError(f'num_replicas is {num_replicas} and seed {seed}; expected '
-                             'a positive number of copies and a seed >= 0')
+            raise ValueError(
+                f'num_replicas is {num_replicas} and seed {seed}; expected '
+                'a positive number of copies and a seed >= 0'
+            )
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.num_replicas = num_replicas
         self.seed = seed
@@ -68,15 +77,17 @@ class ReplicaDataset:
             return self.dataset[self.indices[image]]
 
 
-def _chosen(count: int, indices: Optional[Sequence[int]], max_images: Optional[int]
-            ) -> Sequence[int]:
+def _chosen(count: int, indices: Sequence[int] | None, max_images: int | None) -> Sequence[int]:
     if indices is not None and max_images is not None:
-        raise ValueError(f'indices are {indices} and max_images is {max_images}; '
-                         'expected one of them')
+        raise ValueError(
+            f'indices are {indices} and max_images is {max_images}; expected one of them'
+        )
     if indices is not None:
         if not len(indices) or not all(0 <= index < count for index in indices):
-            raise ValueError(f'indices are {indices}; expected some numbers from 0 to '
-                             f'{count - 1}, of the {count} images of the data set')
+            raise ValueError(
+                f'indices are {indices}; expected some numbers from 0 to '
+                f'{count - 1}, of the {count} images of the data set'
+            )
         return [int(index) for index in indices]
     if max_images is not None and max_images < 1:
         raise ValueError(f'max_images is {max_images}; expected a positive number')

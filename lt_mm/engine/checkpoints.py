@@ -5,6 +5,7 @@ Writing: :class:`AtomicCheckpointHook`. Choosing what to go on from:
 loads every checkpoint as ``torch.load(weights_only=True)`` does, with the few types
 that MMEngine itself puts into a checkpoint added to those that torch allows.
 """
+
 import contextlib
 import functools
 import logging
@@ -13,8 +14,9 @@ import os.path as osp
 import pickle
 import re
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +52,7 @@ class AtomicBackend(LocalBackend):
     ``backend_args=dict(backend='lt_mm_atomic')``.
     """
 
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes a file.
 
         Args:
@@ -67,8 +69,7 @@ class AtomicBackend(LocalBackend):
         os.replace(partial, path)
         _sync_folder(path.parent)
 
-    def put_text(self, obj: str, filepath: Union[str, Path],
-                 encoding: str = 'utf-8') -> None:
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Writes a text file; arguments as in :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
 
@@ -106,15 +107,21 @@ class AtomicCheckpointHook(CheckpointHook):
         superseded = self._keep(runner, step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
-            self.out_dir, name, self.file_client_args,
+            self.out_dir,
+            name,
+            self.file_client_args,
             save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler, meta=meta,
-            by_epoch=self.by_epoch, backend_args=self.backend_args, **self.args)
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
         if is_main_process():
             write_last_checkpoint(runner.work_dir, self.last_ckpt)
             self._remove(superseded)
 
-    def _keep(self, runner, step: int) -> List[str]:
+    def _keep(self, runner, step: int) -> list[str]:
         """Notes a step as kept; returns the paths that are one too many then."""
         if self.max_keep_ckpts <= 0 or step in list(self.keep_ckpt_ids)[-1:]:
             return []
@@ -133,8 +140,11 @@ class AtomicCheckpointHook(CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             superseded, self.file_backend = self.file_backend.superseded, backend
-        written = {self.last_ckpt, getattr(self, 'best_ckpt_path', None),
-                   *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        written = {
+            self.last_ckpt,
+            getattr(self, 'best_ckpt_path', None),
+            *getattr(self, 'best_ckpt_path_dict', {}).values(),
+        }
         self._remove(path for path in superseded if path not in written)
 
     def _remove(self, paths: Iterable[str]) -> None:
@@ -149,7 +159,7 @@ class _Keeping:
     """A storage backend that takes notes instead of removing."""
 
     def __init__(self, backend: Any) -> None:
-        self.superseded: List[str] = []
+        self.superseded: list[str] = []
         self._backend = backend
 
     def __getattr__(self, name: str) -> Any:
@@ -166,13 +176,13 @@ def write_last_checkpoint(work_dir: str, checkpoint: str) -> None:
     AtomicBackend().put_text(str(checkpoint), osp.join(work_dir, _LAST))
 
 
-def read_last_checkpoint(work_dir: str) -> Optional[str]:
+def read_last_checkpoint(work_dir: str) -> str | None:
     """The path in ``last_checkpoint``; None without that file or with an empty one."""
     path = Path(work_dir, _LAST)
     return path.read_text().strip() or None if path.is_file() else None
 
 
-def find_resumable(work_dir: str) -> Optional[str]:
+def find_resumable(work_dir: str) -> str | None:
     """The checkpoint that a run goes on from: the newest complete one.
 
     That is the one that ``last_checkpoint`` names, if it is complete; else of the
@@ -193,9 +203,12 @@ def find_resumable(work_dir: str) -> Optional[str]:
     folders = {Path(work_dir).resolve()}
     if named is not None:
         folders.add(Path(named).resolve().parent)
-    found = [(num_iters, path.stat().st_mtime, path)
-             for folder in folders for path in folder.glob('*.pth')
-             if (num_iters := _num_iters(path)) is not None]
+    found = [
+        (num_iters, path.stat().st_mtime, path)
+        for folder in folders
+        for path in folder.glob('*.pth')
+        if (num_iters := _num_iters(path)) is not None
+    ]
     for _, _, path in sorted(found, reverse=True):
         if is_complete(path):
             return str(path)
@@ -203,7 +216,7 @@ def find_resumable(work_dir: str) -> Optional[str]:
     return None
 
 
-def is_complete(path: Union[str, Path]) -> bool:
+def is_complete(path: str | Path) -> bool:
     """Whether a file is a checkpoint as ``torch.save`` writes it, to the last byte."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -212,7 +225,7 @@ def is_complete(path: Union[str, Path]) -> bool:
         return False
 
 
-def _num_iters(path: Path) -> Optional[int]:
+def _num_iters(path: Path) -> int | None:
     """Iterations done in a checkpoint; None if a run cannot go on from it."""
     try:
         checkpoint = load_weights_only(str(path), 'cpu', mmap=True)
@@ -277,8 +290,7 @@ def _guarded(loader: Callable) -> Callable:
     return guarded
 
 
-def load_weights_only(filename: str, map_location: Any = None,
-                      mmap: bool = False) -> Any:
+def load_weights_only(filename: str, map_location: Any = None, mmap: bool = False) -> Any:
     """Loads a checkpoint file of MMEngine's or of weights, and runs no code from it.
 
     Args:
@@ -303,7 +315,8 @@ def _refusing(filename: str) -> Iterator[None]:
         raise UntrustedCheckpointError(
             f'{filename} was not loaded: torch {torch.__version__} cannot load it '
             f'without running code from it, torch {_OLDEST_TORCH} can. If you trust '
-            'the file: --trust-checkpoint')
+            'the file: --trust-checkpoint'
+        )
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             yield
@@ -319,8 +332,8 @@ def _refusing(filename: str) -> Iterator[None]:
         ) from error
 
 
-@functools.lru_cache(maxsize=None)
-def _allowed_globals() -> List[Any]:
+@functools.cache
+def _allowed_globals() -> list[Any]:
     """What MMEngine's checkpoints hold beside what torch allows.
 
     Histories of the log (``HistoryBuffer`` and its methods), settings that data sets
@@ -330,8 +343,12 @@ def _allowed_globals() -> List[Any]:
     array, number = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdgFDGSUO'}
     return [
-        HistoryBuffer, (_history_method, 'builtins.getattr'), ConfigDict,
-        np.ndarray, np.dtype, *dtypes,
+        HistoryBuffer,
+        (_history_method, 'builtins.getattr'),
+        ConfigDict,
+        np.ndarray,
+        np.dtype,
+        *dtypes,
         *((array, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
         *((number, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
     ]

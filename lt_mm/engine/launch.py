@@ -4,29 +4,37 @@ The configs run with the stock tools as well. These add: the batch size is check
 against the sampler before the first step, launches choose a port of their own and use
 gloo where there is no card, interruptions lose nothing, and checkpoints run no code.
 """
+
 import itertools
 import os.path as osp
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from lt_mm.datasets.checks import explained
+from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
 from lt_mm.engine.checkpoints import checkpoint_loading, find_resumable
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
 from lt_mm.engine.process_groups import LAUNCHERS, prepare_process_group
-from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
 
 __all__ = ['LAUNCHERS', 'build_runner', 'load_config', 'test', 'train']
 
 _RUNNERS = itertools.count(1)
 
 
-def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = None,
-          amp: bool = False, auto_scale_lr: bool = False,
-          cfg_options: Optional[Mapping[str, Any]] = None,
-          launcher: str = 'none', trust_checkpoint: bool = False) -> Runner:
+def train(
+    config: str,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+    trust_checkpoint: bool = False,
+) -> Runner:
     """Trains a config and returns its runner.
 
     Args:
@@ -69,9 +77,14 @@ def train(config: str, work_dir: Optional[str] = None, resume: Optional[str] = N
     return runner
 
 
-def test(config: str, checkpoint: str, work_dir: Optional[str] = None,
-         cfg_options: Optional[Mapping[str, Any]] = None,
-         launcher: str = 'none', trust_checkpoint: bool = False) -> Mapping[str, float]:
+def test(
+    config: str,
+    checkpoint: str,
+    work_dir: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+    trust_checkpoint: bool = False,
+) -> Mapping[str, float]:
     """Evaluates a checkpoint and returns the metrics; arguments as in :func:`train`."""
     cfg = load_config(config, work_dir, cfg_options, launcher)
     cfg.load_from = checkpoint
@@ -79,9 +92,12 @@ def test(config: str, checkpoint: str, work_dir: Optional[str] = None,
         return build_runner(cfg).test()
 
 
-def load_config(config: str, work_dir: Optional[str] = None,
-                cfg_options: Optional[Mapping[str, Any]] = None,
-                launcher: str = 'none') -> Config:
+def load_config(
+    config: str,
+    work_dir: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Config:
     """Reads a config file and applies the command line to it."""
     cfg = Config.fromfile(config)
     cfg.launcher = launcher
@@ -105,8 +121,7 @@ def build_runner(cfg: Config) -> Runner:
     prepare_process_group(cfg)
     number = next(_RUNNERS)
     if number > 1:
-        name = cfg.get('experiment_name') or osp.splitext(
-            osp.basename(cfg.filename or 'config'))[0]
+        name = cfg.get('experiment_name') or osp.splitext(osp.basename(cfg.filename or 'config'))[0]
         cfg = cfg.copy()
         cfg.experiment_name = f'{name}_{number}'
     if 'runner_type' in cfg:
@@ -114,7 +129,7 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def _choose_resumed_checkpoint(cfg: Config, resume: Optional[str]) -> None:
+def _choose_resumed_checkpoint(cfg: Config, resume: str | None) -> None:
     """Puts the checkpoint to go on from into the config."""
     if resume is not None and resume != 'auto':
         cfg.resume, cfg.load_from = True, resume
@@ -130,17 +145,22 @@ def _choose_resumed_checkpoint(cfg: Config, resume: Optional[str]) -> None:
 def _add_hooks(cfg: Config) -> None:
     """Makes interruptions harmless; what the config says of these hooks stays."""
     hooks = cfg.get('custom_hooks') or []
-    names = {str(hook.get('type')).split('.')[-1] for hook in hooks
-             if isinstance(hook, dict)}
-    cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}')
-                                  for name in ('PreemptionHook', 'ResumeHook')
-                                  if name not in names)]
+    names = {str(hook.get('type')).split('.')[-1] for hook in hooks if isinstance(hook, dict)}
+    cfg.custom_hooks = [
+        *hooks,
+        *(
+            dict(type=f'lt_mm.{name}')
+            for name in ('PreemptionHook', 'ResumeHook')
+            if name not in names
+        ),
+    ]
     # The first is MMEngine's own default.
-    default_hooks = {'checkpoint': dict(type='CheckpointHook', interval=1),
-                     **(cfg.get('default_hooks') or {})}
+    default_hooks = {
+        'checkpoint': dict(type='CheckpointHook', interval=1),
+        **(cfg.get('default_hooks') or {}),
+    }
     checkpoint = default_hooks['checkpoint']
-    if checkpoint and checkpoint.get('type') in ('CheckpointHook',
-                                                 'mmengine.CheckpointHook'):
+    if checkpoint and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
         checkpoint['type'] = 'lt_mm.AtomicCheckpointHook'
     cfg.default_hooks = default_hooks
 
@@ -149,5 +169,6 @@ def _enable_auto_scale_lr(cfg: Config) -> None:
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise ValueError(
             f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
-            'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)')
+            'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)'
+        )
     cfg.auto_scale_lr.enable = True

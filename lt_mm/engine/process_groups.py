@@ -5,6 +5,7 @@ MMEngine starts the process group itself. It takes a CUDA device for granted, an
 environment that was set by halves is refused with what is missing, and ranks without a
 card start on gloo, after which MMEngine finds the group there.
 """
+
 import datetime
 import errno
 import os
@@ -12,7 +13,8 @@ import re
 import socket
 import subprocess
 import zlib
-from typing import Mapping, MutableMapping, NamedTuple
+from collections.abc import Mapping, MutableMapping
+from typing import NamedTuple
 
 import torch.distributed as torch_dist
 from mmengine.config import Config
@@ -28,12 +30,15 @@ _VARIABLES = {
 _COMMANDS = {
     'pytorch': 'bash tools/dist_train.sh CONFIG NUM_PROCESSES',
     'slurm': 'bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR, or inside '
-             'a job: srun --ntasks=N python tools/train.py CONFIG --launcher slurm',
+    'a job: srun --ntasks=N python tools/train.py CONFIG --launcher slurm',
     'mpi': 'mpirun -n N python tools/train.py CONFIG --launcher mpi',
 }
 # How MASTER_ADDR and MASTER_PORT reach every rank.
-_SETTINGS = {'pytorch': '{} bash tools/dist_train.sh ...', 'slurm': 'export {}',
-             'mpi': 'mpirun -x {} ...'}
+_SETTINGS = {
+    'pytorch': '{} bash tools/dist_train.sh ...',
+    'slurm': 'export {}',
+    'mpi': 'mpirun -x {} ...',
+}
 
 # Below Linux's ephemeral ports (32768 to 60999), of which any connection may hold one. A
 # prime number of them: the steps of one job all differ.
@@ -56,6 +61,7 @@ class Ranks(NamedTuple):
         master_addr: Host of rank 0.
         master_port: TCP port on which rank 0 waits for the others.
     """
+
     rank: int
     world_size: int
     local_rank: int
@@ -104,24 +110,34 @@ def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
             that sets it.
     """
     if launcher not in _VARIABLES:
-        raise LaunchError(
-            f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
+        raise LaunchError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
     names = _VARIABLES[launcher]
     rank, world_size, local_rank = (_number(name, launcher, environ) for name in names)
     if not 0 <= local_rank <= rank < world_size:
         raise LaunchError(
             f'{names[0]}={rank}, {names[1]}={world_size}, {names[2]}={local_rank}; '
             'expected local rank <= rank < number of processes, all from 0. The launcher '
-            f'sets them: {_COMMANDS[launcher]}')
-    if (launcher == 'slurm' and world_size > 1 and 'SLURM_JOB_ID' in environ
-            and 'SLURM_STEP_ID' not in environ):
+            f'sets them: {_COMMANDS[launcher]}'
+        )
+    if (
+        launcher == 'slurm'
+        and world_size > 1
+        and 'SLURM_JOB_ID' in environ
+        and 'SLURM_STEP_ID' not in environ
+    ):
         # The batch script itself has SLURM_PROCID=0, and would wait for the others.
         raise LaunchError(
             f'SLURM_STEP_ID is not set, and SLURM_NTASKS is {world_size}: this process '
             'was started by the batch script, not by srun. Put srun in front of it, or '
-            'use tools/slurm_train.sh')
-    return Ranks(rank, world_size, local_rank, _master_addr(launcher, environ),
-                 _master_port(launcher, environ))
+            'use tools/slurm_train.sh'
+        )
+    return Ranks(
+        rank,
+        world_size,
+        local_rank,
+        _master_addr(launcher, environ),
+        _master_port(launcher, environ),
+    )
 
 
 def check_address(host: str, launcher: str) -> None:
@@ -136,7 +152,8 @@ def check_address(host: str, launcher: str) -> None:
         raise LaunchError(
             f'the host of rank 0, {host}, has no address on {socket.gethostname()} '
             f'({error.strerror}); name one that has, or its number, for all ranks: '
-            f'{_SETTINGS[launcher].format("MASTER_ADDR=10.0.0.7")}') from None
+            f'{_SETTINGS[launcher].format("MASTER_ADDR=10.0.0.7")}'
+        ) from None
 
 
 def check_port(port: int, launcher: str) -> None:
@@ -151,8 +168,11 @@ def check_port(port: int, launcher: str) -> None:
         try:
             probe.bind(('', port))
         except OSError as error:
-            reason = ('is taken by another process' if error.errno == errno.EADDRINUSE
-                      else f'cannot be used ({error.strerror})')
+            reason = (
+                'is taken by another process'
+                if error.errno == errno.EADDRINUSE
+                else f'cannot be used ({error.strerror})'
+            )
             raise LaunchError(
                 f'port {port} of {socket.gethostname()} {reason}; choose one that is '
                 f'free, for all ranks: {_SETTINGS[launcher].format("MASTER_PORT=29512")}'
@@ -174,7 +194,8 @@ def _master_addr(launcher: str, environ: Mapping[str, str]) -> str:
         raise LaunchError(
             'MASTER_ADDR is not set, and the ranks are on several nodes (of '
             f'{size}, {environ["OMPI_COMM_WORLD_LOCAL_SIZE"]} are here); mpirun does not '
-            f'name rank 0\'s: {_SETTINGS[launcher].format("MASTER_ADDR=FIRST_HOST")}')
+            f"name rank 0's: {_SETTINGS[launcher].format('MASTER_ADDR=FIRST_HOST')}"
+        )
     return _value('MASTER_ADDR', launcher, environ)
 
 
@@ -184,14 +205,17 @@ def _first_host(nodes: str) -> str:
         return nodes
     remedy = 'set MASTER_ADDR to the host of rank 0: export MASTER_ADDR=HOST'
     try:
-        hosts = subprocess.run(['scontrol', 'show', 'hostnames', nodes],
-                               capture_output=True, text=True, timeout=60)
+        hosts = subprocess.run(
+            ['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, timeout=60
+        )
     except FileNotFoundError:
-        raise LaunchError(f'scontrol, which expands the node list {nodes}, is not in the '
-                          f'PATH; {remedy}') from None
+        raise LaunchError(
+            f'scontrol, which expands the node list {nodes}, is not in the PATH; {remedy}'
+        ) from None
     if hosts.returncode != 0 or not hosts.stdout.split():
-        raise LaunchError(f'scontrol does not expand the node list {nodes}: '
-                          f'{hosts.stderr.strip()}; {remedy}')
+        raise LaunchError(
+            f'scontrol does not expand the node list {nodes}: {hosts.stderr.strip()}; {remedy}'
+        )
     return hosts.stdout.split()[0]
 
 
@@ -217,7 +241,8 @@ def _value(name: str, launcher: str, environ: Mapping[str, str]) -> str:
     if not environ.get(name):
         raise LaunchError(
             f'{name} is not set, which launcher={launcher!r} needs. It is set by: '
-            f'{_COMMANDS[launcher]}')
+            f'{_COMMANDS[launcher]}'
+        )
     return environ[name]
 
 
@@ -226,7 +251,8 @@ def _number(name: str, launcher: str, environ: Mapping[str, str]) -> int:
     if not value.isdecimal():
         raise LaunchError(
             f'{name} is {value!r}; expected a number. launcher={launcher!r} has it from: '
-            f'{_COMMANDS[launcher]}')
+            f'{_COMMANDS[launcher]}'
+        )
     return int(value)
 
 
@@ -239,11 +265,13 @@ def _start_gloo(cfg: Config, timeout: object) -> None:
     """What MMEngine takes for granted of a rank is a CUDA device: two places."""
     # It selects the device while it starts the group; with the group there, it does not.
     if not torch_dist.is_initialized():
-        options = {} if timeout is None else dict(
-            timeout=datetime.timedelta(seconds=timeout))
+        options = {} if timeout is None else dict(timeout=datetime.timedelta(seconds=timeout))
         torch_dist.init_process_group('gloo', **options)
     # It names the device to the wrap of the model, unless the config says otherwise.
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False))
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )

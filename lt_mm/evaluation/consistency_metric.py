@@ -1,8 +1,10 @@
 """How alike the predictions for the replicas of an image are, as a metric."""
+
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,21 +13,23 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from torch import Tensor
 
-from lt_mm.models.heads.loss_transform_head import MissingRecordError, UnpairedBatchError
 from lt_mm.core import agreement
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, scale_matrix
 from lt_mm.core.pairing import group_sizes
+from lt_mm.models.heads.loss_transform_head import MissingRecordError, UnpairedBatchError
 from lt_mm.registry import METRICS, register
 
 RECORD_REMEDY = (
     'wrap the pipeline of the data set that is evaluated: val_dataloader.dataset.pipeline'
     " = [dict(type='lt_mm.InvertiblePipeline', transforms=<the training pipeline>, "
-    "on_bad_image='raise')]")
+    "on_bad_image='raise')]"
+)
 REPLICA_REMEDY = (
     "repeat each image: val_dataloader.dataset = dict(type='lt_mm.ReplicaDataset', "
     'dataset=<the data set, with its augmenting pipeline>, num_replicas=m), or '
     "val_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', num_repeats=m, "
-    'shuffle=False), with m >= 2')
+    'shuffle=False), with m >= 2'
+)
 
 
 @dataclass
@@ -43,11 +47,12 @@ class ConsistencyReport:
         probabilities: For each source id the predictions of its m replicas, (m, C)
             float32; empty for detectors.
     """
-    numbers: Dict[str, float]
-    images: List[Dict[str, Any]]
+
+    numbers: dict[str, float]
+    images: list[dict[str, Any]]
     labels: np.ndarray
     agreement: np.ndarray
-    probabilities: Dict[int, np.ndarray] = field(default_factory=dict)
+    probabilities: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @register(METRICS)
@@ -56,9 +61,9 @@ class ConsistencyMetric(BaseMetric):
 
     Works with MMPretrain classifiers and MMDetection detectors, without annotations. The
     loader has to give replicas with a record: a pipeline in an
-    :class:`~lt_mm.datasets.transforms.invertible_pipeline.InvertiblePipeline`, and each image several times, by
-    a :class:`~lt_mm.datasets.replica_dataset.ReplicaDataset` or a
-    :class:`~lt_mm.datasets.samplers.repeat_aug.GroupedRepeatAugSampler`. Replicas of one image may
+    :class:`~lt_mm.datasets.InvertiblePipeline`, and each image several times, by a
+    :class:`~lt_mm.datasets.ReplicaDataset` or a
+    :class:`~lt_mm.datasets.GroupedRepeatAugSampler`. Replicas of one image may
     come in different batches and on different ranks. For classifiers:
 
     - ``mean_kl``: the mean over the images of D_KL(mean prediction || each), in nats, as
@@ -108,23 +113,30 @@ class ConsistencyMetric(BaseMetric):
         UnpairedBatchError: If no image has two replicas.
         ValueError: If an option is out of range, or a prediction is not finite.
     """
+
     default_prefix = 'consistency'
 
-    def __init__(self, activation: str = 'auto', score_threshold: float = 0.5,
-                 iou_threshold: float = 0.5, collect_device: str = 'cpu',
-                 prefix: Optional[str] = None, collect_dir: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        activation: str = 'auto',
+        score_threshold: float = 0.5,
+        iou_threshold: float = 0.5,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        collect_dir: str | None = None,
+    ) -> None:
         super().__init__(collect_device, prefix, collect_dir)
         if activation not in ('auto', *agreement.ACTIVATIONS):
-            raise ValueError(f'activation is {activation!r}; expected one of '
-                             f'{("auto", *agreement.ACTIVATIONS)}')
-        for name, value in (('score_threshold', score_threshold),
-                            ('iou_threshold', iou_threshold)):
+            raise ValueError(
+                f'activation is {activation!r}; expected one of {("auto", *agreement.ACTIVATIONS)}'
+            )
+        for name, value in (('score_threshold', score_threshold), ('iou_threshold', iou_threshold)):
             if not 0 <= value <= 1:
                 raise ValueError(f'{name} is {value}; expected a fraction in [0, 1]')
         self.activation = activation
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
-        self.report: Optional[ConsistencyReport] = None
+        self.report: ConsistencyReport | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keeps what is compared of a batch of predictions.
@@ -138,12 +150,12 @@ class ConsistencyMetric(BaseMetric):
             if 'pred_instances' in sample:
                 result.update(_restored(sample, self.score_threshold))
             elif 'pred_score' in sample:
-                result.update(probabilities=_numbers(sample, 'pred_score',
-                                                     sample['pred_score']))
+                result.update(probabilities=_numbers(sample, 'pred_score', sample['pred_score']))
             else:
                 raise ValueError(
                     f'a prediction has the fields {sorted(sample)}; expected pred_score, '
-                    'of a classifier, or pred_instances, of a detector')
+                    'of a classifier, or pred_instances, of a detector'
+                )
             self.results.append(result)
 
     def evaluate(self, size: int) -> dict:
@@ -156,7 +168,7 @@ class ConsistencyMetric(BaseMetric):
         """
         return super().evaluate(sys.maxsize)
 
-    def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Groups the results by source and measures; see the class."""
         results, num_replicas = _equal_groups(results)
         if 'probabilities' in results[0]:
@@ -168,9 +180,11 @@ class ConsistencyMetric(BaseMetric):
         for name in missing:
             del self.report.numbers[name]
         if missing:
-            _warn(f'leaves out {", ".join(missing)}: no predictions of two replicas '
-                  f'match (score_threshold={self.score_threshold}, '
-                  f'iou_threshold={self.iou_threshold})')
+            _warn(
+                f'leaves out {", ".join(missing)}: no predictions of two replicas '
+                f'match (score_threshold={self.score_threshold}, '
+                f'iou_threshold={self.iou_threshold})'
+            )
         return dict(self.report.numbers)
 
 
@@ -178,23 +192,28 @@ def _warn(message: str) -> None:
     print_log(f'ConsistencyMetric {message}', 'current', logging.WARNING)
 
 
-def _record_of(sample: dict) -> Dict[str, Any]:
+def _record_of(sample: dict) -> dict[str, Any]:
     if 'source_id' not in sample:
         raise MissingRecordError(
             f'a data sample ({sample.get("img_path", "without a path")}) has no '
             'source_id, so nothing tells which predictions are of replicas of one image; '
-            f'{RECORD_REMEDY}')
-    return dict(source_id=int(sample['source_id']), img_path=sample.get('img_path'),
-                source_shape=tuple(sample.get('source_shape') or ()))
+            f'{RECORD_REMEDY}'
+        )
+    return dict(
+        source_id=int(sample['source_id']),
+        img_path=sample.get('img_path'),
+        source_shape=tuple(sample.get('source_shape') or ()),
+    )
 
 
-def _restored(sample: dict, score_threshold: float) -> Dict[str, np.ndarray]:
+def _restored(sample: dict, score_threshold: float) -> dict[str, np.ndarray]:
     """Confident boxes (n, 4) of a replica in pixels of its source, and labels (n,)."""
     if sample.get('source_matrix') is None:
         raise MissingRecordError(
             f'no single matrix brings the boxes of {sample.get("img_path")} back to '
             'their source, since its pipeline merges images or moves them unrecorded; '
-            'expected a pipeline without Mosaic, MixUp or CopyPaste')
+            'expected a pipeline without Mosaic, MixUp or CopyPaste'
+        )
     found = sample['pred_instances']
     scores = _numbers(sample, 'scores', found['scores'])
     keep = torch.from_numpy(scores >= score_threshold)
@@ -202,23 +221,28 @@ def _restored(sample: dict, score_threshold: float) -> Dict[str, np.ndarray]:
     # Detectors divide their boxes by the scale factor, which is not the view's inverse.
     width, height = sample.get('scale_factor', (1, 1))[:2]
     view = torch.from_numpy(
-        scale_matrix(1 / width, 1 / height) @ np.asarray(sample['source_matrix']))
-    restored = boxes_to_source(torch.from_numpy(boxes).double(),
-                               view.expand(len(boxes), 3, 3))
-    return dict(boxes=restored.numpy(), labels=found['labels'].cpu()[keep].numpy(),
-                is_exact=bool(is_axis_aligned(view)))
+        scale_matrix(1 / width, 1 / height) @ np.asarray(sample['source_matrix'])
+    )
+    restored = boxes_to_source(torch.from_numpy(boxes).double(), view.expand(len(boxes), 3, 3))
+    return dict(
+        boxes=restored.numpy(),
+        labels=found['labels'].cpu()[keep].numpy(),
+        is_exact=bool(is_axis_aligned(view)),
+    )
 
 
 def _numbers(sample: dict, name: str, values: Tensor) -> np.ndarray:
     """A prediction in float32: arrays travel between ranks without their batch."""
     numbers = values.detach().cpu().float().numpy()
     if not np.isfinite(numbers).all():
-        raise ValueError(f'{name} predicted for {sample.get("img_path")} is not finite; '
-                         'the weights of the model are broken, or its input is')
+        raise ValueError(
+            f'{name} predicted for {sample.get("img_path")} is not finite; '
+            'the weights of the model are broken, or its input is'
+        )
     return numbers
 
 
-def _equal_groups(results: List[dict]) -> Tuple[List[dict], int]:
+def _equal_groups(results: list[dict]) -> tuple[list[dict], int]:
     """The results of sources with two replicas or more; equally many of each source."""
     _check_sources(results)
     source_ids = _ids(results)
@@ -227,12 +251,13 @@ def _equal_groups(results: List[dict]) -> Tuple[List[dict], int]:
     if not bool(kept.any()):
         raise UnpairedBatchError(
             f'none of the {len(results)} evaluated samples is a replica of the same '
-            f'image as another, so there is nothing to compare; {REPLICA_REMEDY}')
+            f'image as another, so there is nothing to compare; {REPLICA_REMEDY}'
+        )
     return [results[row] for row in kept.nonzero()[:, 0].tolist()], num_replicas
 
 
-def _check_sources(results: List[dict]) -> None:
-    images: Dict[int, Tuple] = {}
+def _check_sources(results: list[dict]) -> None:
+    images: dict[int, tuple] = {}
     for result in results:
         image = result['img_path'], result['source_shape']
         if images.setdefault(result['source_id'], image) != image:
@@ -241,81 +266,103 @@ def _check_sources(results: List[dict]) -> None:
                 f'{images[result["source_id"]]} and {image}. Datasets joined by '
                 'ConcatDataset count from 0 each; give every one its own range: '
                 "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the "
-                'lengths before it>, transforms=...)')
+                'lengths before it>, transforms=...)'
+            )
 
 
-def _ids(results: List[dict]) -> Tensor:
+def _ids(results: list[dict]) -> Tensor:
     return torch.tensor([result['source_id'] for result in results], dtype=torch.int64)
 
 
-def _classes_report(results: List[dict], activation: str) -> ConsistencyReport:
+def _classes_report(results: list[dict], activation: str) -> ConsistencyReport:
     source_ids = _ids(results)
     probabilities = torch.from_numpy(np.stack([row['probabilities'] for row in results]))
     if activation == 'auto':
         activation = agreement.activation_of(probabilities)
     kl = agreement.group_kl(probabilities, source_ids, activation)
     alike = agreement.pair_agreement(
-        agreement.decided_labels(probabilities, activation), source_ids)
+        agreement.decided_labels(probabilities, activation), source_ids
+    )
     labels = agreement.group_means(probabilities, source_ids).argmax(dim=1)
     if activation == 'sigmoid':
         labels = torch.full_like(labels, -1)
     sources = agreement.paired_ids(source_ids)
     rows = _rows(results, sources, mean_kl=kl, agreement=alike)
-    numbers = dict(mean_kl=float(kl.mean()), agreement=float(alike.mean()),
-                   num_images=len(sources), num_predictions=len(results))
-    matrices = {int(source): probabilities[source_ids == source].numpy()
-                for source in sources}
+    numbers = dict(
+        mean_kl=float(kl.mean()),
+        agreement=float(alike.mean()),
+        num_images=len(sources),
+        num_predictions=len(results),
+    )
+    matrices = {int(source): probabilities[source_ids == source].numpy() for source in sources}
     return ConsistencyReport(numbers, rows, labels.numpy(), alike.numpy(), matrices)
 
 
-def _boxes_report(results: List[dict], iou_threshold: float) -> ConsistencyReport:
+def _boxes_report(results: list[dict], iou_threshold: float) -> ConsistencyReport:
     if not all(result['is_exact'] for result in results):
-        _warn('restores boxes of rotated or sheared replicas. They are hulls of hulls, '
-              'larger than the predicted ones, and overlap less than exact ones')
+        _warn(
+            'restores boxes of rotated or sheared replicas. They are hulls of hulls, '
+            'larger than the predicted ones, and overlap less than exact ones'
+        )
     boxes = [torch.from_numpy(result['boxes']) for result in results]
     image_ids = _ids(results)
     groups = agreement.match_boxes(boxes, image_ids, iou_threshold)
     boxes = torch.cat(boxes)
     labels = torch.cat([torch.from_numpy(result['labels']) for result in results])
     source_ids = image_ids.repeat_interleave(
-        torch.tensor([len(result['boxes']) for result in results]))
+        torch.tensor([len(result['boxes']) for result in results])
+    )
     iou = agreement.group_iou(boxes, groups)
     alike = agreement.pair_agreement(labels, groups)
     matched = (group_sizes(groups) > 1).double()
     sources = image_ids.unique()
     # All boxes of a group have the same source.
     of_group = agreement.common_labels(source_ids, groups)
-    rows = _rows(results, sources,
-                 num_predictions=_spread(sources, source_ids, matched, counts=True),
-                 matched_share=_spread(sources, source_ids, matched),
-                 mean_iou=_spread(sources, of_group, iou),
-                 agreement=_spread(sources, of_group, alike))
+    rows = _rows(
+        results,
+        sources,
+        num_predictions=_spread(sources, source_ids, matched, counts=True),
+        matched_share=_spread(sources, source_ids, matched),
+        mean_iou=_spread(sources, of_group, iou),
+        agreement=_spread(sources, of_group, alike),
+    )
     numbers = dict(
-        matched_share=_mean(matched), mean_iou=_mean(iou), agreement=_mean(alike),
+        matched_share=_mean(matched),
+        mean_iou=_mean(iou),
+        agreement=_mean(alike),
         mean_kl_bbox=agreement.group_box_kl(boxes, groups),
-        num_images=len(sources), num_predictions=len(boxes))
+        num_images=len(sources),
+        num_predictions=len(boxes),
+    )
     labels = agreement.common_labels(labels, groups)
     return ConsistencyReport(numbers, rows, labels.numpy(), alike.numpy())
 
 
-def _mean(values: Tensor) -> Optional[float]:
+def _mean(values: Tensor) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _spread(sources: Tensor, keys: Tensor, values: Tensor, counts: bool = False
-            ) -> List[Optional[float]]:
+def _spread(
+    sources: Tensor, keys: Tensor, values: Tensor, counts: bool = False
+) -> list[float | None]:
     """For each source the mean, or the number, of the values with it as key."""
-    found, means, numbers = (part.tolist()
-                             for part in agreement.means_by_key(values, keys))
+    found, means, numbers = (part.tolist() for part in agreement.means_by_key(values, keys))
     by_source = dict(zip(found, numbers if counts else means))
     return [by_source.get(source, 0 if counts else None) for source in sources.tolist()]
 
 
-def _rows(results: List[dict], sources: Tensor, **columns: Any) -> List[Dict[str, Any]]:
+def _rows(results: list[dict], sources: Tensor, **columns: Any) -> list[dict[str, Any]]:
     """A row for each source, with its path and its value of each column."""
     paths = {result['source_id']: result['img_path'] for result in results}
-    columns = {name: column.tolist() if isinstance(column, Tensor) else column
-               for name, column in columns.items()}
-    return [dict(source_id=source, img_path=paths[source],
-                 **{name: column[row] for name, column in columns.items()})
-            for row, source in enumerate(sources.tolist())]
+    columns = {
+        name: column.tolist() if isinstance(column, Tensor) else column
+        for name, column in columns.items()
+    }
+    return [
+        dict(
+            source_id=source,
+            img_path=paths[source],
+            **{name: column[row] for name, column in columns.items()},
+        )
+        for row, source in enumerate(sources.tolist())
+    ]

@@ -4,7 +4,9 @@ MMPretrain calls a batch augment with images and labels only, so none of its own
 which samples are replicas of one source. :class:`GroupedClsDataPreprocessor` runs the
 stock preprocessing, and then calls the augment with the source ids too.
 """
-from typing import Any, List, NamedTuple, Optional, Sequence
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +15,14 @@ from mmpretrain.models.utils.batch_augments import CutMix, Mixup
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from lt_mm.core.mixing import mix, mixing_partners, number_sources, paste_box, square_masks
 from lt_mm.models.heads.loss_transform_head import source_ids_of
-from lt_mm.core.mixing import (mix, mixing_partners, number_sources, paste_box,
-                               square_masks)
 from lt_mm.registry import BATCH_AUGMENTS, MODELS, register
 
 PREPROCESSOR_REMEDY = (
     "data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor', "
-    '<the arguments of the stock one>)')
+    '<the arguments of the stock one>)'
+)
 
 
 class MixedBatch(NamedTuple):
@@ -33,17 +35,17 @@ class MixedBatch(NamedTuple):
             where nothing was mixed.
         lam: Share of the row's own label.
     """
+
     inputs: Tensor
     scores: Tensor
-    partners: Optional[Tensor] = None
+    partners: Tensor | None = None
     lam: float = 1.0
 
 
 class GroupedAugment:
     """Base of the batch augments that treat all replicas of a source alike."""
 
-    def mix_replicas(self, inputs: Tensor, scores: Tensor,
-                     source_ids: Sequence[int]) -> MixedBatch:
+    def mix_replicas(self, inputs: Tensor, scores: Tensor, source_ids: Sequence[int]) -> MixedBatch:
         """Augments a batch.
 
         Args:
@@ -62,7 +64,8 @@ class GroupedAugment:
         raise TypeError(
             f'{type(self).__name__} was called without the source ids, by the stock '
             'ClsDataPreprocessor; expected the preprocessor that knows the replicas: '
-            f'{PREPROCESSOR_REMEDY}')
+            f'{PREPROCESSOR_REMEDY}'
+        )
 
 
 @register(BATCH_AUGMENTS)
@@ -77,8 +80,7 @@ class GroupedMixup(GroupedAugment, Mixup):
         alpha: Parameter of the Beta distribution, a float > 0.
     """
 
-    def mix_replicas(self, inputs: Tensor, scores: Tensor,
-                     source_ids: Sequence[int]) -> MixedBatch:
+    def mix_replicas(self, inputs: Tensor, scores: Tensor, source_ids: Sequence[int]) -> MixedBatch:
         lam = float(np.random.beta(self.alpha, self.alpha))
         partners = _draw_partners(source_ids)
         rows = partners.to(inputs.device)
@@ -100,14 +102,12 @@ class GroupedCutMix(GroupedAugment, CutMix):
             border may have clipped.
     """
 
-    def mix_replicas(self, inputs: Tensor, scores: Tensor,
-                     source_ids: Sequence[int]) -> MixedBatch:
+    def mix_replicas(self, inputs: Tensor, scores: Tensor, source_ids: Sequence[int]) -> MixedBatch:
         lam = np.random.beta(self.alpha, self.alpha)
         partners = _draw_partners(source_ids)
         box, lam = self.cutmix_bbox_and_lam(tuple(inputs.shape[-2:]), lam)
         rows, lam = partners.to(inputs.device), float(lam)
-        return MixedBatch(paste_box(inputs, rows, box), mix(scores, rows, lam), partners,
-                          lam)
+        return MixedBatch(paste_box(inputs, rows, box), mix(scores, rows, lam), partners, lam)
 
 
 @register(BATCH_AUGMENTS)
@@ -129,11 +129,14 @@ class Cutout(GroupedAugment):
             argument is out of range.
     """
 
-    def __init__(self, length: Optional[int] = None, ratio: Optional[float] = None,
-                 prob: float = 1.0) -> None:
+    def __init__(
+        self, length: int | None = None, ratio: float | None = None, prob: float = 1.0
+    ) -> None:
         if (length is None) == (ratio is None):
-            raise ValueError(f'length is {length} and ratio is {ratio}; expected one of '
-                             'them, such as length=16 for CIFAR-10')
+            raise ValueError(
+                f'length is {length} and ratio is {ratio}; expected one of '
+                'them, such as length=16 for CIFAR-10'
+            )
         if length is not None and not (length == int(length) and length > 0):
             raise ValueError(f'length is {length}; expected pixels, an integer > 0')
         if ratio is not None and not 0 < ratio <= 1:
@@ -144,8 +147,7 @@ class Cutout(GroupedAugment):
         self.ratio = ratio
         self.prob = prob
 
-    def mix_replicas(self, inputs: Tensor, scores: Tensor,
-                     source_ids: Sequence[int]) -> MixedBatch:
+    def mix_replicas(self, inputs: Tensor, scores: Tensor, source_ids: Sequence[int]) -> MixedBatch:
         return MixedBatch(self._cut(inputs), scores)
 
     def __call__(self, inputs: Tensor, scores: Tensor) -> Any:
@@ -158,7 +160,8 @@ class Cutout(GroupedAugment):
         if length is None:
             length = max(round(self.ratio * min(height, width)), 1)
         centers = torch.stack(
-            [torch.randint(height, (count, )), torch.randint(width, (count, ))], dim=1)
+            [torch.randint(height, (count,)), torch.randint(width, (count,))], dim=1
+        )
         chosen = torch.rand(count) < self.prob
         erased = square_masks(centers, length, (height, width)) & chosen[:, None, None]
         return inputs.masked_fill(erased[:, None].to(inputs.device), 0)
@@ -183,8 +186,7 @@ class GroupedClsDataPreprocessor(ClsDataPreprocessor):
         MissingRecordError: In training, if a data sample has no source id.
     """
 
-    def __init__(self, *args: Any, batch_augments: Optional[dict] = None,
-                 **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batch_augments: dict | None = None, **kwargs: Any) -> None:
         if batch_augments and batch_augments.get('probs') is not None:
             # The stock class appends to the list that it is given, here a config's.
             probs = np.atleast_1d(batch_augments['probs']).tolist()
@@ -202,20 +204,21 @@ class GroupedClsDataPreprocessor(ClsDataPreprocessor):
             data['inputs'] = self._augment(data['inputs'], samples)
         return data
 
-    def _augment(self, inputs: Tensor, samples: List[DataSample]) -> Tensor:
+    def _augment(self, inputs: Tensor, samples: list[DataSample]) -> Tensor:
         augments = self.batch_augments.augments
         _check_augments(augments)
         source_ids = source_ids_of(samples)
         scores = torch.stack([sample.gt_score for sample in samples]).float()
         augment = augments[np.random.choice(len(augments), p=self.batch_augments.probs)]
-        mixed = (MixedBatch(inputs, scores) if augment is None
-                 else augment.mix_replicas(inputs, scores, source_ids))
-        rows = (range(len(samples)) if mixed.partners is None
-                else mixed.partners.tolist())
+        mixed = (
+            MixedBatch(inputs, scores)
+            if augment is None
+            else augment.mix_replicas(inputs, scores, source_ids)
+        )
+        rows = range(len(samples)) if mixed.partners is None else mixed.partners.tolist()
         for sample, score, row in zip(samples, mixed.scores, rows):
             sample.set_gt_score(score)
-            sample.set_metainfo(
-                dict(mixed_source_id=source_ids[row], mix_lambda=mixed.lam))
+            sample.set_metainfo(dict(mixed_source_id=source_ids[row], mix_lambda=mixed.lam))
         return mixed.inputs
 
 
@@ -232,8 +235,9 @@ def _check_augments(augments: Sequence[Any]) -> None:
                 'are replicas of one source; expected lt_mm.GroupedMixup instead of '
                 'Mixup, lt_mm.GroupedCutMix instead of CutMix, lt_mm.Cutout, or a '
                 'subclass of lt_mm.models.batch_augments.GroupedAugment in '
-                'model.train_cfg.augments (or data_preprocessor.batch_augments)')
+                'model.train_cfg.augments (or data_preprocessor.batch_augments)'
+            )
 
 
-def _have_scores(samples: Optional[List[Any]]) -> bool:
+def _have_scores(samples: list[Any] | None) -> bool:
     return bool(samples) and isinstance(samples[0], DataSample) and 'gt_score' in samples[0]

@@ -4,7 +4,9 @@ A frozen module *is* the stock module: :class:`Frozen` builds it with the stock 
 and puts a front before its class (see :mod:`lt_mm.models.fronts`), so names, state
 dicts and predictions are those of the stock module, and ``load_from`` fills it.
 """
-from typing import Any, Optional, Sequence, Tuple
+
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -46,8 +48,9 @@ class Frozen:
             a front already.
     """
 
-    def __new__(cls, module: Any, parts: Optional[Sequence[str]] = None,
-                **overrides: Any) -> nn.Module:
+    def __new__(
+        cls, module: Any, parts: Sequence[str] | None = None, **overrides: Any
+    ) -> nn.Module:
         return freeze(build_stock(module, overrides), parts)
 
 
@@ -57,8 +60,9 @@ class FrozenFront(Front):
     Attributes:
         frozen_parts: Names of the frozen submodules; None where all of it is frozen.
     """
+
     prefix = 'Frozen'
-    frozen_parts: Optional[Tuple[str, ...]]
+    frozen_parts: tuple[str, ...] | None
 
     def train(self, mode: bool = True) -> nn.Module:
         """Sets the mode of what is not frozen; the rest stays in eval mode."""
@@ -68,7 +72,7 @@ class FrozenFront(Front):
         return self
 
 
-def freeze(module: nn.Module, parts: Optional[Sequence[str]] = None) -> nn.Module:
+def freeze(module: nn.Module, parts: Sequence[str] | None = None) -> nn.Module:
     """Freezes a built module in place and returns it; arguments as of :class:`Frozen`."""
     frozen = [module] if parts is None else [_part(module, name) for name in parts]
     put_in_front(FrozenFront, module)
@@ -86,5 +90,6 @@ def _part(module: nn.Module, name: str) -> nn.Module:
             f'parts names {name!r}, which {type(module).__name__} has not; expected '
             'submodules, such as '
             f'{", ".join(child for child, _ in module.named_children())}. Leave parts '
-            'out to freeze all of it')
+            'out to freeze all of it'
+        )
     return named[name]

@@ -6,8 +6,9 @@ that derives from both, the way ``torch.distributed.fsdp.fully_shard`` and
 those of the stock module by construction, and the front's methods are also the ones
 that the module's own code calls. Nothing but that one instance changes.
 """
+
 import functools
-from typing import Any, Dict, Type
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,7 @@ class Front:
         return _new_instance, (front, stock), self.__dict__
 
 
-def build_stock(module: Any, overrides: Dict[str, Any]) -> nn.Module:
+def build_stock(module: Any, overrides: dict[str, Any]) -> nn.Module:
     """The stock module that is to get a front.
 
     Args:
@@ -36,12 +37,14 @@ def build_stock(module: Any, overrides: Dict[str, Any]) -> nn.Module:
     if not isinstance(module, nn.Module):
         return MODELS.build({**module, **overrides})
     if overrides:
-        raise TypeError(f'{type(module).__name__} is built already, so the arguments '
-                        f'{sorted(overrides)} cannot reach it; pass its config')
+        raise TypeError(
+            f'{type(module).__name__} is built already, so the arguments '
+            f'{sorted(overrides)} cannot reach it; pass its config'
+        )
     return module
 
 
-def put_in_front(front: Type[Front], module: nn.Module) -> nn.Module:
+def put_in_front(front: type[Front], module: nn.Module) -> nn.Module:
     """Gives a built module a class with ``front`` before its own; returns it.
 
     Args:
@@ -49,13 +52,15 @@ def put_in_front(front: Type[Front], module: nn.Module) -> nn.Module:
         module: Modified in place. Its class must not have a front already.
     """
     if isinstance(module, Front):
-        raise TypeError(f'{type(module).__name__} has a front already; expected a stock '
-                        'module. Wrap it once only')
+        raise TypeError(
+            f'{type(module).__name__} has a front already; expected a stock '
+            'module. Wrap it once only'
+        )
     module.__class__ = _class_with(front, type(module))
     return module
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _class_with(front: type, stock: type) -> type:
     return type(f'{front.prefix}{stock.__name__}', (front, stock), {})
 

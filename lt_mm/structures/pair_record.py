@@ -3,8 +3,9 @@
 ``head.lt_recorder``, usually None, is a function of one :class:`PairRecord`; a wrapped
 head calls it where it has formed its pairs.
 """
+
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class PairRecord:
         masks: (P, h, w) probabilities on a grid over the box; for 'mask' only.
         logits: (P, C) class logits; for 'cls' only.
     """
+
     kind: str
     images: Tensor
     source_ids: Tensor
@@ -36,10 +38,10 @@ class PairRecord:
     paired: Tensor
     labels: Tensor
     scores: Tensor
-    boxes: Optional[Tensor] = None
-    restored: Optional[Tensor] = None
-    masks: Optional[Tensor] = None
-    logits: Optional[Tensor] = None
+    boxes: Tensor | None = None
+    restored: Tensor | None = None
+    masks: Tensor | None = None
+    logits: Tensor | None = None
 
     def rows(self, chosen: Sequence[int]) -> 'PairRecord':
         """Some of the predictions."""
@@ -60,6 +62,6 @@ def _each(function, records: Sequence[PairRecord]) -> PairRecord:
     """A record whose tensors are those of the given ones, put through a function."""
     made = {}
     for name in [field.name for field in fields(PairRecord)]:
-        values: List = [getattr(record, name) for record in records]
+        values: list = [getattr(record, name) for record in records]
         made[name] = function(*values) if isinstance(values[0], Tensor) else values[0]
     return PairRecord(**made)

@@ -6,13 +6,14 @@ methods of the box type. :class:`TracedBoxes` is MMDetection's own box type plus
 geometry is known without one line of code per transform, and it stays known where
 several images are merged, because every box carries its own matrix.
 """
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import numpy as np
 import torch
-from mmdet.structures.bbox import (BaseBoxes, HorizontalBoxes, register_box,
-                                   register_box_converter)
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, register_box, register_box_converter
 from torch import Tensor
 
 from lt_mm.core import geometry
@@ -31,15 +32,15 @@ class Trace:
             single matrix describes it (several images merged, or unknown).
         image_id: The id of the image that the box set belongs to.
     """
+
     source_ids: np.ndarray
     source_boxes: np.ndarray
     matrices: np.ndarray
-    image_matrix: Optional[np.ndarray]
+    image_matrix: np.ndarray | None
     image_id: int
 
     @classmethod
-    def start(cls, boxes_xyxy: Tensor, image_id: int,
-              rows: Optional[np.ndarray] = None) -> 'Trace':
+    def start(cls, boxes_xyxy: Tensor, image_id: int, rows: np.ndarray | None = None) -> 'Trace':
         """The trace of boxes that have just been loaded.
 
         Args:
@@ -58,7 +59,8 @@ class Trace:
             source_boxes=boxes_xyxy.detach().numpy().astype(np.float64).reshape(-1, 4),
             matrices=matrices,
             image_matrix=np.eye(3),
-            image_id=image_id)
+            image_id=image_id,
+        )
 
     def __len__(self) -> int:
         return len(self.source_ids)
@@ -68,7 +70,8 @@ class Trace:
             self,
             source_ids=self.source_ids[index].reshape(-1, 2),
             source_boxes=self.source_boxes[index].reshape(-1, 4),
-            matrices=self.matrices[index].reshape(-1, 3, 3))
+            matrices=self.matrices[index].reshape(-1, 3, 3),
+        )
 
     def moved(self, matrix: np.ndarray) -> 'Trace':
         """After one view (3, 3) of the whole image."""
@@ -95,7 +98,8 @@ class Trace:
             self,
             source_ids=overlay(self.source_ids, other.source_ids),
             source_boxes=overlay(self.source_boxes, other.source_boxes),
-            matrices=overlay(self.matrices, other.matrices))
+            matrices=overlay(self.matrices, other.matrices),
+        )
 
     @staticmethod
     def cat(traces: Sequence['Trace']) -> 'Trace':
@@ -105,15 +109,18 @@ class Trace:
         """
         first = traces[0]
         one_image = all(
-            trace.image_id == first.image_id and trace.image_matrix is not None
+            trace.image_id == first.image_id
+            and trace.image_matrix is not None
             and np.array_equal(trace.image_matrix, first.image_matrix)
-            for trace in traces)
+            for trace in traces
+        )
         return Trace(
             source_ids=np.concatenate([t.source_ids for t in traces]),
             source_boxes=np.concatenate([t.source_boxes for t in traces]),
             matrices=np.concatenate([t.matrices for t in traces]),
             image_matrix=first.image_matrix if one_image else None,
-            image_id=first.image_id)
+            image_id=first.image_id,
+        )
 
 
 @register_box('lt_traced_hbox')
@@ -121,9 +128,9 @@ class TracedBoxes(HorizontalBoxes):
     """MMDetection's horizontal boxes with a :class:`Trace`.
 
     A set is *untraced* (``trace is None``) when it was made from numbers: by the
-    constructor or from masks. :class:`~lt_mm.datasets.transforms.invertible_pipeline.TracedResults` gives
-    boxes made from masks the trace of the boxes they replace; whatever is still
-    untraced after a transform is an error there.
+    constructor or from masks. ``TracedResults`` of the pipeline gives boxes made from
+    masks the trace of the boxes they replace; whatever is still untraced after a
+    transform is an error there.
 
     Attributes:
         trace: The record, or None.
@@ -132,10 +139,15 @@ class TracedBoxes(HorizontalBoxes):
         mask_count: How many masks those boxes were made from.
     """
 
-    def __init__(self, data: Union[Tensor, np.ndarray, Sequence], *args: Any,
-                 trace: Optional[Trace] = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        data: Tensor | np.ndarray | Sequence,
+        *args: Any,
+        trace: Trace | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(data, *args, **kwargs)
-        self.mask_rows: Optional[np.ndarray] = None
+        self.mask_rows: np.ndarray | None = None
         self.mask_count = 0
         self.trace = trace
         self._is_tainted = False
@@ -154,19 +166,23 @@ class TracedBoxes(HorizontalBoxes):
         look like those before.
         """
         values, tensor, version = self._stamped
-        return (self._is_tainted or self.tensor is not tensor
-                or _version(tensor) != version or not torch.equal(values, tensor))
+        return (
+            self._is_tainted
+            or self.tensor is not tensor
+            or _version(tensor) != version
+            or not torch.equal(values, tensor)
+        )
 
     def is_recorded(self) -> bool:
         """Whether the trace speaks of every row and of the coordinates as they are."""
-        return (self.trace is not None and self.mask_rows is None
-                and not self.written_behind())
+        return self.trace is not None and self.mask_rows is None and not self.written_behind()
 
     def _refuse_if_written_behind(self) -> None:
         if self.written_behind():
             raise LostTraceError(
                 'box coordinates were written directly (into .tensor or its numpy '
-                'view), so the record of where the boxes come from is no longer true')
+                'view), so the record of where the boxes come from is no longer true'
+            )
 
     # -- what keeps the rows ---------------------------------------------------
 
@@ -182,8 +198,9 @@ class TracedBoxes(HorizontalBoxes):
         return result
 
     def __setitem__(self, index: Any, values: 'TracedBoxes') -> None:
-        raise LostTraceError('boxes were replaced row by row (boxes[i] = other), which '
-                             'is not recorded')
+        raise LostTraceError(
+            'boxes were replaced row by row (boxes[i] = other), which is not recorded'
+        )
 
     def __deepcopy__(self, memo: dict) -> 'TracedBoxes':
         result = type(self).__new__(type(self))
@@ -228,10 +245,12 @@ class TracedBoxes(HorizontalBoxes):
         ]
         result.trace = Trace.cat(traces)
         if any(boxes.mask_rows is not None for boxes in box_list):
-            result.mask_rows = np.concatenate([
-                np.full(len(boxes), -1) if boxes.mask_rows is None else boxes.mask_rows
-                for boxes in box_list
-            ])
+            result.mask_rows = np.concatenate(
+                [
+                    np.full(len(boxes), -1) if boxes.mask_rows is None else boxes.mask_rows
+                    for boxes in box_list
+                ]
+            )
             result.mask_count = max(getattr(b, 'mask_count', 0) for b in box_list)
         return result
 
@@ -261,8 +280,9 @@ class TracedBoxes(HorizontalBoxes):
         if from_masks.all():
             self.trace = inherited
         else:
-            self.trace = replace(self.trace.overlaid(from_masks, inherited),
-                                 image_id=inherited.image_id)
+            self.trace = replace(
+                self.trace.overlaid(from_masks, inherited), image_id=inherited.image_id
+            )
         self.mask_rows = None
         return True
 
@@ -273,41 +293,42 @@ class TracedBoxes(HorizontalBoxes):
             self.trace = self.trace.moved(matrix)
         self._stamp()
 
-    def flip_(self, img_shape: Tuple[int, int], direction: str = 'horizontal') -> None:
+    def flip_(self, img_shape: tuple[int, int], direction: str = 'horizontal') -> None:
         self._refuse_if_written_behind()
         super().flip_(img_shape, direction)
         self._record(geometry.flip_matrix(img_shape, direction))
 
-    def translate_(self, distances: Tuple[float, float]) -> None:
+    def translate_(self, distances: tuple[float, float]) -> None:
         self._refuse_if_written_behind()
         super().translate_(distances)
         self._record(geometry.translation_matrix(*map(float, distances)))
 
-    def rescale_(self, scale_factor: Tuple[float, float]) -> None:
+    def rescale_(self, scale_factor: tuple[float, float]) -> None:
         self._refuse_if_written_behind()
         super().rescale_(scale_factor)
         self._record(geometry.scale_matrix(*map(float, scale_factor)))
 
-    def rotate_(self, center: Tuple[float, float], angle: float) -> None:
+    def rotate_(self, center: tuple[float, float], angle: float) -> None:
         self._refuse_if_written_behind()
         super().rotate_(center, angle)
         self._record(geometry.rotation_matrix(center, angle))
 
-    def project_(self, homography_matrix: Union[Tensor, np.ndarray]) -> None:
+    def project_(self, homography_matrix: Tensor | np.ndarray) -> None:
         self._refuse_if_written_behind()
         super().project_(homography_matrix)
         self._record(np.asarray(homography_matrix, dtype=np.float64))
 
-    def resize_(self, scale_factor: Tuple[float, float]) -> None:
+    def resize_(self, scale_factor: tuple[float, float]) -> None:
         self._refuse_if_written_behind()
         centers = self.centers.double().numpy()
         super().resize_(scale_factor)
         if self.trace is not None:
             self.trace = self.trace.moved_each(
-                geometry.scale_about_matrices(centers, *map(float, scale_factor)))
+                geometry.scale_about_matrices(centers, *map(float, scale_factor))
+            )
         self._stamp()
 
-    def clip_(self, img_shape: Tuple[int, int]) -> None:
+    def clip_(self, img_shape: tuple[int, int]) -> None:
         """Clipping changes what is visible, not where the instance is."""
         self._refuse_if_written_behind()
         super().clip_(img_shape)
@@ -324,14 +345,15 @@ class LostTraceError(ValueError):
     """A transform broke the record of where boxes come from."""
 
 
-def _version(tensor: Tensor) -> Optional[int]:
+def _version(tensor: Tensor) -> int | None:
     """How often a tensor was written in place; None where torch does not count."""
     return None if tensor.is_inference() else tensor._version
 
 
 def _has_record(boxes: BaseBoxes) -> bool:
     return isinstance(boxes, TracedBoxes) and (
-        boxes.trace is not None or boxes.mask_rows is not None)
+        boxes.trace is not None or boxes.mask_rows is not None
+    )
 
 
 def _blank_trace(count: int) -> Trace:
@@ -352,4 +374,3 @@ def _as_numpy_index(index: Any) -> Any:
     if isinstance(index, (int, np.integer)):
         index = slice(index, index + 1) if index != -1 else slice(-1, None)
     return index
-

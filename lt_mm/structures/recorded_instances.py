@@ -1,6 +1,8 @@
 """Instances that leave the data workers by value."""
+
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Callable, Dict, Tuple, Type
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,7 @@ class RecordedInstances(InstanceData):
     """
 
     @classmethod
-    def made_of(cls, fields: Dict[str, Any], metainfo: Dict[str, Any]
-                ) -> 'RecordedInstances':
+    def made_of(cls, fields: dict[str, Any], metainfo: dict[str, Any]) -> 'RecordedInstances':
         """From fields of equal length and metainfo, none of which is copied."""
         instances = cls()
         for name, value in fields.items():
@@ -30,7 +31,7 @@ class RecordedInstances(InstanceData):
         return instances
 
 
-def _reduce(instances: RecordedInstances) -> Tuple[Callable, Tuple[dict, ...]]:
+def _reduce(instances: RecordedInstances) -> tuple[Callable, tuple[dict, ...]]:
     tensors, boxes, others = {}, {}, {}
     for name, value in instances.items():
         if _is_plain(value):
@@ -44,13 +45,20 @@ def _reduce(instances: RecordedInstances) -> Tuple[Callable, Tuple[dict, ...]]:
 
 def _is_plain(value: Any) -> bool:
     """Whether numpy can hold all that a tensor says."""
-    return (type(value) is Tensor and value.device.type == 'cpu'
-            and not value.requires_grad and value.dtype != torch.bfloat16)
+    return (
+        type(value) is Tensor
+        and value.device.type == 'cpu'
+        and not value.requires_grad
+        and value.dtype != torch.bfloat16
+    )
 
 
-def _rebuild(tensors: Dict[str, np.ndarray],
-             boxes: Dict[str, Tuple[Type[BaseBoxes], np.ndarray]],
-             others: Dict[str, Any], metainfo: Dict[str, Any]) -> RecordedInstances:
+def _rebuild(
+    tensors: dict[str, np.ndarray],
+    boxes: dict[str, tuple[type[BaseBoxes], np.ndarray]],
+    others: dict[str, Any],
+    metainfo: dict[str, Any],
+) -> RecordedInstances:
     fields = {name: torch.from_numpy(array) for name, array in tensors.items()}
     for name, (box_type, array) in boxes.items():
         fields[name] = box_type(torch.from_numpy(array), clone=False)

@@ -1,8 +1,9 @@
 """The figures of :mod:`lt_mm.apis.browse`."""
+
 import itertools
 import math
 import textwrap
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,20 +11,29 @@ from matplotlib import patheffects
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_mm.visualization.drawing import (Color, colors, draw_boxes, draw_masks, draw_outline,
-                                    new_figure, show_image)
-from lt_mm.visualization.replicas import Failure, Replica, Source
 from lt_mm.core.restoration import moved_outlines
+from lt_mm.visualization.drawing import (
+    Color,
+    colors,
+    draw_boxes,
+    draw_masks,
+    draw_outline,
+    new_figure,
+    show_image,
+)
+from lt_mm.visualization.replicas import Failure, Replica, Source
 
 _GREY = '0.6'
 _LISTED_MATRICES = 2
 _MOST_TILES = 30
 _WHITE_ON_BLACK = dict(
-    edgecolor='white', linewidth=4,
-    path_effects=[patheffects.withStroke(linewidth=5.5, foreground='black')])
+    edgecolor='white',
+    linewidth=4,
+    path_effects=[patheffects.withStroke(linewidth=5.5, foreground='black')],
+)
 
 
-def source_figure(source: Source, replicas: List[Replica]) -> Figure:
+def source_figure(source: Source, replicas: list[Replica]) -> Figure:
     """The source with all restored boxes, then the replicas with their own.
 
     Args:
@@ -44,35 +54,43 @@ def source_figure(source: Source, replicas: List[Replica]) -> Figure:
     return figure
 
 
-def _colors_of(source: Source) -> Dict[int, Color]:
+def _colors_of(source: Source) -> dict[int, Color]:
     return dict(zip(source.rows, colors(len(source.rows))))
 
 
-def _draw_source(axes: Any, source: Source, replicas: List[Replica]) -> None:
+def _draw_source(axes: Any, source: Source, replicas: list[Replica]) -> None:
     if source.boxes is None:
         show_image(axes, source.image, f'{source.name}\n{", ".join(source.names)}')
         return
     own = _colors_of(source)
-    show_image(axes, source.image,
-               f'{source.name}: annotations (white): {len(own)},\n'
-               f'boxes of {len(replicas)} replicas restored (coloured; dotted: inexact)')
+    show_image(
+        axes,
+        source.image,
+        f'{source.name}: annotations (white): {len(own)},\n'
+        f'boxes of {len(replicas)} replicas restored (coloured; dotted: inexact)',
+    )
     if source.masks is not None:
         draw_masks(axes, source.masks, list(own.values()))
     draw_boxes(axes, source.boxes, [_WHITE_ON_BLACK] * len(own))
     for replica in replicas:
         instances = replica.instances
         places = instances.of(source.source_id)
-        draw_boxes(axes, instances.restored[places],
-                   [_style(replica, place, own) for place in places])
+        draw_boxes(
+            axes, instances.restored[places], [_style(replica, place, own) for place in places]
+        )
     names = [f'#{row} {name}' for row, name in zip(source.rows, source.names)]
-    draw_boxes(axes, source.boxes, [dict(edgecolor=color, linewidth=0)
-                                    for color in own.values()], names)
+    draw_boxes(
+        axes, source.boxes, [dict(edgecolor=color, linewidth=0) for color in own.values()], names
+    )
 
 
 def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> None:
     is_own = replica.source_id == source.source_id
-    title = f'replica {number}' if is_own else (
-        f'replica {number}: source {replica.source_id} in its place')
+    title = (
+        f'replica {number}'
+        if is_own
+        else (f'replica {number}: source {replica.source_id} in its place')
+    )
     applied = textwrap.shorten(', '.join(replica.applied), 60, placeholder=' ...')
     show_image(axes, replica.image, f'{title}\n{applied}', _matrix_note(source, replica))
     instances = replica.instances
@@ -88,15 +106,19 @@ def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> N
             names.append(f'of {source_id}')
     if instances.masks is not None:
         places = instances.of(source.source_id)
-        draw_masks(axes, instances.masks[places],
-                   [own[int(instances.source_ids[place, 1])] for place in places])
+        draw_masks(
+            axes,
+            instances.masks[places],
+            [own[int(instances.source_ids[place, 1])] for place in places],
+        )
     draw_boxes(axes, instances.boxes, styles, names)
 
 
-def _style(replica: Replica, place: int, own: Dict[int, Color]) -> dict:
+def _style(replica: Replica, place: int, own: dict[int, Color]) -> dict:
     row = int(replica.instances.source_ids[place, 1])
-    return dict(edgecolor=own[row], linewidth=1.6,
-                linestyle='-' if replica.instances.exact[place] else ':')
+    return dict(
+        edgecolor=own[row], linewidth=1.6, linestyle='-' if replica.instances.exact[place] else ':'
+    )
 
 
 def _matrix_note(source: Source, replica: Replica) -> str:
@@ -106,20 +128,22 @@ def _matrix_note(source: Source, replica: Replica) -> str:
     if replica.instances is None:
         return 'no matrix: transforms of classifiers\nrecord no geometry'
     own = replica.instances.of(source.source_id)
-    listed = [f'#{int(replica.instances.source_ids[place, 1])}:\n'
-              + _lines(replica.instances.matrices[place])
-              for place in own[:_LISTED_MATRICES]]
+    listed = [
+        f'#{int(replica.instances.source_ids[place, 1])}:\n'
+        + _lines(replica.instances.matrices[place])
+        for place in own[:_LISTED_MATRICES]
+    ]
     more = len(own) - len(listed)
-    return '\n'.join(['each instance has its own matrix', *listed]
-                     + ([f'and {more} more'] if more else []))
+    return '\n'.join(
+        ['each instance has its own matrix', *listed] + ([f'and {more} more'] if more else [])
+    )
 
 
 def _lines(matrix: Tensor) -> str:
-    return '\n'.join(' '.join(f'{value:9.3f}' for value in row)
-                     for row in matrix.tolist())
+    return '\n'.join(' '.join(f'{value:9.3f}' for value in row) for row in matrix.tolist())
 
 
-def failures_figure(failures: List[Failure], min_visibility: float) -> Figure:
+def failures_figure(failures: list[Failure], min_visibility: float) -> Figure:
     """A tile for each failure; of many, some of each kind.
 
     Args:
@@ -130,23 +154,28 @@ def failures_figure(failures: List[Failure], min_visibility: float) -> Figure:
     columns = min(max(len(drawn), 3), 6)
     rows = math.ceil(max(len(drawn), 1) / columns)
     figure = new_figure(2.8 * columns, 3.2 * rows + 0.5)
-    title = (f'{len(drawn)} of {len(failures)} instances of replicas that are lost, less '
-             f'than {min_visibility:.0%} visible, or inexact')
+    title = (
+        f'{len(drawn)} of {len(failures)} instances of replicas that are lost, less '
+        f'than {min_visibility:.0%} visible, or inexact'
+    )
     if not failures:
-        title = ('no failures: every instance is in every replica, at least '
-                 f'{min_visibility:.0%} visible and exact')
-    figure.suptitle(f'{title}\n(dashed: the annotation moved; solid: the box of the '
-                    'replica)', fontsize=9)
+        title = (
+            'no failures: every instance is in every replica, at least '
+            f'{min_visibility:.0%} visible and exact'
+        )
+    figure.suptitle(
+        f'{title}\n(dashed: the annotation moved; solid: the box of the replica)', fontsize=9
+    )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid[len(drawn):]:
+    for axes in grid[len(drawn) :]:
         axes.set_axis_off()
     for axes, failure in zip(grid, drawn):
         _draw_tile(axes, failure)
     return figure
 
 
-def _some_of_each_kind(failures: List[Failure]) -> List[Failure]:
-    kinds: Dict[Tuple[str, ...], List[Failure]] = {}
+def _some_of_each_kind(failures: list[Failure]) -> list[Failure]:
+    kinds: dict[tuple[str, ...], list[Failure]] = {}
     for failure in failures:
         kinds.setdefault(failure.kinds, []).append(failure)
     mixed = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
@@ -158,11 +187,15 @@ def _draw_tile(axes: Any, failure: Failure) -> None:
     """The instance in its replica, as near as can be; if need be, in the source."""
     source, replica, place = failure.source, failure.replica, failure.place
     index = source.rows.index(failure.row)
-    annotated = source.boxes[index:index + 1]
+    annotated = source.boxes[index : index + 1]
     color = colors(len(source.rows))[index]
-    title = '\n'.join(textwrap.wrap(
-        f'{source.name}, #{failure.row} {source.names[index]}, replica '
-        f'{failure.number}: {failure.reason}', 44))
+    title = '\n'.join(
+        textwrap.wrap(
+            f'{source.name}, #{failure.row} {source.names[index]}, replica '
+            f'{failure.number}: {failure.reason}',
+            44,
+        )
+    )
     solid = dict(edgecolor=color, linewidth=1.8)
     matrix = replica.matrix if place is None else replica.instances.matrices[place]
     if matrix is None:
@@ -198,8 +231,9 @@ def _look_at(axes: Any, points: Tensor, image: np.ndarray) -> None:
     _set_view(axes, center - half, center + half, max(half, 0.08 * size.max()), size)
 
 
-def _set_view(axes: Any, low: np.ndarray, high: np.ndarray, margin: float,
-              size: np.ndarray) -> None:
+def _set_view(
+    axes: Any, low: np.ndarray, high: np.ndarray, margin: float, size: np.ndarray
+) -> None:
     """Sets what the axes show, and draws the frame of the image."""
     axes.set_xlim(low[0] - margin, high[0] + margin)
     axes.set_ylim(high[1] + margin, low[1] - margin)

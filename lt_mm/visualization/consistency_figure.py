@@ -1,6 +1,8 @@
 """A picture of how alike predictions for augmented copies of images are."""
+
 import os.path as osp
-from typing import Any, Callable, List, Mapping, Tuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,8 +13,12 @@ from lt_mm.visualization.drawing import new_figure, save_figure
 _COLOR, _LINE = '#4878a8', '#c44e52'
 _SMALLEST_KL = 1e-6  # nats; smaller ones are drawn as it
 _MOST_CLASSES = 20
-_SETTINGS = dict(unaugmented='image\nas it is', single_replicas='single\nreplicas',
-                 averaged_replicas='mean of\nreplicas', tta='with\nstock TTA')
+_SETTINGS = dict(
+    unaugmented='image\nas it is',
+    single_replicas='single\nreplicas',
+    averaged_replicas='mean of\nreplicas',
+    tta='with\nstock TTA',
+)
 Panel = Callable[[Axes, Mapping[str, Any]], None]
 
 
@@ -32,8 +38,7 @@ def draw_consistency(report: Mapping[str, Any], out: str) -> None:
     examples = report['examples']
     heights = [3.8] + [1.6 + 0.26 * report['num_replicas']] * bool(examples)
     figure = new_figure(14, sum(heights))
-    top, *below = figure.subfigures(len(heights), 1, squeeze=False,
-                                    height_ratios=heights)[:, 0]
+    top, *below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_panels(top, report)
     if examples:
         _draw_examples(below[0], examples, report['classes'])
@@ -42,8 +47,11 @@ def draw_consistency(report: Mapping[str, Any], out: str) -> None:
 
 def _draw_panels(figure: SubFigure, report: Mapping[str, Any]) -> None:
     files = ', '.join(osp.basename(report[key]) for key in ('config', 'checkpoint'))
-    figure.suptitle(f'{files}: {report["num_replicas"]} replicas of each of '
-                    f'{report["num_images"]} images, seed {report["seed"]}', fontsize=10)
+    figure.suptitle(
+        f'{files}: {report["num_replicas"]} replicas of each of '
+        f'{report["num_images"]} images, seed {report["seed"]}',
+        fontsize=10,
+    )
     panels = _panels_of(report)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axes.spines[['top', 'right']].set_visible(False)
@@ -51,9 +59,9 @@ def _draw_panels(figure: SubFigure, report: Mapping[str, Any]) -> None:
         panel(axes, report)
 
 
-def _panels_of(report: Mapping[str, Any]) -> List[Panel]:
+def _panels_of(report: Mapping[str, Any]) -> list[Panel]:
     if report['task'] == 'classification':
-        panels: List[Panel] = [_draw_kl]
+        panels: list[Panel] = [_draw_kl]
     else:
         panels = [_draw_iou, _draw_matched]
     if report['per_class']:
@@ -68,8 +76,9 @@ def _draw_kl(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.hist(kl, bins=np.geomspace(kl.min() / 1.1, kl.max() * 1.1, 31), color=_COLOR)
     axes.set_xscale('log')
     axes.axvline(max(report['mean_kl'], _SMALLEST_KL), color=_LINE)
-    axes.set_title('KL of the mean prediction to each\n'
-                   f'mean {report["mean_kl"]:.3g} nats (line)', fontsize=9)
+    axes.set_title(
+        f'KL of the mean prediction to each\nmean {report["mean_kl"]:.3g} nats (line)', fontsize=9
+    )
     floor = f', drawn as {_SMALLEST_KL:g} below it' * bool(kl.min() == _SMALLEST_KL)
     _label(axes, f'mean of an image, nats{floor}', 'images')
 
@@ -79,8 +88,7 @@ def _draw_iou(axes: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _draw_matched(axes: Axes, report: Mapping[str, Any]) -> None:
-    _draw_shares(axes, report, 'matched_share',
-                 'boxes that match one of another replica')
+    _draw_shares(axes, report, 'matched_share', 'boxes that match one of another replica')
 
 
 def _draw_shares(axes: Axes, report: Mapping[str, Any], key: str, title: str) -> None:
@@ -108,14 +116,18 @@ def _draw_agreement(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_xlim(0, 1)
     axes.axvline(report['agreement'], color=_LINE)
     which = 'each class' if len(shown) == len(found) else f'the {len(shown)} least alike'
-    axes.set_title(f'agreement of {which} (count)\n'
-                   f'of all: {report["agreement"]:.3f} (line)', fontsize=9)
+    axes.set_title(
+        f'agreement of {which} (count)\nof all: {report["agreement"]:.3f} (line)', fontsize=9
+    )
     _label(axes, 'share of pairs with one class', '')
 
 
 def _draw_stock(axes: Axes, report: Mapping[str, Any]) -> None:
-    found = {_SETTINGS[setting]: metrics for setting, metrics in report['stock'].items()
-             if not isinstance(metrics, str)}
+    found = {
+        _SETTINGS[setting]: metrics
+        for setting, metrics in report['stock'].items()
+        if not isinstance(metrics, str)
+    }
     name = next(iter(found[_SETTINGS['unaugmented']]))
     values = [metrics[name] for metrics in found.values()]
     bars = axes.bar(range(len(found)), values, color=_COLOR, width=0.6)
@@ -124,30 +136,33 @@ def _draw_stock(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_title(f'{name}\nstock evaluation', fontsize=9)
 
 
-def _draw_examples(figure: SubFigure, examples: List[Mapping[str, Any]],
-                   classes: List[str]) -> None:
-    figure.suptitle('Predicted probabilities, a row for each replica, of images from '
-                    'the median KL (left) to the largest', fontsize=9)
+def _draw_examples(
+    figure: SubFigure, examples: list[Mapping[str, Any]], classes: list[str]
+) -> None:
+    figure.suptitle(
+        'Predicted probabilities, a row for each replica, of images from '
+        'the median KL (left) to the largest',
+        fontsize=9,
+    )
     places = figure.subplots(1, len(examples), squeeze=False)[0]
     for axes, example in zip(places, examples):
         shown, names = _most_probable(np.array(example['probabilities']), classes)
         picture = axes.imshow(shown, vmin=0, vmax=1, cmap='viridis', aspect='auto')
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(shown)), range(1, len(shown) + 1), fontsize=7)
-        name = osp.join(*(example['img_path'] or f'image {example["source_id"]}'
-                          ).split(osp.sep)[-2:])
+        name = osp.join(
+            *(example['img_path'] or f'image {example["source_id"]}').split(osp.sep)[-2:]
+        )
         axes.set_title(f'{name}\nKL {example["mean_kl"]:.3g}', fontsize=8)
     figure.colorbar(picture, ax=places, shrink=0.9, pad=0.01)
 
 
-def _most_probable(probabilities: np.ndarray, classes: List[str]
-                   ) -> Tuple[np.ndarray, List[str]]:
+def _most_probable(probabilities: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
     """Columns (m, c) of at most so many classes as fit, and their names."""
     columns = np.arange(probabilities.shape[1])
     if len(columns) > _MOST_CLASSES:
         columns = np.sort(np.argsort(-probabilities.mean(axis=0))[:_MOST_CLASSES])
-    names = [classes[column] if column < len(classes) else str(column)
-             for column in columns]
+    names = [classes[column] if column < len(classes) else str(column) for column in columns]
     return probabilities[:, columns], names
 
 

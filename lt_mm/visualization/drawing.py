@@ -1,6 +1,8 @@
 """What the pictures share: figures without a window, images, boxes, colours."""
+
 import os
-from typing import Any, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,7 +12,7 @@ from matplotlib.patches import Polygon, Rectangle
 from torch import Tensor
 
 _DPI = 110
-Color = Tuple[float, float, float]
+Color = tuple[float, float, float]
 
 
 class NoDisplayError(RuntimeError):
@@ -44,15 +46,18 @@ def check_display() -> None:
     """
     # Importing it chooses a window system, which nothing else here needs.
     from matplotlib import pyplot
+
     if pyplot.get_backend().lower() == 'agg':
         raise NoDisplayError(
             "matplotlib found no display to open a window on (its backend is 'agg', "
-            f'DISPLAY is {os.environ.get("DISPLAY")!r}); write files instead: --out DIR')
+            f'DISPLAY is {os.environ.get("DISPLAY")!r}); write files instead: --out DIR'
+        )
 
 
 def show_in_window(figure: Figure, title: str) -> None:
     """Shows a figure and waits until its window is closed; see :func:`check_display`."""
     from matplotlib import pyplot
+
     window = pyplot.figure(title, figsize=figure.get_size_inches())
     axes = window.add_axes([0, 0, 1, 1])
     axes.set_axis_off()
@@ -60,13 +65,13 @@ def show_in_window(figure: Figure, title: str) -> None:
     pyplot.show()
 
 
-def colors(count: int) -> List[Color]:
+def colors(count: int) -> list[Color]:
     """So many colours; they come again after 20."""
     palette = colormaps['tab10' if count <= 10 else 'tab20'].colors
     return [palette[number % len(palette)] for number in range(count)]
 
 
-def file_of(sample: Any) -> Optional[str]:
+def file_of(sample: Any) -> str | None:
     """The file that a sample's image was loaded from, if it was.
 
     Then its channels are blue, green, red, as OpenCV loads them; data sets that hold
@@ -123,8 +128,9 @@ def show_image(axes: Any, image: np.ndarray, title: str = '', note: str = '') ->
     axes.set_xlabel(note, fontsize=6.5, family='monospace', loc='left')
 
 
-def draw_boxes(axes: Any, boxes: Any, styles: Sequence[dict],
-               names: Optional[Sequence[str]] = None) -> None:
+def draw_boxes(
+    axes: Any, boxes: Any, styles: Sequence[dict], names: Sequence[str] | None = None
+) -> None:
     """Draws boxes, with names at their upper corners, where these are in sight.
 
     Args:
@@ -139,10 +145,16 @@ def draw_boxes(axes: Any, boxes: Any, styles: Sequence[dict],
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
         if name and x1 < right and x2 > left and y1 < bottom and y2 > top:
             at_right = x1 > left + 0.8 * (right - left)
-            axes.text(min(x2, right) if at_right else max(x1, left), max(y1, top), name,
-                      ha='right' if at_right else 'left', va='bottom', fontsize=6,
-                      color='white',
-                      bbox=dict(facecolor=style['edgecolor'], pad=0.6, linewidth=0))
+            axes.text(
+                min(x2, right) if at_right else max(x1, left),
+                max(y1, top),
+                name,
+                ha='right' if at_right else 'left',
+                va='bottom',
+                fontsize=6,
+                color='white',
+                bbox=dict(facecolor=style['edgecolor'], pad=0.6, linewidth=0),
+            )
 
 
 def draw_outline(axes: Any, corners: Any, **style: Any) -> None:

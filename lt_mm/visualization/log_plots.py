@@ -1,19 +1,29 @@
 """Curves of several runs beside each other: ``tools/analysis/plot_logs.py``."""
+
 import fnmatch
 import json
 import os.path as osp
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from glob import escape, glob
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from matplotlib.lines import Line2D
 
 from lt_mm.visualization.drawing import colors, new_figure, save_figure
 
 # One dash pattern for each key of a panel.
-_DASHES = ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (7, 3)),
-           (0, (3, 1, 1, 3)))
+_DASHES = (
+    '-',
+    '--',
+    ':',
+    '-.',
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (1, 3)),
+    (0, (7, 3)),
+    (0, (3, 1, 1, 3)),
+)
 # Titles of panels, and what the keys in them look like.
 _PANELS = (
     ('total loss', r'loss'),
@@ -37,18 +47,21 @@ class Run:
         name: For the legend.
         curves: For each key the iterations, ascending, and the values there.
     """
+
     name: str
-    curves: Dict[str, Tuple[List[int], List[float]]] = field(default_factory=dict)
+    curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         last = max((xs[-1] for xs, _ in self.curves.values()), default=0)
-        metrics = [f'{key} {values[-1]:.4g}' for key, (_, values) in self.curves.items()
-                   if '/' in key and not _MINOR_METRIC.match(key)]
+        metrics = [
+            f'{key} {values[-1]:.4g}'
+            for key, (_, values) in self.curves.items()
+            if '/' in key and not _MINOR_METRIC.match(key)
+        ]
         return ', '.join([f'{self.name}: up to iteration {last}', *metrics])
 
 
-def plot_logs(runs: Sequence[str], out: str, keys: Optional[Sequence[str]] = None
-              ) -> List[Run]:
+def plot_logs(runs: Sequence[str], out: str, keys: Sequence[str] | None = None) -> list[Run]:
     """Plots what runs logged over the iterations: a panel a kind, a colour a run.
 
     Args:
@@ -69,46 +82,67 @@ def plot_logs(runs: Sequence[str], out: str, keys: Optional[Sequence[str]] = Non
     known = sorted({key for run in read for key in run.curves})
     panels = _default_panels(known) if keys is None else _wanted_panels(known, keys)
     if not panels:
-        raise ValueError(f'{list(runs)} logged none of the usual keys, only '
-                         f'{known}; name some of these: --keys ...')
+        raise ValueError(
+            f'{list(runs)} logged none of the usual keys, only '
+            f'{known}; name some of these: --keys ...'
+        )
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = new_figure(5 * columns, 3.4 * rows + 0.3 + 0.2 * len(read))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid[len(panels):]:
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     palette = colors(len(read))
     end = max((xs[-1] for run in read for xs, _ in run.curves.values()), default=0)
     for axes, (title, shown) in zip(grid, panels.items()):
         _draw_panel(axes, title, shown, read, palette)
         axes.set_xlim(0, 1.02 * end)
-    figure.legend([Line2D([], [], color=color) for color in palette],
-                  [run.name for run in read], loc='outside lower center', fontsize=8,
-                  ncols=max(1, min(len(read), 4)))
+    figure.legend(
+        [Line2D([], [], color=color) for color in palette],
+        [run.name for run in read],
+        loc='outside lower center',
+        fontsize=8,
+        ncols=max(1, min(len(read), 4)),
+    )
     save_figure(figure, out)
     return read
 
 
-def _draw_panel(axes: Any, title: str, keys: List[str], runs: List[Run],
-                palette: Sequence[Any]) -> None:
+def _draw_panel(
+    axes: Any, title: str, keys: list[str], runs: list[Run], palette: Sequence[Any]
+) -> None:
     for run, color in zip(runs, palette):
         for key, dashes in zip(keys, _DASHES * len(keys)):
             iterations, values = run.curves.get(key, ([], []))
             is_sparse = len(values) < 40
-            axes.plot(iterations, values, color=color, linestyle=dashes, linewidth=1.2,
-                      marker='.' if is_sparse else None, markersize=4)
+            axes.plot(
+                iterations,
+                values,
+                color=color,
+                linestyle=dashes,
+                linewidth=1.2,
+                marker='.' if is_sparse else None,
+                markersize=4,
+            )
     axes.set_title(title, fontsize=9)
     axes.set_xlabel('iteration', fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     if [title] != keys:
-        axes.legend([Line2D([], [], color='black', linestyle=dashes)
-                     for dashes in (_DASHES * len(keys))[:len(keys)]], keys, fontsize=6)
+        axes.legend(
+            [
+                Line2D([], [], color='black', linestyle=dashes)
+                for dashes in (_DASHES * len(keys))[: len(keys)]
+            ],
+            keys,
+            fontsize=6,
+        )
 
 
-def _default_panels(known: List[str]) -> Dict[str, List[str]]:
-    panels = {title: [key for key in known if re.fullmatch(pattern, key)]
-              for title, pattern in _PANELS}
+def _default_panels(known: list[str]) -> dict[str, list[str]]:
+    panels = {
+        title: [key for key in known if re.fullmatch(pattern, key)] for title, pattern in _PANELS
+    }
     for key in known:
         evaluator, slash, _ = key.partition('/')
         if slash and not _MINOR_METRIC.match(key):
@@ -116,7 +150,7 @@ def _default_panels(known: List[str]) -> Dict[str, List[str]]:
     return {title: keys for title, keys in panels.items() if keys}
 
 
-def _wanted_panels(known: List[str], patterns: Sequence[str]) -> Dict[str, List[str]]:
+def _wanted_panels(known: list[str], patterns: Sequence[str]) -> dict[str, list[str]]:
     panels = {pattern: fnmatch.filter(known, pattern) for pattern in patterns}
     missing = [pattern for pattern, keys in panels.items() if not keys]
     if missing:
@@ -124,7 +158,7 @@ def _wanted_panels(known: List[str], patterns: Sequence[str]) -> Dict[str, List[
     return panels
 
 
-def read_curves(path: str) -> Dict[str, Tuple[List[int], List[float]]]:
+def read_curves(path: str) -> dict[str, tuple[list[int], list[float]]]:
     """What one run logged: for each key iterations, ascending, and values.
 
     A validation of an epoch-based run is logged by its epoch; it is put at the last
@@ -133,8 +167,8 @@ def read_curves(path: str) -> Dict[str, Tuple[List[int], List[float]]]:
     Args:
         path: See :func:`plot_logs`.
     """
-    trained: List[dict] = []
-    validated: List[dict] = []
+    trained: list[dict] = []
+    validated: list[dict] = []
     for log in _logs_of(path):
         entries = _entries_of(log)
         new = [entry for entry in entries if 'iter' in entry]
@@ -147,18 +181,19 @@ def read_curves(path: str) -> Dict[str, Tuple[List[int], List[float]]]:
         trained += new
         validated += [entry for entry in entries if 'iter' not in entry]
     by_iteration = {entry['iter']: entry for entry in trained}
-    points: Dict[str, Dict[int, float]] = {}
+    points: dict[str, dict[int, float]] = {}
     for entry in by_iteration.values():
         _add_points(points, entry, entry['iter'])
     for entry in validated:
-        _add_points(points, entry, _iteration_of(entry['step'], trained),
-                    only_metrics=True)
-    return {key: (sorted(values), [values[x] for x in sorted(values)])
-            for key, values in points.items()}
+        _add_points(points, entry, _iteration_of(entry['step'], trained), only_metrics=True)
+    return {
+        key: (sorted(values), [values[x] for x in sorted(values)]) for key, values in points.items()
+    }
 
 
-def _add_points(points: Dict[str, Dict[int, float]], entry: dict, iteration: int,
-                only_metrics: bool = False) -> None:
+def _add_points(
+    points: dict[str, dict[int, float]], entry: dict, iteration: int, only_metrics: bool = False
+) -> None:
     """Adds the numbers of an entry; of a validation not its time."""
     for key, value in entry.items():
         is_metric = key not in ('time', 'data_time', 'memory') or not only_metrics
@@ -166,28 +201,31 @@ def _add_points(points: Dict[str, Dict[int, float]], entry: dict, iteration: int
             points.setdefault(key, {})[iteration] = value
 
 
-def _iteration_of(step: int, trained: List[dict]) -> int:
+def _iteration_of(step: int, trained: list[dict]) -> int:
     """The iteration of a validation: its step, or the end of the epoch that it names."""
     if not any('epoch' in entry for entry in trained):
         return step
     return max((entry['iter'] for entry in trained if entry['epoch'] <= step), default=0)
 
 
-def _logs_of(path: str) -> List[str]:
+def _logs_of(path: str) -> list[str]:
     """The ``scalars.json`` of all starts of a run, the oldest first."""
     if osp.isfile(path):
         return [path]
     # Folders of starts are named by their time.
-    found = sorted(glob(osp.join(escape(path), '*', 'vis_data', 'scalars.json'))
-                   or glob(osp.join(escape(path), 'vis_data', 'scalars.json')))
+    found = sorted(
+        glob(osp.join(escape(path), '*', 'vis_data', 'scalars.json'))
+        or glob(osp.join(escape(path), 'vis_data', 'scalars.json'))
+    )
     if not found:
         raise FileNotFoundError(
             f'{path} holds no log; expected a work dir with <time>/vis_data/'
-            'scalars.json, which MMEngine writes with LocalVisBackend, or such a file')
+            'scalars.json, which MMEngine writes with LocalVisBackend, or such a file'
+        )
     return found
 
 
-def _entries_of(log: str) -> List[dict]:
+def _entries_of(log: str) -> list[dict]:
     with open(log) as file:
         lines = [line for line in file if line.strip()]
     entries = []
@@ -197,16 +235,17 @@ def _entries_of(log: str) -> List[dict]:
         except json.JSONDecodeError as error:
             if number == len(lines):  # a run that is writing, or was killed so
                 break
-            raise ValueError(f'line {number} of {log} is no json ({error}); expected a '
-                             'scalars.json as MMEngine writes it') from error
+            raise ValueError(
+                f'line {number} of {log} is no json ({error}); expected a '
+                'scalars.json as MMEngine writes it'
+            ) from error
     return entries
 
 
-def _names(paths: Sequence[str]) -> List[str]:
+def _names(paths: Sequence[str]) -> list[str]:
     """Paths without what they all have in common."""
     full = [osp.abspath(path) for path in paths]
     if len(full) == 1:
         return [osp.basename(full[0])]
     common = osp.commonpath(full)
-    return [osp.relpath(path, common) if path != common else osp.basename(path)
-            for path in full]
+    return [osp.relpath(path, common) if path != common else osp.basename(path) for path in full]

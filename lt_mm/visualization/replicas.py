@@ -3,23 +3,25 @@
 What is known of a source comes from what loads in the data set, not from the record of
 its replicas: that record is what is looked at.
 """
+
+import itertools
 import os.path as osp
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import torch
 from mmdet.models.utils import mask2ndarray
 from torch import Tensor
 
-from lt_mm.datasets.checks import innermost_datasets
-from lt_mm.visualization.drawing import file_of, rgb_image
-from lt_mm.models.heads.loss_transform_head import RECORD_REMEDY, MissingRecordError, source_ids_of
-from lt_mm.datasets.transforms.invertible_pipeline import AppliedTransform, InvertiblePipeline
-from lt_mm.core.seeds import seed_all
-from lt_mm.core.geometry import (boxes_to_source, is_axis_aligned, map_boxes,
-                                 visible_fraction)
+from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, map_boxes, visible_fraction
 from lt_mm.core.restoration import restoration_errors
+from lt_mm.core.seeds import seed_all
+from lt_mm.datasets.checks import innermost_datasets
+from lt_mm.datasets.transforms.invertible_pipeline import AppliedTransform, InvertiblePipeline
+from lt_mm.models.heads.loss_transform_head import RECORD_REMEDY, MissingRecordError, source_ids_of
+from lt_mm.visualization.drawing import file_of, rgb_image
 
 LOST, BELOW, INEXACT = 'lost', 'below visibility', 'inexact'
 
@@ -37,13 +39,14 @@ class Source:
         masks: (n, H, W) bool, or None.
         names: The class of each annotation; of the image for a classifier.
     """
+
     source_id: int
     name: str
     image: np.ndarray
-    rows: List[int]
-    boxes: Optional[Tensor]
-    masks: Optional[np.ndarray]
-    names: List[str]
+    rows: list[int]
+    boxes: Tensor | None
+    masks: np.ndarray | None
+    names: list[str]
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Instances:
         errors: (k,) float64, pixels of their sources.
         masks: (k, H, W) bool, or None.
     """
+
     boxes: Tensor
     source_ids: Tensor
     matrices: Tensor
@@ -67,12 +71,15 @@ class Instances:
     restored: Tensor
     exact: Tensor
     errors: Tensor
-    masks: Optional[np.ndarray]
+    masks: np.ndarray | None
 
-    def of(self, source_id: int, row: Optional[int] = None) -> List[int]:
+    def of(self, source_id: int, row: int | None = None) -> list[int]:
         """Which of the k show a source, or one annotation of it."""
-        return [k for k, (source, own) in enumerate(self.source_ids.tolist())
-                if source == source_id and row in (None, own)]
+        return [
+            k
+            for k, (source, own) in enumerate(self.source_ids.tolist())
+            if source == source_id and row in (None, own)
+        ]
 
 
 @dataclass
@@ -86,11 +93,12 @@ class Replica:
         applied: Names of the transforms that changed it, as far as they tell.
         instances: None for a classifier.
     """
+
     source_id: int
     image: np.ndarray
-    matrix: Optional[Tensor]
-    applied: List[str]
-    instances: Optional[Instances]
+    matrix: Tensor | None
+    applied: list[str]
+    instances: Instances | None
 
 
 @dataclass
@@ -106,17 +114,19 @@ class Failure:
         reason: To be read by people.
         place: The instance in the replica; None if it is lost.
     """
+
     source: Source
     replica: Replica
     number: int
     row: int
-    kinds: Tuple[str, ...]
+    kinds: tuple[str, ...]
     reason: str
-    place: Optional[int]
+    place: int | None
 
 
-def sources_and_replicas(dataset: Any, num_sources: int, num_replicas: int, seed: int
-                         ) -> Iterator[Tuple[Source, List[Replica]]]:
+def sources_and_replicas(
+    dataset: Any, num_sources: int, num_replicas: int, seed: int
+) -> Iterator[tuple[Source, list[Replica]]]:
     """Sources of a data set, drawn without replacement, and replicas of each.
 
     Args:
@@ -148,21 +158,22 @@ class SourceCatalog:
 
     def __init__(self, dataset: Any) -> None:
         self._parts = innermost_datasets(dataset)
-        self._starts = [_loading_pipeline(part).sample_idx_offset
-                        for part in self._parts]
-        self._loaded: Dict[int, Source] = {}
+        self._starts = [_loading_pipeline(part).sample_idx_offset for part in self._parts]
+        self._loaded: dict[int, Source] = {}
         if not self._parts:
             raise MissingRecordError(
                 f'{type(dataset).__name__} has no data set in it that loads sources; '
-                'expected one derived from mmengine.dataset.BaseDataset')
+                'expected one derived from mmengine.dataset.BaseDataset'
+            )
         ends = sorted(zip(self._starts, map(len, self._parts)))
-        for (start, length), (following, _) in zip(ends, ends[1:]):
+        for (start, length), (following, _) in itertools.pairwise(ends):
             if start + length > following:
                 raise MissingRecordError(
                     f'the source ids {following}... stand for images of two data sets; '
                     'give every part of a ConcatDataset its own range: dict('
                     "type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the "
-                    'lengths before it>, transforms=...)')
+                    'lengths before it>, transforms=...)'
+                )
 
     def __getitem__(self, source_id: int) -> Source:
         if source_id not in self._loaded:
@@ -177,12 +188,12 @@ class SourceCatalog:
             raise MissingRecordError(
                 f'there is no source {source_id}; the data sets begin at {self._starts} '
                 f'and have {[len(part) for part in self._parts]}. Give the pipelines of '
-                'a data set that mixes images the same sample_idx_offset')
+                'a data set that mixes images the same sample_idx_offset'
+            )
         results = _loading_pipeline(part).load(part.get_data_info(source_id - start))
         path = results.get('img_path')
         classes = part.metainfo.get('classes') or ()
-        source = Source(source_id, f'source {source_id}', _image_of(results), [], None,
-                        None, [])
+        source = Source(source_id, f'source {source_id}', _image_of(results), [], None, None, [])
         if path is not None:
             source.name += f' ({osp.basename(path)})'
         if results.get('gt_bboxes') is not None:
@@ -201,26 +212,32 @@ class SourceCatalog:
             image=rgb_image(packed['inputs'], file_of(sample) is not None),
             matrix=None if matrix is None else torch.from_numpy(matrix),
             applied=[step.name for step in sample.applied_transforms if _did(step)],
-            instances=self._instances(sample.get('gt_instances')))
+            instances=self._instances(sample.get('gt_instances')),
+        )
 
-    def _instances(self, recorded: Any) -> Optional[Instances]:
+    def _instances(self, recorded: Any) -> Instances | None:
         if recorded is None or 'source_ids' not in recorded:
             return None
         boxes, matrices = recorded.bboxes.tensor.double(), recorded.source_matrices
-        annotated = [self[source].boxes[self[source].rows.index(row)]
-                     for source, row in recorded.source_ids.tolist()]
+        annotated = [
+            self[source].boxes[self[source].rows.index(row)]
+            for source, row in recorded.source_ids.tolist()
+        ]
         annotated = torch.stack(annotated) if annotated else boxes
         masks = recorded.get('masks')
         return Instances(
-            boxes=boxes, source_ids=recorded.source_ids, matrices=matrices,
-            visibility=recorded.visibility, restored=boxes_to_source(boxes, matrices),
+            boxes=boxes,
+            source_ids=recorded.source_ids,
+            matrices=matrices,
+            visibility=recorded.visibility,
+            restored=boxes_to_source(boxes, matrices),
             exact=is_axis_aligned(matrices),
             errors=restoration_errors(boxes, matrices, annotated, recorded.visibility),
-            masks=None if masks is None else mask2ndarray(masks).astype(bool))
+            masks=None if masks is None else mask2ndarray(masks).astype(bool),
+        )
 
 
-def find_failures(source: Source, replicas: List[Replica], min_visibility: float
-                  ) -> List[Failure]:
+def find_failures(source: Source, replicas: list[Replica], min_visibility: float) -> list[Failure]:
     """The annotations that are lost, too little visible, or inexact in a replica.
 
     Args:
@@ -235,22 +252,36 @@ def find_failures(source: Source, replicas: List[Replica], min_visibility: float
         for row in source.rows:
             places = replica.instances.of(source.source_id, row)
             for place in places or [None]:
-                faults = (_faults(replica.instances, place, min_visibility)
-                          if places else {LOST: _why_lost(source, replica, row)})
+                faults = (
+                    _faults(replica.instances, place, min_visibility)
+                    if places
+                    else {LOST: _why_lost(source, replica, row)}
+                )
                 if faults:
-                    failures.append(Failure(source, replica, number, row, tuple(faults),
-                                            '; '.join(faults.values()), place))
+                    failures.append(
+                        Failure(
+                            source,
+                            replica,
+                            number,
+                            row,
+                            tuple(faults),
+                            '; '.join(faults.values()),
+                            place,
+                        )
+                    )
     return failures
 
 
-def _faults(instances: Instances, place: int, min_visibility: float) -> Dict[str, str]:
+def _faults(instances: Instances, place: int, min_visibility: float) -> dict[str, str]:
     """By kind, in words, what an instance of a replica is not fit for."""
     faults, visibility = {}, float(instances.visibility[place])
     if visibility < min_visibility:
         faults[BELOW] = f'{visibility:.1%} visible, less than {min_visibility:.0%}'
     if not instances.exact[place]:
-        faults[INEXACT] = ('rotated or sheared: the box comes back up to '
-                           f'{float(instances.errors[place]):.1f} px too large')
+        faults[INEXACT] = (
+            'rotated or sheared: the box comes back up to '
+            f'{float(instances.errors[place]):.1f} px too large'
+        )
     return faults
 
 
@@ -267,8 +298,7 @@ def _why_lost(source: Source, replica: Replica, row: int) -> str:
 
 def _did(step: AppliedTransform) -> bool:
     """Whether a transform changed the replica; a flip tells as well that it did not."""
-    told = [value for value in step.changes.values()
-            if value is not None and value is not False]
+    told = [value for value in step.changes.values() if value is not None and value is not False]
     return bool(told) or step.image_matrix is not None
 
 
@@ -278,7 +308,8 @@ def _loading_pipeline(part: Any) -> InvertiblePipeline:
         raise MissingRecordError(
             f'the pipeline of {type(part).__name__} begins with {type(first).__name__}, '
             f'which records nothing; {RECORD_REMEDY}, also that of the data set inside '
-            'a data set that mixes images')
+            'a data set that mixes images'
+        )
     return first
 
 
@@ -286,8 +317,9 @@ def _image_of(results: dict) -> np.ndarray:
     if 'img' not in results:
         raise ValueError(
             f'the transforms that load give {sorted(results)}, no img, so the source '
-            "cannot be drawn; expected a pipeline that begins with transforms whose "
-            "names begin with 'Load', such as dict(type='LoadImageFromFile')")
+            'cannot be drawn; expected a pipeline that begins with transforms whose '
+            "names begin with 'Load', such as dict(type='LoadImageFromFile')"
+        )
     return rgb_image(results['img'], file_of(results) is not None)
 
 

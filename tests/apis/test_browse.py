@@ -1,4 +1,5 @@
 """What is drawn of training data: restored boxes, and what was lost."""
+
 import cv2
 import matplotlib
 import numpy as np
@@ -11,15 +12,29 @@ from mmengine.dataset import ConcatDataset
 from mmengine.registry import TRANSFORMS, init_default_scope
 
 from lt_mm.apis import browse
+from lt_mm.models.heads.loss_transform_head import MissingRecordError
 from lt_mm.visualization.browse_figures import failures_figure, source_figure
 from lt_mm.visualization.drawing import NoDisplayError, colors, pixels_of, rgb_image
-from lt_mm.models.heads.loss_transform_head import MissingRecordError
-from lt_mm.visualization.replicas import (BELOW, INEXACT, LOST, SourceCatalog,
-                                          find_failures, sources_and_replicas)
+from lt_mm.visualization.replicas import (
+    BELOW,
+    INEXACT,
+    LOST,
+    SourceCatalog,
+    find_failures,
+    sources_and_replicas,
+)
 from tests import reference
-from tests.datasets.transforms.pipeline_data import (BOXES, PACK, MadeDataset, blob, lies_inside,
-                                          make_sample, mixed_dataset, pipeline_of)
 from tests.apis.test_training import CONFIGS, pictures, shapes  # noqa: F401
+from tests.datasets.transforms.pipeline_data import (
+    BOXES,
+    PACK,
+    MadeDataset,
+    blob,
+    lies_inside,
+    make_sample,
+    mixed_dataset,
+    pipeline_of,
+)
 
 FLIP = dict(type='RandomFlip', prob=1.0)
 RESIZE = dict(type='Resize', scale=(160, 120), keep_ratio=False)
@@ -57,8 +72,9 @@ def _scope():
 def drawn(transforms, num_replicas=2, masks=None, dataset=None, **sample):
     """The one source of a made data set, and its replicas."""
     dataset = dataset or MadeDataset(
-        [make_sample(**sample)], [pipeline_of(transforms, masks=masks)])
-    (source, replicas), = sources_and_replicas(dataset, 1, num_replicas, seed=0)
+        [make_sample(**sample)], [pipeline_of(transforms, masks=masks)]
+    )
+    ((source, replicas),) = sources_and_replicas(dataset, 1, num_replicas, seed=0)
     return source, replicas
 
 
@@ -75,8 +91,11 @@ def counted(source, replicas, failures):
 
 def rectangles(axes):
     """The boxes drawn, (n, 4): all rectangles of an axes."""
-    bounds = [patch.get_bbox().extents for patch in axes.patches
-              if isinstance(patch, matplotlib.patches.Rectangle)]
+    bounds = [
+        patch.get_bbox().extents
+        for patch in axes.patches
+        if isinstance(patch, matplotlib.patches.Rectangle)
+    ]
     return np.array(bounds).reshape(-1, 4)
 
 
@@ -84,18 +103,19 @@ def rectangles(axes):
 
 
 def test_the_source_is_what_the_data_set_says():
-    source, replicas = drawn([RESIZE, FLIP], ignored=(1, ))
+    source, replicas = drawn([RESIZE, FLIP], ignored=(1,))
     assert source.rows == [0, 2] and source.name == 'source 0'
     np.testing.assert_array_equal(source.boxes, np.array(BOXES, dtype=float)[[0, 2]])
     assert source.names == ['class 3', 'class 7']
     for channel, box in enumerate(BOXES):  # in memory: RGB
         np.testing.assert_array_equal(
-            blob(torch.from_numpy(source.image).permute(2, 0, 1), channel), box)
+            blob(torch.from_numpy(source.image).permute(2, 0, 1), channel), box
+        )
     assert [replica.image.shape for replica in replicas] == [(120, 160, 3)] * 2
 
 
 def test_a_flip_that_was_not_drawn_is_not_named():
-    _, (replica, ) = drawn([RESIZE, dict(FLIP, prob=0.0)], num_replicas=1)
+    _, (replica,) = drawn([RESIZE, dict(FLIP, prob=0.0)], num_replicas=1)
     assert replica.applied == ['Resize']
 
 
@@ -108,7 +128,8 @@ def test_restored_boxes_are_the_annotations():
         assert [instances.of(0, row) for row in range(3)] == [[0], [1], [2]]
         assert np.abs(instances.restored.numpy() - np.array(BOXES)).max() < 0.01
         np.testing.assert_allclose(
-            instances.boxes, reference.move_boxes(BOXES, [replica.matrix] * 3), atol=1e-4)
+            instances.boxes, reference.move_boxes(BOXES, [replica.matrix] * 3), atol=1e-4
+        )
     assert find_failures(source, replicas, 0.3) == []
     summary = counted(source, replicas, [])
     assert (summary.instances, summary.kept, summary.lost) == (9, 9, 0)
@@ -116,13 +137,14 @@ def test_restored_boxes_are_the_annotations():
     assert str(summary) == (
         '1 sources, 3 replicas, 9 instances, 9 kept, 0 lost, 0 below visibility, '
         '0 inexact, 0 mixed in; largest restoration error '
-        f'{summary.largest_error:.2g} px')
+        f'{summary.largest_error:.2g} px'
+    )
 
 
 def test_a_wrong_record_is_seen():
     """The error is measured on what the data set says, not on the record."""
-    source, replicas = drawn([FLIP])
-    off = source.boxes + torch.tensor([0., 0., 3., 0.])
+    source, _ = drawn([FLIP])
+    off = source.boxes + torch.tensor([0.0, 0.0, 3.0, 0.0])
     catalog = SourceCatalog(MadeDataset([make_sample()], [pipeline_of([FLIP])]))
     catalog[0].boxes = off
     packed = MadeDataset([make_sample()], [pipeline_of([FLIP])])[0]
@@ -133,7 +155,11 @@ def test_a_wrong_record_is_seen():
 def test_a_crop_loses_what_it_cuts_off():
     found = failures_of([CROP], num_replicas=2)
     assert [(each.number, each.row, each.kinds) for each in found] == [
-        (1, 1, (LOST, )), (1, 2, (BELOW, )), (2, 1, (LOST, )), (2, 2, (BELOW, ))]
+        (1, 1, (LOST,)),
+        (1, 2, (BELOW,)),
+        (2, 1, (LOST,)),
+        (2, 2, (BELOW,)),
+    ]
     assert found[0].reason == 'lost: moved out of the image' and found[0].place is None
     assert found[1].reason == '15.8% visible, less than 30%'
     summary = counted(*drawn([CROP]), found)
@@ -143,9 +169,8 @@ def test_a_crop_loses_what_it_cuts_off():
 
 
 def test_a_box_that_a_transform_filters_out_is_lost():
-    found, = failures_of([dict(type='FilterAnnotations', min_gt_bbox_wh=(26, 1))],
-                         num_replicas=1)
-    assert found.row == 0 and found.kinds == (LOST, )
+    (found,) = failures_of([dict(type='FilterAnnotations', min_gt_bbox_wh=(26, 1))], num_replicas=1)
+    assert found.row == 0 and found.kinds == (LOST,)
     assert found.reason == 'lost: removed by a transform, though 100% of it lies inside'
 
 
@@ -153,7 +178,10 @@ def test_a_turned_box_is_inexact():
     source, replicas = drawn([TURN], num_replicas=1)
     found = find_failures(source, replicas, 0.0)
     assert [(each.row, each.kinds) for each in found] == [
-        (0, (INEXACT, )), (1, (INEXACT, )), (2, (INEXACT, ))]
+        (0, (INEXACT,)),
+        (1, (INEXACT,)),
+        (2, (INEXACT,)),
+    ]
     assert 'px too large' in found[0].reason
     summary = counted(source, replicas, found)
     assert summary.inexact == 3 and summary.largest_error is None
@@ -163,7 +191,7 @@ def test_a_turned_box_is_inexact():
 def test_a_mosaic_has_a_matrix_an_instance(wrapped):
     samples = [make_sample(shape=(60, 80)) for _ in range(4)]
     dataset = mixed_dataset(samples, [FLIP], [MOSAIC], wrapped)
-    (source, replicas), = sources_and_replicas(dataset, 1, 2, seed=1)
+    ((source, replicas),) = sources_and_replicas(dataset, 1, 2, seed=1)
     summary = counted(source, replicas, find_failures(source, replicas, 0.0))
     assert summary.mixed_in > 0 and summary.kept > 0
     assert summary.largest_error < 0.01  # those of the other images too
@@ -173,8 +201,9 @@ def test_a_mosaic_has_a_matrix_an_instance(wrapped):
         assert places
         for place in places:  # a part of the annotation
             row = int(replica.instances.source_ids[place, 1])
-            assert lies_inside(replica.instances.restored[place].numpy(),
-                               np.array(BOXES[row]), 0.01)
+            assert lies_inside(
+                replica.instances.restored[place].numpy(), np.array(BOXES[row]), 0.01
+            )
     picture = pixels_of(source_figure(source, replicas))
     assert picture.std() > 10
 
@@ -182,7 +211,7 @@ def test_a_mosaic_has_a_matrix_an_instance(wrapped):
 def test_masks_that_are_pasted():
     samples = [make_sample() for _ in range(3)]
     dataset = mixed_dataset(samples, [], [dict(type='CopyPaste')], True, masks='bitmap')
-    (source, replicas), = sources_and_replicas(dataset, 1, 2, seed=0)
+    ((source, replicas),) = sources_and_replicas(dataset, 1, 2, seed=0)
     assert source.masks.shape == (3, 60, 80)
     assert replicas[0].instances.masks.shape[1:] == (60, 80)
     pixels_of(source_figure(source, replicas))
@@ -198,8 +227,10 @@ def test_an_image_that_takes_anothers_place():
 
 
 def test_data_sets_whose_ids_are_the_same():
-    parts = [MadeDataset([make_sample()] * 2, [pipeline_of([FLIP], sample_idx_offset=n)])
-             for n in (0, 1, 2)]
+    parts = [
+        MadeDataset([make_sample()] * 2, [pipeline_of([FLIP], sample_idx_offset=n)])
+        for n in (0, 1, 2)
+    ]
     with pytest.raises(MissingRecordError, match='sample_idx_offset'):
         SourceCatalog(ConcatDataset(parts[:2]))
     catalog = SourceCatalog(ConcatDataset(parts[::2]))
@@ -216,8 +247,9 @@ def test_sources_that_are_not_found():
 
 def test_a_data_set_of_which_only_the_outer_pipeline_records():
     inner = MadeDataset([make_sample()], [dict(type='Resize', scale=(9, 9))])
-    dataset = MultiImageMixDataset(inner, [
-        dict(type='lt_mm.InvertiblePipeline', transforms=[PACK])])
+    dataset = MultiImageMixDataset(
+        inner, [dict(type='lt_mm.InvertiblePipeline', transforms=[PACK])]
+    )
     with pytest.raises(MissingRecordError, match='begins with Resize'):
         SourceCatalog(dataset)
 
@@ -250,7 +282,7 @@ def test_the_tiles_of_failures():
     assert len(tiles) == 2
     assert '#1 class 0, replica 1: lost: moved out of the image' in titles
     assert '#2 class 7, replica 1: 15.8% visible' in titles
-    lost, = [axes for axes in tiles if 'lost' in axes.get_title()]
+    (lost,) = [axes for axes in tiles if 'lost' in axes.get_title()]
     # Room for where it went: columns 44 to 72 of an image that has 26.
     assert lost.get_xlim()[1] > 52 - 1e-6
     many = failures_figure(found * 50, 0.3)
@@ -265,7 +297,7 @@ def test_images_to_show():
     np.testing.assert_array_equal(rgb_image(packed, is_bgr=False), image)
     np.testing.assert_array_equal(rgb_image(image, is_bgr=True), image[..., ::-1])
     np.testing.assert_array_equal(rgb_image(image[..., 0], False)[..., 2], image[..., 0])
-    stretched = rgb_image(torch.tensor([[[-1., 1.]]]), False)
+    stretched = rgb_image(torch.tensor([[[-1.0, 1.0]]]), False)
     assert stretched.min() == 0 and stretched.max() == 255
 
 
@@ -274,15 +306,15 @@ def test_images_to_show():
 
 def browsed(root, tmp_path, config='faster_rcnn_r18_lt_demo.py', **options):
     more = {'train_dataloader.dataset.data_root': str(root), 'work_dir': str(tmp_path)}
-    return browse.browse_replicas(str(CONFIGS / config),
-                                  cfg_options={**more, **options.pop('more', {})},
-                                  **options)
+    return browse.browse_replicas(
+        str(CONFIGS / config), cfg_options={**more, **options.pop('more', {})}, **options
+    )
 
 
 def test_a_detector(shapes, tmp_path):  # noqa: F811
     summary, failures = browsed(
-        shapes, tmp_path, num_sources=1, seed=1,
-        more={'model.roi_head.min_visibility': 1.0})
+        shapes, tmp_path, num_sources=1, seed=1, more={'model.roi_head.min_visibility': 1.0}
+    )
     assert (summary.sources, summary.replicas) == (1, 2)  # the sampler's num_repeats
     assert summary.instances == summary.kept + summary.lost > 0
     assert summary.largest_error < 0.01
@@ -298,8 +330,7 @@ def test_a_detector(shapes, tmp_path):  # noqa: F811
 def test_a_plain_config_is_wrapped(shapes, tmp_path, monkeypatch):  # noqa: F811
     said = []
     monkeypatch.setattr(browse, 'warn', said.append)
-    summary, _ = browsed(shapes, tmp_path, 'faster_rcnn_r18_demo.py', num_sources=1,
-                         seed=1)
+    summary, _ = browsed(shapes, tmp_path, 'faster_rcnn_r18_demo.py', num_sources=1, seed=1)
     assert len(said) == 1 and 'InvertiblePipeline' in said[0]
     assert summary.replicas == 4 and summary.largest_error < 0.01
     wrapped, _ = browsed(shapes, tmp_path, num_sources=1, num_replicas=4, seed=1)
@@ -307,13 +338,11 @@ def test_a_plain_config_is_wrapped(shapes, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_a_plain_pipeline_is_wrapped_wherever_it_stands():
-    options = dict(dataset=dict(datasets=[dict(pipeline=[1]), dict(pipeline=[2])]),
-                   pipeline=[3])
+    options = dict(dataset=dict(datasets=[dict(pipeline=[1]), dict(pipeline=[2])]), pipeline=[3])
     browse._wrap_pipelines(options)
     inner = options['dataset']['datasets']
     for each, transforms in zip([*inner, options], ([1], [2], [3])):
-        assert each['pipeline'] == [
-            dict(type='lt_mm.InvertiblePipeline', transforms=transforms)]
+        assert each['pipeline'] == [dict(type='lt_mm.InvertiblePipeline', transforms=transforms)]
 
 
 def test_a_classifier_has_no_boxes(pictures, tmp_path):  # noqa: F811
@@ -321,10 +350,12 @@ def test_a_classifier_has_no_boxes(pictures, tmp_path):  # noqa: F811
     pipeline = cfg.train_dataloader.dataset.pipeline
     pipeline[0].transforms.insert(0, dict(type='LoadImageFromFile'))
     cfg.train_dataloader.dataset = dict(
-        type='CustomDataset', data_root=str(pictures), pipeline=pipeline)
+        type='CustomDataset', data_root=str(pictures), pipeline=pipeline
+    )
     cfg.dump(str(tmp_path / 'config.py'))
     summary, failures = browse.browse_replicas(
-        str(tmp_path / 'config.py'), out=str(tmp_path / 'out'), num_sources=3)
+        str(tmp_path / 'config.py'), out=str(tmp_path / 'out'), num_sources=3
+    )
     assert str(summary) == '3 sources, 12 replicas, without annotated instances'
     assert failures == []
     files = list((tmp_path / 'out').iterdir())
@@ -333,14 +364,14 @@ def test_a_classifier_has_no_boxes(pictures, tmp_path):  # noqa: F811
 
 def test_windows(shapes, tmp_path, monkeypatch):  # noqa: F811
     from matplotlib import pyplot
+
     pyplot.switch_backend('agg')
     with pytest.raises(NoDisplayError, match='--out DIR'):
         browsed(shapes, tmp_path, show=True)
     pyplot.switch_backend('template')  # a backend that shows nothing
     try:
         titles = []
-        monkeypatch.setattr(pyplot, 'show',
-                            lambda: titles.append(pyplot.gcf().get_label()))
+        monkeypatch.setattr(pyplot, 'show', lambda: titles.append(pyplot.gcf().get_label()))
         browsed(shapes, tmp_path, show=True, num_sources=1)
         assert len(titles) == 2 and titles[-1] == 'failures'
         assert not (tmp_path / 'replicas').exists()

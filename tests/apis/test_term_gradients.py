@@ -1,4 +1,5 @@
 """The gradients of the terms beside the stock losses', on a trained demo detector."""
+
 import math
 import runpy
 from pathlib import Path
@@ -9,11 +10,10 @@ import torch
 from mmdet.models import FasterRCNN
 from mmengine.runner import load_checkpoint
 
+from lt_mm.apis.term_gradients import measure_term_gradients, table_of
 from lt_mm.engine import launch
 from lt_mm.engine.checkpoints import checkpoint_loading
-from lt_mm.apis.term_gradients import measure_term_gradients, table_of
-from tests.apis.test_training import (CONFIGS, detector_options, shapes,  # noqa: F401
-                                          train_demo)
+from tests.apis.test_training import CONFIGS, detector_options, shapes, train_demo  # noqa: F401
 
 CONFIG = str(CONFIGS / 'faster_rcnn_r18_lt_demo.py')
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'analysis' / 'term_gradients.py'
@@ -31,9 +31,14 @@ def checkpoint(shapes, tmp_path_factory):  # noqa: F811
 def measure(shapes, checkpoint, tmp_path):  # noqa: F811
 
     def call(config=CONFIG, num_batches=2, **more):
-        return measure_term_gradients(config, checkpoint, num_batches, seed=3,
-                                      work_dir=str(tmp_path),
-                                      cfg_options=detector_options(shapes, **more))
+        return measure_term_gradients(
+            config,
+            checkpoint,
+            num_batches,
+            seed=3,
+            work_dir=str(tmp_path),
+            cfg_options=detector_options(shapes, **more),
+        )
 
     return call
 
@@ -42,13 +47,20 @@ def gradient_of(model, data, keys):
     """By ``backward`` on the sum of some losses, all parameters as one vector."""
     losses = model(**data, mode='loss')
     model.zero_grad()
-    sum(value.sum() if isinstance(value, torch.Tensor) else
-        sum(each.sum() for each in value)
-        for name, value in losses.items() if name in keys).backward()
-    return losses, np.concatenate([
-        np.zeros(weight.numel()) if weight.grad is None else
-        weight.grad.double().flatten().numpy()
-        for weight in model.parameters() if weight.requires_grad])
+    sum(
+        value.sum() if isinstance(value, torch.Tensor) else sum(each.sum() for each in value)
+        for name, value in losses.items()
+        if name in keys
+    ).backward()
+    return losses, np.concatenate(
+        [
+            np.zeros(weight.numel())
+            if weight.grad is None
+            else weight.grad.double().flatten().numpy()
+            for weight in model.parameters()
+            if weight.requires_grad
+        ]
+    )
 
 
 def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):  # noqa: F811
@@ -75,9 +87,8 @@ def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):  #
         assert term['value'] == pytest.approx(float(losses[name].detach()), rel=1e-5)
         assert term['value'] > 0
         assert term['ratio'] == pytest.approx(norms[0] / norms[1], rel=1e-4)
-        assert term['cosine'] == pytest.approx(own @ stock / norms[0] / norms[1],
-                                               abs=1e-4)
-    head, = found['heads'].values()
+        assert term['cosine'] == pytest.approx(own @ stock / norms[0] / norms[1], abs=1e-4)
+    (head,) = found['heads'].values()
     assert list(found['heads']) == ['roi_head.bbox_head']
     assert head['pairs'] == float(losses['lt_num_pairs'])
     assert 0 < head['score'] < 1 and 0 <= head['unsure'] <= 1
@@ -91,7 +102,7 @@ def test_ratios_are_proportional_to_rho(measure):
     assert cls['ratio'] == pytest.approx(4 * once['loss_lt_cls']['ratio'], rel=1e-4)
     assert cls['cosine'] == pytest.approx(once['loss_lt_cls']['cosine'], abs=1e-4)
     assert bbox == dict(value=0, ratio=0, cosine=None)
-    row, = (line for line in table_of(more).splitlines() if 'loss_lt_bbox' in line)
+    (row,) = (line for line in table_of(more).splitlines() if 'loss_lt_bbox' in line)
     assert row.split() == ['loss_lt_bbox', '0.0000', '0.0000', '-']
 
 
@@ -124,15 +135,24 @@ def test_what_cannot_be_compared_is_named(measure):
 
 
 def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):  # noqa: F811
-    options = {key: value for key, value in detector_options(shapes).items()
-               if key != 'custom_hooks'}
-    arguments = [CONFIG, checkpoint, '--num-batches', 1, '--seed', 3, '--work-dir',
-                 tmp_path, '--cfg-options',
-                 *(f'{key}={value}'.replace(' ', '') for key, value in options.items())]
+    options = {
+        key: value for key, value in detector_options(shapes).items() if key != 'custom_hooks'
+    }
+    arguments = [
+        CONFIG,
+        checkpoint,
+        '--num-batches',
+        1,
+        '--seed',
+        3,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *(f'{key}={value}'.replace(' ', '') for key, value in options.items()),
+    ]
     runpy.run_path(str(TOOL))['main']([str(argument) for argument in arguments])
     printed = capsys.readouterr().out
     assert '1 training batches, seed 3' in printed
     for name in ('loss_lt_cls', 'loss_lt_bbox', 'roi_head.bbox_head'):
-        row, = (line.split() for line in printed.splitlines()
-                if line.startswith(name + ' '))
+        (row,) = (line.split() for line in printed.splitlines() if line.startswith(name + ' '))
         assert all(math.isfinite(float(value)) for value in row[1:])

@@ -3,6 +3,7 @@
 Weights are random: what is proved is that every parameter arrives where it has the
 same effect, and that the configs set everything else as torchvision does.
 """
+
 import re
 import runpy
 import sys
@@ -21,8 +22,13 @@ from mmengine.structures import InstanceData
 from torch import nn
 from torchvision.models._meta import _COCO_CATEGORIES
 
-from lt_mm.apis.torchvision_weights import WrongModelError, convert, convert_file
-from lt_mm.apis.torchvision_weights import ARCHITECTURES, COCO_CATEGORY_IDS
+from lt_mm.apis.torchvision_weights import (
+    ARCHITECTURES,
+    COCO_CATEGORY_IDS,
+    WrongModelError,
+    convert,
+    convert_file,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / 'configs'
@@ -41,14 +47,18 @@ TWO_STAGE = {
 }
 DETECTORS = {**TWO_STAGE, 'retinanet_resnet50_fpn': '_base_/models/retinanet_r50_tv.py'}
 # Height and width of the images: not multiples of 32, so that both libraries pad.
-SIZES = {name: (61, 90) for name in DETECTORS}
+SIZES = dict.fromkeys(DETECTORS, (61, 90))
 SIZES['fasterrcnn_mobilenet_v3_large_fpn'] = (125, 190)  # Its RoIs have stride 32.
 # Options of both that leave nothing to chance or rounding, and little to compute.
 # Samples that hold all candidates are not random. Of RoIs below the stride, which pool
 # the same features, rounding would decide which one NMS keeps.
 TORCHVISION_OPTIONS = dict(
-    rpn_batch_size_per_image=100_000, box_batch_size_per_image=100_000,
-    rpn_post_nms_top_n_train=200, rpn_post_nms_top_n_test=200, box_detections_per_img=30)
+    rpn_batch_size_per_image=100_000,
+    box_batch_size_per_image=100_000,
+    rpn_post_nms_top_n_train=200,
+    rpn_post_nms_top_n_test=200,
+    box_detections_per_img=30,
+)
 STOCK_OPTIONS = {
     'model.train_cfg.rpn.sampler.num': 100_000,
     'model.train_cfg.rcnn.sampler.num': 100_000,
@@ -93,8 +103,7 @@ def stock_model(config, **options):
     cfg.merge_from_dict(options)
     init_default_scope('mmpretrain' if 'imagenet' in config else 'mmdet')
     if 'data_preprocessor' in cfg:  # MMPretrain's Runner puts it into the model.
-        cfg.model.data_preprocessor = dict(
-            type='ClsDataPreprocessor', **cfg.data_preprocessor)
+        cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', **cfg.data_preprocessor)
     return MODELS.build(cfg.model).eval()
 
 
@@ -149,8 +158,11 @@ def standardize_last_layers(model, image):
         layer.weight.mul_(gain.view(-1, *[1] * (layer.weight.ndim - 1)))
         return layer(*inputs)
 
-    targets = {model.get_submodule(name): target for name, target in LAST_LAYERS.items()
-               if name in dict(model.named_modules())}
+    targets = {
+        model.get_submodule(name): target
+        for name, target in LAST_LAYERS.items()
+        if name in dict(model.named_modules())
+    }
     handles = {layer: layer.register_forward_hook(standardize) for layer in targets}
     model([image])
     assert not handles
@@ -167,8 +179,11 @@ class Pair:
         if name in TWO_STAGE:
             smallest = 32.0 if 'mobilenet' in name else 4.0
             self.model.rpn.min_size = smallest
-            options = {'model.train_cfg.rpn_proposal.min_bbox_size': smallest,
-                       'model.test_cfg.rpn.min_bbox_size': smallest, **STOCK_OPTIONS}
+            options = {
+                'model.train_cfg.rpn_proposal.min_bbox_size': smallest,
+                'model.test_cfg.rpn.min_bbox_size': smallest,
+                **STOCK_OPTIONS,
+            }
         if 'resnet' in name:  # as torchvision does for its COCO weights
             for part in self.model.modules():
                 if isinstance(part, nn.BatchNorm2d):
@@ -177,11 +192,13 @@ class Pair:
         self._avoid_what_is_not_in_coco()
         self.stock = stock_model(DETECTORS[name], **options)
         self.stock.load_state_dict(convert(name, self.model.state_dict()), strict=True)
-        sample = DetDataSample(metainfo=dict(
-            img_shape=SIZES[name], ori_shape=SIZES[name], scale_factor=(1., 1.)))
+        sample = DetDataSample(
+            metainfo=dict(img_shape=SIZES[name], ori_shape=SIZES[name], scale_factor=(1.0, 1.0))
+        )
         # mmdet loads images as BGR.
         self.data = self.stock.data_preprocessor(
-            dict(inputs=[self.image.flip(0)], data_samples=[sample]))
+            dict(inputs=[self.image.flip(0)], data_samples=[sample])
+        )
         self.images, _ = self.model.transform([self.image / 255])
         with torch.no_grad():
             self.maps = self.model.backbone(self.images.tensors)
@@ -235,8 +252,7 @@ def test_detectors_have_the_same_anchors_and_dense_predictions(pair):
 
 def _rows(levels, width):
     """(1, locations * anchors, width) of predictions (1, anchors * width, H, W)."""
-    return torch.cat([level.permute(0, 2, 3, 1).reshape(1, -1, width)
-                      for level in levels], dim=1)
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(1, -1, width) for level in levels], dim=1)
 
 
 @torch.no_grad()
@@ -265,7 +281,8 @@ def test_proposals_and_heads_of_two_stages_are_equal(pair):
     assert_equal(found[0].bboxes, proposals[0])
     roi_heads, sizes = pair.model.roi_heads, pair.images.image_sizes
     logits, deltas = roi_heads.box_predictor(
-        roi_heads.box_head(roi_heads.box_roi_pool(maps, proposals, sizes)))
+        roi_heads.box_head(roi_heads.box_roi_pool(maps, proposals, sizes))
+    )
     outputs = pair.stock.roi_head._bbox_forward(pair.stock_levels, bbox2roi(proposals))
     kept = [*COCO_CATEGORY_IDS, 0]
     assert_equal(outputs['cls_score'], logits[:, kept])
@@ -274,7 +291,8 @@ def test_proposals_and_heads_of_two_stages_are_equal(pair):
     if name == 'maskrcnn_resnet50_fpn':
         few = [proposals[0][:10]]
         masks = roi_heads.mask_predictor(
-            roi_heads.mask_head(roi_heads.mask_roi_pool(maps, few, sizes)))
+            roi_heads.mask_head(roi_heads.mask_roi_pool(maps, few, sizes))
+        )
         outputs = pair.stock.roi_head._mask_forward(pair.stock_levels, bbox2roi(few))
         assert masks.std() > 0.01
         assert_equal(outputs['mask_preds'], masks[:, list(COCO_CATEGORY_IDS)])
@@ -282,13 +300,12 @@ def test_proposals_and_heads_of_two_stages_are_equal(pair):
 
 # Not Mask R-CNN: it is Faster R-CNN but for the loss of masks, whose targets are binary in
 # mmdet and soft in torchvision.
-@pytest.mark.parametrize(
-    'pair', [name for name in DETECTORS if 'mask' not in name], indirect=True)
+@pytest.mark.parametrize('pair', [name for name in DETECTORS if 'mask' not in name], indirect=True)
 def test_training_losses_and_gradients_are_equal(pair):
     name, pair = pair
     # Far from each other: an anchor that is the best one of an annotation, and nearer to
     # another, belongs to the first in mmdet and to the second in torchvision.
-    boxes = torch.tensor([[3., 5., 38., 50.], [52., 8., 88., 60.]])
+    boxes = torch.tensor([[3.0, 5.0, 38.0, 50.0], [52.0, 8.0, 88.0, 60.0]])
     labels = torch.tensor([0, 79])
     sample = pair.data['data_samples'][0].clone()
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
@@ -301,8 +318,7 @@ def test_training_losses_and_gradients_are_equal(pair):
     found = pair.stock.train().loss(pair.data['inputs'], [sample])
     pair.model.eval(), pair.stock.eval()
     pairs = LOSSES if name in TWO_STAGE else DENSE_LOSSES
-    found = {key: sum(found[key]) if isinstance(found[key], list) else found[key]
-             for key in pairs}
+    found = {key: sum(found[key]) if isinstance(found[key], list) else found[key] for key in pairs}
     expected = {ours: expected[theirs] for ours, theirs in pairs.items()}
     for key, value in expected.items():
         assert value > 0.001
@@ -356,8 +372,9 @@ def test_errors_name_expected_and_found_keys(state_dicts):
 def test_unexpected_keys_are_listed_by_the_stock_model(state_dicts):
     stock = stock_model(CLASSIFIERS['mobilenet_v2'])
     given = state_dicts['mobilenet_v2']
-    converted = convert('mobilenet_v2', {
-        key: torch.zeros(value.shape) for key, value in given.items()})
+    converted = convert(
+        'mobilenet_v2', {key: torch.zeros(value.shape) for key, value in given.items()}
+    )
     with pytest.raises(RuntimeError, match='Unexpected key.*"backbone.more"'):
         stock.load_state_dict({**converted, 'backbone.more': torch.zeros(1)}, strict=True)
 
@@ -382,14 +399,21 @@ def test_files_of_older_releases_are_read(state_dicts, name, pattern, replacemen
     assert set(old) != set(today)
     converted = convert(name, old)
     expected = convert(name, today)
-    assert all(converted[key] is value for key, value in expected.items()
-               if not key.startswith(('roi_head.bbox_head.fc_', 'bbox_head.retina_cls',
-                                      'roi_head.mask_head.conv_logits')))
+    assert all(
+        converted[key] is value
+        for key, value in expected.items()
+        if not key.startswith(
+            ('roi_head.bbox_head.fc_', 'bbox_head.retina_cls', 'roi_head.mask_head.conv_logits')
+        )
+    )
 
 
 def test_frozen_batch_normalisation_has_no_counter(state_dicts):
-    given = {key: value for key, value in state_dicts['fasterrcnn_resnet50_fpn'].items()
-             if not key.endswith('num_batches_tracked')}
+    given = {
+        key: value
+        for key, value in state_dicts['fasterrcnn_resnet50_fpn'].items()
+        if not key.endswith('num_batches_tracked')
+    }
     converted = convert('fasterrcnn_resnet50_fpn', given)
     assert converted['backbone.bn1.num_batches_tracked'] == 0
 
@@ -405,10 +429,10 @@ def test_detectors_of_other_data_keep_the_order_of_their_classes(state_dicts):
     predictor = 'roi_heads.box_predictor'
     given = {
         **state_dicts[name],
-        f'{predictor}.cls_score.weight': torch.arange(3.).expand(1024, 3).T,
-        f'{predictor}.cls_score.bias': torch.arange(3.),
-        f'{predictor}.bbox_pred.weight': torch.arange(12.).expand(1024, 12).T,
-        f'{predictor}.bbox_pred.bias': torch.arange(12.),
+        f'{predictor}.cls_score.weight': torch.arange(3.0).expand(1024, 3).T,
+        f'{predictor}.cls_score.bias': torch.arange(3.0),
+        f'{predictor}.bbox_pred.weight': torch.arange(12.0).expand(1024, 12).T,
+        f'{predictor}.bbox_pred.bias': torch.arange(12.0),
     }
     converted = convert(name, given)
     head = 'roi_head.bbox_head'
@@ -426,7 +450,8 @@ def test_the_tool_writes_what_load_from_and_init_cfg_take(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, 'argv', [str(tool), 'mobilenet_v2', source, target])
     runpy.run_path(str(tool), run_name='__main__')
     assert torch.load(target, weights_only=True)['meta'] == {
-        'converted_from': 'torchvision mobilenet_v2'}
+        'converted_from': 'torchvision mobilenet_v2'
+    }
     cfg = Config.fromfile(str(CONFIGS / CLASSIFIERS['mobilenet_v2']))
     cfg.model.init_cfg = dict(type='Pretrained', checkpoint=target)
     init_default_scope('mmpretrain')

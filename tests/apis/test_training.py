@@ -1,4 +1,5 @@
 """Training with the real Runner, from config files, on small made data."""
+
 import json
 import os
 import subprocess
@@ -15,10 +16,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from lt_mm.engine import launch
-from lt_mm.models.heads.loss_transform_head import UnpairedBatchError
 from lt_mm.apis.draw_replicas import draw_replicas
 from lt_mm.datasets.converters import write_shapes_dataset
+from lt_mm.engine import launch
+from lt_mm.models.heads.loss_transform_head import UnpairedBatchError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LOSSES = ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox')
@@ -27,14 +28,14 @@ LOSSES = ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox')
 @HOOKS.register_module()
 class RecordOutputs(Hook):
     """Keeps what every training step gave."""
+
     priority = 'LOW'
 
     def __init__(self) -> None:
         self.outputs = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.outputs.append(
-            {key: float(value.detach()) for key, value in outputs.items()})
+        self.outputs.append({key: float(value.detach()) for key, value in outputs.items()})
 
 
 def recorded(runner):
@@ -88,8 +89,12 @@ def detector_options(shapes, **more):
 
 
 def train_demo(shapes, work_dir, config='faster_rcnn_r18_lt_demo.py', resume=None, **more):
-    return launch.train(str(CONFIGS / config), work_dir=str(work_dir), resume=resume,
-                        cfg_options=detector_options(shapes, **more))
+    return launch.train(
+        str(CONFIGS / config),
+        work_dir=str(work_dir),
+        resume=resume,
+        cfg_options=detector_options(shapes, **more),
+    )
 
 
 def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
@@ -101,19 +106,27 @@ def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
     resumed = train_demo(shapes, tmp_path, resume='auto', **{'train_cfg.max_epochs': 2})
     assert (resumed.epoch, resumed.iter, len(recorded(resumed))) == (2, 8, 4)
     checkpoint = str(tmp_path / 'epoch_2.pth')
-    metrics = launch.test(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'), checkpoint,
-                          work_dir=str(tmp_path), cfg_options=detector_options(shapes))
+    metrics = launch.test(
+        str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'),
+        checkpoint,
+        work_dir=str(tmp_path),
+        cfg_options=detector_options(shapes),
+    )
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
     # The stock config evaluates the same checkpoint alike.
-    stock = launch.test(str(CONFIGS / 'faster_rcnn_r18_demo.py'), checkpoint,
-                        work_dir=str(tmp_path / 'stock'),
-                        cfg_options=detector_options(shapes))
+    stock = launch.test(
+        str(CONFIGS / 'faster_rcnn_r18_demo.py'),
+        checkpoint,
+        work_dir=str(tmp_path / 'stock'),
+        cfg_options=detector_options(shapes),
+    )
     assert stock == metrics
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
     cfg.merge_from_dict(detector_options(shapes))
     cfg.dump(str(tmp_path / 'small.py'))
-    drawn = draw_replicas(str(tmp_path / 'small.py'), checkpoint,
-                          str(tmp_path / 'replicas.png'), score_threshold=0.0)
+    drawn = draw_replicas(
+        str(tmp_path / 'small.py'), checkpoint, str(tmp_path / 'replicas.png'), score_threshold=0.0
+    )
     picture = cv2.imread(str(tmp_path / 'replicas.png'))
     assert drawn['paired'] > 0 and picture is not None and picture.std() > 10
 
@@ -122,11 +135,13 @@ def test_rho_zero_gives_the_loss_curve_of_the_stock_framework(shapes, tmp_path):
     """The stock config without lt_mm, against the same data through the three parts."""
     stock = train_demo(shapes, tmp_path / 'stock', 'faster_rcnn_r18_demo.py')
     wrapped = train_demo(
-        shapes, tmp_path / 'wrapped', **{
+        shapes,
+        tmp_path / 'wrapped',
+        **{
             'model.roi_head.rho': 0.0,
-            'train_dataloader.sampler': dict(
-                _delete_=True, type='DefaultSampler', shuffle=True)
-        })
+            'train_dataloader.sampler': dict(_delete_=True, type='DefaultSampler', shuffle=True),
+        },
+    )
     expected, found = recorded(stock), recorded(wrapped)
     assert len(expected) == len(found) == 2
     for step, other in zip(expected, found):
@@ -144,12 +159,17 @@ def test_batch_size_that_splits_groups_is_refused_before_the_first_step(shapes, 
 
 def test_stock_sampler_below_a_wrapped_head_stops(shapes, tmp_path):
     with pytest.raises(UnpairedBatchError, match='GroupedRepeatAugSampler'):
-        train_demo(shapes, tmp_path, **{
-            'train_dataloader.batch_size': 2,
-            'train_cfg.max_epochs': 3,
-            'train_dataloader.sampler': dict(
-                _delete_=True, type='DefaultSampler', shuffle=True)
-        })
+        train_demo(
+            shapes,
+            tmp_path,
+            **{
+                'train_dataloader.batch_size': 2,
+                'train_cfg.max_epochs': 3,
+                'train_dataloader.sampler': dict(
+                    _delete_=True, type='DefaultSampler', shuffle=True
+                ),
+            },
+        )
 
 
 def classifier_config(pictures, tmp_path, **more):
@@ -159,47 +179,59 @@ def classifier_config(pictures, tmp_path, **more):
     pipeline = dataset.pipeline
     pipeline[0].transforms = loading + list(pipeline[0].transforms)
     folder = dict(type='CustomDataset', data_root=str(pictures), _delete_=True)
-    cfg.merge_from_dict({
-        'train_dataloader.dataset': dict(folder, pipeline=pipeline),
-        'train_dataloader.batch_size': 8,
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False,
-        'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None,
-        'test_dataloader': None, 'test_cfg': None, 'test_evaluator': None,
-        'train_cfg.max_epochs': 1,
-        'model.backbone.base_channels': 8,
-        'model.backbone.stem_channels': 8,
-        'model.head.head.in_channels': 64,
-        'model.head.head.num_classes': 2,
-        'data_preprocessor.num_classes': 2,
-        'optim_wrapper.optimizer.lr': 0.01,
-        'custom_hooks': [dict(type='RecordOutputs')],
-        'randomness': dict(seed=0),
-        'work_dir': str(tmp_path),
-        **more
-    })
+    cfg.merge_from_dict(
+        {
+            'train_dataloader.dataset': dict(folder, pipeline=pipeline),
+            'train_dataloader.batch_size': 8,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'val_dataloader': None,
+            'val_cfg': None,
+            'val_evaluator': None,
+            'test_dataloader': None,
+            'test_cfg': None,
+            'test_evaluator': None,
+            'train_cfg.max_epochs': 1,
+            'model.backbone.base_channels': 8,
+            'model.backbone.stem_channels': 8,
+            'model.head.head.in_channels': 64,
+            'model.head.head.num_classes': 2,
+            'data_preprocessor.num_classes': 2,
+            'optim_wrapper.optimizer.lr': 0.01,
+            'custom_hooks': [dict(type='RecordOutputs')],
+            'randomness': dict(seed=0),
+            'work_dir': str(tmp_path),
+            **more,
+        }
+    )
     return cfg
 
 
 def test_classifier_trains(pictures, tmp_path):
-    runner = Runner.from_cfg(classifier_config(
-        pictures, tmp_path, **{'custom_hooks': [
-            dict(type='RecordOutputs'), dict(type='EMAHook', momentum=0.1)]}))
+    runner = Runner.from_cfg(
+        classifier_config(
+            pictures,
+            tmp_path,
+            **{'custom_hooks': [dict(type='RecordOutputs'), dict(type='EMAHook', momentum=0.1)]},
+        )
+    )
     runner.train()
     outputs = recorded(runner)
     assert len(outputs) == 6  # 12 sources four times, in batches of 8
     assert all(step['lt_num_pairs'] == 8 and step['lt_kl_cls'] > 0 for step in outputs)
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
 
-
     assert {key for key in saved['state_dict'] if key.startswith('head.')} == {
-        'head.fc.weight', 'head.fc.bias'}
+        'head.fc.weight',
+        'head.fc.bias',
+    }
 
 
 def test_classifier_trains_by_bare_names(pictures, tmp_path):
     """``custom_imports`` and names without the scope, in MMPretrain's scope."""
-    cfg = classifier_config(pictures, tmp_path, custom_imports=dict(
-        imports=['lt_mm'], allow_failed_imports=False))
+    cfg = classifier_config(
+        pictures, tmp_path, custom_imports=dict(imports=['lt_mm'], allow_failed_imports=False)
+    )
     cfg.train_dataloader.sampler.type = 'GroupedRepeatAugSampler'
     cfg.train_dataloader.dataset.pipeline[0].type = 'InvertiblePipeline'
     cfg.model.head.type = 'LossTransformHead'
@@ -211,17 +243,21 @@ def test_classifier_trains_by_bare_names(pictures, tmp_path):
 def test_runs_of_one_second_have_logs_of_their_own(pictures, tmp_path, monkeypatch):
     """MMEngine names what they write with by their config and the second of their start."""
     monkeypatch.setattr(time, 'strftime', lambda *args: '20260101_000000')
-    cfg = classifier_config(pictures, tmp_path, **{
-        'custom_hooks': [], 'default_hooks.logger.interval': 1})
+    cfg = classifier_config(
+        pictures, tmp_path, **{'custom_hooks': [], 'default_hooks.logger.interval': 1}
+    )
     cfg.dump(str(tmp_path / 'one.py'))
-    runners = [launch.build_runner(launch.load_config(
-        str(tmp_path / 'one.py'), str(tmp_path / folder))) for folder in 'ab']
+    runners = [
+        launch.build_runner(launch.load_config(str(tmp_path / 'one.py'), str(tmp_path / folder)))
+        for folder in 'ab'
+    ]
     for runner in runners:
         runner.train()
         scalars = Path(runner.log_dir, 'vis_data', 'scalars.json').read_text().splitlines()
         assert [json.loads(line)['iter'] for line in scalars] == [1, 2, 3, 4, 5, 6]
-        assert Path(runner.log_dir, f'{runner.timestamp}.log').read_text().count(
-            'Epoch(train)') == 6
+        assert (
+            Path(runner.log_dir, f'{runner.timestamp}.log').read_text().count('Epoch(train)') == 6
+        )
 
 
 def test_two_processes_train_on_the_cpu(shapes, tmp_path):
@@ -230,13 +266,21 @@ def test_two_processes_train_on_the_cpu(shapes, tmp_path):
     cfg.merge_from_dict(detector_options(shapes, custom_hooks=[]))
     cfg.dump(str(tmp_path / 'small.py'))
     command = [
-        sys.executable, '-m', 'torch.distributed.run', '--standalone',
-        '--nproc-per-node', '2', str(CONFIGS.parent / 'tools' / 'train.py'),
-        str(tmp_path / 'small.py'), '--launcher', 'pytorch', '--work-dir', str(tmp_path)
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        '2',
+        str(CONFIGS.parent / 'tools' / 'train.py'),
+        str(tmp_path / 'small.py'),
+        '--launcher',
+        'pytorch',
+        '--work-dir',
+        str(tmp_path),
     ]
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
-    done = subprocess.run(command, env=environment, capture_output=True, text=True,
-                          timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
     steps = [step for step in map(json.loads, scalars) if 'lt_num_pairs' in step]

@@ -1,4 +1,5 @@
 """Reading configs of the stock frameworks costs less here."""
+
 import functools
 
 import mmengine

@@ -1,7 +1,9 @@
 """Small made data in the place of the data sets that the configs name."""
+
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,8 +44,10 @@ def use_made_data(cfg: Config, shapes: Path, pictures: Path, work_dir: Path) -> 
     classes = dataset.get('metainfo', {}).get('classes')
     classes = classes or MMDET_DATASETS.get(dataset.type).METAINFO['classes']
     dataset.update(
-        data_root='', ann_file=str(_with_classes(shapes, classes, work_dir)),
-        data_prefix=dict(img=str(shapes / 'train') + '/'))
+        data_root='',
+        ann_file=str(_with_classes(shapes, classes, work_dir)),
+        data_prefix=dict(img=str(shapes / 'train') + '/'),
+    )
     _shrink_sizes(cfg.train_dataloader.dataset)
 
 
@@ -63,7 +67,8 @@ def _with_classes(shapes: Path, classes: Sequence[str], work_dir: Path) -> Path:
     """The annotations, with the classes of a config instead of the shapes' names."""
     annotations = json.loads((shapes / 'annotations' / 'train.json').read_text())
     annotations['categories'] = [
-        dict(id=number, name=name) for number, name in enumerate(classes, start=1)]
+        dict(id=number, name=name) for number, name in enumerate(classes, start=1)
+    ]
     for annotation in annotations['annotations']:
         annotation['category_id'] = (annotation['category_id'] - 1) % len(classes) + 1
     path = work_dir / 'train.json'

@@ -1,4 +1,5 @@
 """Every config is short, stands in the table, and trains: two steps on made data."""
+
 import inspect
 from pathlib import Path
 
@@ -9,14 +10,15 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
-from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
+from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
 from tests.configs.made_data import use_made_data, write_pictures, write_shapes
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
-               if '_base_' not in path.parts)
+FILES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+)
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -33,12 +35,14 @@ def test_it_stands_in_the_table(name):
 @HOOKS.register_module()
 class KeepSteps(Hook):
     """Keeps what every training step gave, and the weights before the first one."""
+
     priority = 'LOW'
 
     def before_train(self, runner):
         self.outputs = []
-        self.before = {name: parameter.detach().clone()
-                       for name, parameter in runner.model.named_parameters()}
+        self.before = {
+            name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()
+        }
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.outputs.append({key: float(value.detach()) for key, value in outputs.items()})
@@ -61,8 +65,9 @@ def pictures(tmp_path_factory) -> Path:
 def two_steps(cfg: Config, work_dir: Path) -> Runner:
     """A runner of the config that has made two steps, without any download."""
     loader = cfg.train_dataloader
-    loader.update(batch_size=loader.sampler.get('num_repeats', 2), num_workers=0,
-                  persistent_workers=False)
+    loader.update(
+        batch_size=loader.sampler.get('num_repeats', 2), num_workers=0, persistent_workers=False
+    )
     loader.pop('prefetch_factor', None)
     for key in ('dataloader', 'cfg', 'evaluator'):
         cfg[f'val_{key}'] = cfg[f'test_{key}'] = None
@@ -114,35 +119,47 @@ def _has_lt_twin(name: str) -> bool:
     """Whether the same model also stands in a config with LossTransform."""
     stem = name.removesuffix('.py').removesuffix('_ft')
     return name.startswith(('pennfudan/', 'imagenet/')) and any(
-        f'{stem}{ending}.py' in FILES for ending in ('_lt', '_lt_v1', '_lt_m4'))
+        f'{stem}{ending}.py' in FILES for ending in ('_lt', '_lt_v1', '_lt_m4')
+    )
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow) if _has_lt_twin(name) else name
-    for name in FILES])
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=pytest.mark.slow) if _has_lt_twin(name) else name for name in FILES],
+)
 def test_two_steps(name, shapes, pictures, tmp_path):
     cfg = Config.fromfile(str(CONFIGS / name))
     batch_size = cfg.train_dataloader.batch_size
     use_made_data(cfg, shapes, pictures, tmp_path)
     runner = two_steps(cfg, tmp_path)
-    _check_parts(runner, batch_size, is_lt='_lt' in name,
-                 # The SupCon baseline takes replicas too.
-                 is_repeated='_lt' in name or '_supcon' in name)
+    _check_parts(
+        runner,
+        batch_size,
+        is_lt='_lt' in name,
+        # The SupCon baseline takes replicas too.
+        is_repeated='_lt' in name or '_supcon' in name,
+    )
     steps = next(hook for hook in runner.hooks if isinstance(hook, KeepSteps))
     assert len(steps.outputs) == 2
     for output in steps.outputs:
         assert torch.tensor(list(output.values())).isfinite().all(), output
-    changed = {name for name, parameter in runner.model.named_parameters()
-               if not torch.equal(parameter, steps.before[name])}
-    frozen = {name for name, parameter in runner.model.named_parameters()
-              if not parameter.requires_grad}
+    changed = {
+        name
+        for name, parameter in runner.model.named_parameters()
+        if not torch.equal(parameter, steps.before[name])
+    }
+    frozen = {
+        name for name, parameter in runner.model.named_parameters() if not parameter.requires_grad
+    }
     assert changed and not changed & frozen
     if '_lt' in name:
         # Confident predictions, which 'iou' pairs, take training.
         _check_terms(
-            steps.outputs, no_pairs='_iou' in name,
+            steps.outputs,
+            no_pairs='_iou' in name,
             # The stock head of the ViT starts with zero weights: all agree.
-            no_terms='_iou' in name or 'vit_' in name)
+            no_terms='_iou' in name or 'vit_' in name,
+        )
 
 
 def _check_parts(runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool) -> None:

@@ -1,4 +1,5 @@
 """LossTransform-v1 takes as many images a step and an epoch as the plain config."""
+
 from pathlib import Path
 
 import cv2
@@ -12,11 +13,18 @@ from lt_mm.datasets.converters import write_shapes_dataset
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # Plain configs; the v1 twin has '_lt_v1' in the place of the last part of the name.
-COCO = ['coco/faster_rcnn_r50_tv.py', 'coco/faster_rcnn_mobilenetv3l_tv.py',
-        'coco/retinanet_r50_tv.py']
-IMAGENET = ['imagenet/resnet50_ft.py', 'imagenet/resnext50_ft.py',
-            'imagenet/mobilenet_v2_ft.py', 'imagenet/efficientnet_b0_ft.py',
-            'imagenet/vit_b16_ft.py']
+COCO = [
+    'coco/faster_rcnn_r50_tv.py',
+    'coco/faster_rcnn_mobilenetv3l_tv.py',
+    'coco/retinanet_r50_tv.py',
+]
+IMAGENET = [
+    'imagenet/resnet50_ft.py',
+    'imagenet/resnext50_ft.py',
+    'imagenet/mobilenet_v2_ft.py',
+    'imagenet/efficientnet_b0_ft.py',
+    'imagenet/vit_b16_ft.py',
+]
 NUM_IMAGES = {'mmdet': 10, 'mmpretrain': 70}  # the last step of an epoch is not full
 
 
@@ -24,11 +32,16 @@ NUM_IMAGES = {'mmdet': 10, 'mmpretrain': 70}  # the last step of an epoch is not
 def shapes(tmp_path_factory):
     """Options that put a small data set in COCO format in the place of COCO."""
     root = tmp_path_factory.mktemp('shapes')
-    write_shapes_dataset(root, num_train=NUM_IMAGES['mmdet'], num_val=2,
-                         image_size=(96, 128), seed=0)
-    return dict(data_root=str(root), ann_file='annotations/train.json',
-                data_prefix=dict(img='train/'), filter_cfg=dict(filter_empty_gt=False),
-                metainfo=dict(classes=('circle', 'square', 'triangle')))
+    write_shapes_dataset(
+        root, num_train=NUM_IMAGES['mmdet'], num_val=2, image_size=(96, 128), seed=0
+    )
+    return dict(
+        data_root=str(root),
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        filter_cfg=dict(filter_empty_gt=False),
+        metainfo=dict(classes=('circle', 'square', 'triangle')),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -52,8 +65,10 @@ def steps_of_an_epoch(config, request):
     loader = cfg.train_dataloader
     loader.dataset.update(request.getfixturevalue('shapes' if is_detector else 'pictures'))
     loader.update(num_workers=0, persistent_workers=False)
-    return [[sample.img_path for sample in batch['data_samples']]
-            for batch in Runner.build_dataloader(loader, seed=0)]
+    return [
+        [sample.img_path for sample in batch['data_samples']]
+        for batch in Runner.build_dataloader(loader, seed=0)
+    ]
 
 
 @pytest.mark.parametrize('config', COCO + IMAGENET)

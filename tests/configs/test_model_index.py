@@ -1,4 +1,5 @@
 """model-index.yml says of each config what the config does, and what README measured."""
+
 import re
 from pathlib import Path
 
@@ -7,17 +8,25 @@ import pytest
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').rglob('*.py')
-               if '_base_' not in path.parts)
+FILES = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / 'configs').rglob('*.py')
+    if '_base_' not in path.parts
+)
 METAFILES = mmengine.load(ROOT / 'model-index.yml')['Import']
 CONTENTS = {metafile: mmengine.load(ROOT / metafile) for metafile in METAFILES}
 MODELS = [model for content in CONTENTS.values() for model in content['Models']]
 QUICKSTART = 'configs/faster_rcnn_r18_lt_demo.py'
 TRAINING_DATA = {
-    'data/cifar10': 'CIFAR-10', 'data/cifar10_folder/train': 'CIFAR-10',
-    'data/cifar100': 'CIFAR-100', 'data/coco': 'COCO', 'data/imagenet': 'ImageNet-1k',
-    'data/pennfudan': 'PennFudanPed', 'data/shapes': 'Shapes',
-    'data/voc2012': 'PASCAL VOC 2012'}
+    'data/cifar10': 'CIFAR-10',
+    'data/cifar10_folder/train': 'CIFAR-10',
+    'data/cifar100': 'CIFAR-100',
+    'data/coco': 'COCO',
+    'data/imagenet': 'ImageNet-1k',
+    'data/pennfudan': 'PennFudanPed',
+    'data/shapes': 'Shapes',
+    'data/voc2012': 'PASCAL VOC 2012',
+}
 
 
 def test_every_folder_has_a_metafile_of_its_configs():
@@ -37,8 +46,9 @@ def test_names_are_those_of_the_files_and_unique():
 
 
 def test_collections_have_what_mim_shows():
-    collections = [collection for content in CONTENTS.values()
-                   for collection in content.get('Collections', [])]
+    collections = [
+        collection for content in CONTENTS.values() for collection in content.get('Collections', [])
+    ]
     assert {c['Name'] for c in collections} == {m['In Collection'] for m in MODELS}
     assert all((ROOT / c['README']).is_file() for c in collections)
 
@@ -52,9 +62,11 @@ def test_entry_equals_config(model):
     dataset, sampler = cfg.train_dataloader.dataset, cfg.train_dataloader.sampler
     while 'data_root' not in dataset:
         dataset = dataset.dataset
-    expected = {'Training Data': TRAINING_DATA[dataset.data_root.rstrip('/')],
-                'Epochs': cfg.train_cfg.max_epochs,
-                'Batch Size': cfg.train_dataloader.batch_size}  # of a process
+    expected = {
+        'Training Data': TRAINING_DATA[dataset.data_root.rstrip('/')],
+        'Epochs': cfg.train_cfg.max_epochs,
+        'Batch Size': cfg.train_dataloader.batch_size,
+    }  # of a process
     if 'num_repeats' in sampler:
         expected |= {'Replicas': sampler.num_repeats, 'Mode': sampler.get('mode', 'full')}
     assert model['Metadata'] == expected
@@ -68,9 +80,13 @@ def _collection_of(cfg: Config) -> str:
 
 
 def test_results_are_those_of_the_readme():
-    metrics = {model['Name']: [value for result in model['Results']
-                               for value in result['Metrics'].values()]
-               for model in MODELS if 'Results' in model}
+    metrics = {
+        model['Name']: [
+            value for result in model['Results'] for value in result['Metrics'].values()
+        ]
+        for model in MODELS
+        if 'Results' in model
+    }
     assert metrics == _results_of_the_readme()
 
 
@@ -80,5 +96,7 @@ def _results_of_the_readme() -> dict[str, list[float]]:
     section = readme.split('\n## Results\n')[1].split('\n## ')[0]
     section = section.replace('`tools/quickstart.sh`', f'`tools/train.py {QUICKSTART}`')
     rows = re.findall(r'^\|.*\|(.*)\| `tools/train\.py (\S+)` \|$', section, re.MULTILINE)
-    return {Path(config).stem: [float(n) for n in re.findall(r'\d+\.\d+', result)]
-            for result, config in rows}
+    return {
+        Path(config).stem: [float(n) for n in re.findall(r'\d+\.\d+', result)]
+        for result, config in rows
+    }

@@ -1,4 +1,5 @@
 """The stock configs that docs/heads.md names are supported, or refused, as it says."""
+
 import re
 from pathlib import Path
 
@@ -14,13 +15,17 @@ DOCUMENT = (Path(__file__).resolve().parents[2] / 'docs' / 'heads.md').read_text
 def listed(title):
     """(library, part of the model, config) of the lists below lines of this title."""
     found = []
-    for library, section in re.findall(r'^## Configs of (\w+)$(.*?)(?=^## )', DOCUMENT,
-                                       flags=re.MULTILINE | re.DOTALL):
+    for library, section in re.findall(
+        r'^## Configs of (\w+)$(.*?)(?=^## )', DOCUMENT, flags=re.MULTILINE | re.DOTALL
+    ):
         text = re.split(rf'^{title}.*$', section, flags=re.MULTILINE)[1]
         text = text.split('\n\n')[1]
-        found += [(library.lower(), part, config) for item in text.split('\n- ')
-                  for part in re.findall(r'model\.(\w+)', item)
-                  for config in re.findall(r'\w+/[\w.-]+\.py', item)]
+        found += [
+            (library.lower(), part, config)
+            for item in text.split('\n- ')
+            for part in re.findall(r'model\.(\w+)', item)
+            for config in re.findall(r'\w+/[\w.-]+\.py', item)
+        ]
     return found
 
 
@@ -33,8 +38,7 @@ def wrapped(library, part, config):
         options = dict(train_cfg=model.get('train_cfg'), test_cfg=model.get('test_cfg'))
         if part == 'roi_head':
             options = {key: value.get('rcnn') for key, value in options.items()}
-    return MODELS.build(
-        dict(type='lt_mm.LossTransformHead', head=model[part], **options))
+    return MODELS.build(dict(type='lt_mm.LossTransformHead', head=model[part], **options))
 
 
 @pytest.mark.parametrize('library, part, config', listed('Supported'))

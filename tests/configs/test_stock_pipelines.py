@@ -2,6 +2,7 @@
 
 Every one of them either records where its boxes come from or is refused by name.
 """
+
 import copy
 from pathlib import Path
 
@@ -14,10 +15,16 @@ from mmdet.datasets import MultiImageMixDataset
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from lt_mm.structures.recorded_boxes import LostTraceError
 from lt_mm.core import geometry
-from tests.datasets.transforms.pipeline_data import (MadeDataset, all_instances, lies_inside,
-                                          make_sample, moved_annotation, seed_all)
+from lt_mm.structures.recorded_boxes import LostTraceError
+from tests.datasets.transforms.pipeline_data import (
+    MadeDataset,
+    all_instances,
+    lies_inside,
+    make_sample,
+    moved_annotation,
+    seed_all,
+)
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 SHAPE = (240, 320)
@@ -27,9 +34,15 @@ TOLERANCE = 1.5
 REFUSED = {'GTBoxSubOne_GLIP', 'MultiBranch'}
 # In pipelines for other data than images with boxes and masks, or that need a package.
 OTHERS = {
-    'Albu', 'InstaBoost', 'LoadPanopticAnnotations', 'LoadProposals',
-    'LoadTrackAnnotations', 'PackReIDInputs', 'RandomSamplingNegPos',
-    'UniformRefFrameSample'}
+    'Albu',
+    'InstaBoost',
+    'LoadPanopticAnnotations',
+    'LoadProposals',
+    'LoadTrackAnnotations',
+    'PackReIDInputs',
+    'RandomSamplingNegPos',
+    'UniformRefFrameSample',
+}
 
 
 def names_of(pipeline):
@@ -39,8 +52,9 @@ def names_of(pipeline):
             yield from names_of(transform)
         elif isinstance(transform, dict):
             yield str(transform.get('type'))
-            yield from names_of(value for value in transform.values()
-                                if isinstance(value, (list, tuple)))
+            yield from names_of(
+                value for value in transform.values() if isinstance(value, (list, tuple))
+            )
 
 
 def stock_pipelines():
@@ -55,8 +69,7 @@ def stock_pipelines():
             continue
         inner, outer = pipelines_of(dataset or {})
         if inner and not OTHERS.intersection(names_of([*inner, *(outer or ())])):
-            found.setdefault(repr((inner, outer)),
-                             (path.relative_to(CONFIGS), (inner, outer)))
+            found.setdefault(repr((inner, outer)), (path.relative_to(CONFIGS), (inner, outer)))
     return dict(found.values())
 
 
@@ -98,8 +111,7 @@ def test_every_stock_pipeline_is_recorded_or_refused(samples):
             dataset = MultiImageMixDataset(dataset, recorded(outer))
         seed_all(0)
         try:
-            checked[path] = [_whole_boxes(dataset[index], samples, path)
-                             for index in (0, 0, 1, 1)]
+            checked[path] = [_whole_boxes(dataset[index], samples, path) for index in (0, 0, 1, 1)]
         except LostTraceError as error:
             refused.add(str(error).split(':')[0])
     assert refused == REFUSED

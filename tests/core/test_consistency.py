@@ -1,4 +1,5 @@
 """The consistency term: value, gradient, extremes, invariances and cost."""
+
 import math
 from collections import namedtuple
 
@@ -11,13 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lt_mm.core import consistency, geometry, pairing
-from lt_mm.core.consistency import (BIN_FLOOR, MIN_BOX_SIDE, bernoulli_consistency,
-                                    box_consistency, categorical_consistency,
-                                    mask_consistency, side_consistency)
+from lt_mm.core.consistency import (
+    BIN_FLOOR,
+    MIN_BOX_SIDE,
+    bernoulli_consistency,
+    box_consistency,
+    categorical_consistency,
+    mask_consistency,
+    side_consistency,
+)
 from tests import reference_losses as reference
 
 Term = namedtuple('Term', 'name ours naive draw')
-LARGEST, SMALLEST = 2**63 - 1, -2**63
+LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 
 _some = settings(max_examples=20, deadline=None)
 
@@ -54,28 +61,28 @@ def _as_sides(term):
     return run
 
 
-CATEGORICAL = Term('categorical', categorical_consistency, reference.categorical,
-                   _draw_logits)
+CATEGORICAL = Term('categorical', categorical_consistency, reference.categorical, _draw_logits)
 BERNOULLI = Term('bernoulli', bernoulli_consistency, reference.bernoulli, _draw_logits)
 BOX = Term('box', box_consistency, reference.box, _draw_boxes)
 MASK = Term('mask', _as_masks, _as_masks_naive, _draw_logits)
 SIDE = Term('side', _as_sides(side_consistency), _as_sides(reference.sides), _draw_logits)
 
-every_term = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI, BOX, MASK, SIDE],
-                                     ids=lambda term: term.name)
+every_term = pytest.mark.parametrize(
+    'term', [CATEGORICAL, BERNOULLI, BOX, MASK, SIDE], ids=lambda term: term.name
+)
 # Not the sides: their bins follow the predictions, outside of the gradient.
-smooth_terms = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI, BOX, MASK],
-                                       ids=lambda term: term.name)
-row_terms = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI, BOX],
-                                    ids=lambda term: term.name)
-classifiers = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI],
-                                      ids=lambda term: term.name)
+smooth_terms = pytest.mark.parametrize(
+    'term', [CATEGORICAL, BERNOULLI, BOX, MASK], ids=lambda term: term.name
+)
+row_terms = pytest.mark.parametrize(
+    'term', [CATEGORICAL, BERNOULLI, BOX], ids=lambda term: term.name
+)
+classifiers = pytest.mark.parametrize('term', [CATEGORICAL, BERNOULLI], ids=lambda term: term.name)
 both_means = pytest.mark.parametrize('detach_mean', [False, True])
 
 # Few values, so that groups form; huge ones, so that no id can serve as an index.
 any_id = st.sampled_from([-5, -1, 0, 1, 2, 7, 2**40, LARGEST, SMALLEST])
-some_ids = st.integers(0, 40).flatmap(
-    lambda n: st.lists(any_id, min_size=n, max_size=n))
+some_ids = st.integers(0, 40).flatmap(lambda n: st.lists(any_id, min_size=n, max_size=n))
 
 
 def _ids(*values):
@@ -105,16 +112,25 @@ def _assert_equals_reference(term, predictions, group_ids, rtol, atol, **options
 
 
 class TestAgainstReference:
-
     @smooth_terms
     @both_means
     @_some
-    @given(ids=some_ids, num_classes=st.integers(1, 20), seed=st.integers(0, 999),
-           avg_factor=st.none() | st.floats(0.5, 100))
+    @given(
+        ids=some_ids,
+        num_classes=st.integers(1, 20),
+        seed=st.integers(0, 999),
+        avg_factor=st.none() | st.floats(0.5, 100),
+    )
     def test_float64(self, term, detach_mean, ids, num_classes, seed, avg_factor):
         _assert_equals_reference(
-            term, _predictions(term, len(ids), num_classes, seed), _ids(*ids),
-            rtol=1e-10, atol=1e-12, detach_mean=detach_mean, avg_factor=avg_factor)
+            term,
+            _predictions(term, len(ids), num_classes, seed),
+            _ids(*ids),
+            rtol=1e-10,
+            atol=1e-12,
+            detach_mean=detach_mean,
+            avg_factor=avg_factor,
+        )
 
     @smooth_terms
     @both_means
@@ -122,28 +138,41 @@ class TestAgainstReference:
     @given(ids=some_ids, num_classes=st.integers(1, 20), seed=st.integers(0, 999))
     def test_float32(self, term, detach_mean, ids, num_classes, seed):
         predictions = _predictions(term, len(ids), num_classes, seed).float()
-        _assert_equals_reference(term, predictions, _ids(*ids), rtol=1e-5, atol=1e-6,
-                                 detach_mean=detach_mean)
+        _assert_equals_reference(
+            term, predictions, _ids(*ids), rtol=1e-5, atol=1e-6, detach_mean=detach_mean
+        )
 
     @classifiers
     @both_means
     @pytest.mark.parametrize('temperature', [0.05, 0.5, 2, 100])
     def test_temperature(self, term, detach_mean, temperature):
         _assert_equals_reference(
-            term, _predictions(term, 9), _ids(3, 3, 0, 0, 0, -1, -1, 3, 8), rtol=1e-10,
-            atol=1e-12, temperature=temperature, detach_mean=detach_mean)
+            term,
+            _predictions(term, 9),
+            _ids(3, 3, 0, 0, 0, -1, -1, 3, 8),
+            rtol=1e-10,
+            atol=1e-12,
+            temperature=temperature,
+            detach_mean=detach_mean,
+        )
 
     @smooth_terms
-    @pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.int16,
-                                       torch.int8, torch.uint8])
+    @pytest.mark.parametrize(
+        'dtype', [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
+    )
     def test_types_of_ids(self, term, dtype):
         ids = torch.tensor([100, 0, 100, 3, 0, 0], dtype=dtype)
         _assert_equals_reference(term, _predictions(term, 6), ids, rtol=1e-10, atol=0)
 
     @smooth_terms
     def test_one_large_group(self, term):
-        _assert_equals_reference(term, _predictions(term, 40), _ids(*[SMALLEST + 1] * 5,
-                                 *[LARGEST] * 35), rtol=1e-10, atol=0)
+        _assert_equals_reference(
+            term,
+            _predictions(term, 40),
+            _ids(*[SMALLEST + 1] * 5, *[LARGEST] * 35),
+            rtol=1e-10,
+            atol=0,
+        )
 
     def test_small_and_inverted_sides_count_as_the_smallest_side(self):
         boxes = torch.tensor([[0, 0, 0, 3], [1, 1, 1.004, 2], [2, 5, 1, 3]]).double()
@@ -158,16 +187,21 @@ class TestClosedForm:
     @pytest.mark.parametrize('counted', [True, False])
     @pytest.mark.parametrize('entries', [1, 8, 12, 1000])
     @_some
-    @given(ids=some_ids, seed=st.integers(0, 99),
-           temperature=st.sampled_from([0.3, 1, 4]))
+    @given(ids=some_ids, seed=st.integers(0, 99), temperature=st.sampled_from([0.3, 1, 4]))
     def test_any_blocks(self, detach_mean, counted, entries, ids, seed, temperature):
         """Of one row to all; with and without asking the device for the groups."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(consistency, '_CPU_BLOCK', entries)
             patch.setattr(pairing, '_counting_is_free', lambda tensor: counted)
             _assert_equals_reference(
-                CATEGORICAL, _predictions(CATEGORICAL, len(ids), seed=seed), _ids(*ids),
-                rtol=1e-10, atol=1e-12, detach_mean=detach_mean, temperature=temperature)
+                CATEGORICAL,
+                _predictions(CATEGORICAL, len(ids), seed=seed),
+                _ids(*ids),
+                rtol=1e-10,
+                atol=1e-12,
+                detach_mean=detach_mean,
+                temperature=temperature,
+            )
 
     @both_means
     @pytest.mark.parametrize('temperature', [0.5, 3])
@@ -176,8 +210,8 @@ class TestClosedForm:
         logits, ids = _predictions(CATEGORICAL, 7, 3), _ids(0, 5, 0, -1, 5, 5, 9)
         if not detach_mean:
             assert torch.autograd.gradcheck(
-                lambda x: categorical_consistency(x, ids, temperature),
-                logits.requires_grad_())
+                lambda x: categorical_consistency(x, ids, temperature), logits.requires_grad_()
+            )
             return
         p = (logits / temperature).softmax(dim=1)
         mean = torch.stack([p[ids == i].mean(dim=0) for i in ids])
@@ -185,8 +219,9 @@ class TestClosedForm:
         log_p = (leaf / temperature).log_softmax(dim=1)
         paired = torch.tensor([i in (0, 5) for i in ids.tolist()])
         (-(mean * log_p).sum(dim=1)[paired].sum() / 7).backward()
-        _, gradient = _value_and_gradient(categorical_consistency, logits, ids,
-                                          temperature, detach_mean=True)
+        _, gradient = _value_and_gradient(
+            categorical_consistency, logits, ids, temperature, detach_mean=True
+        )
         torch.testing.assert_close(gradient, leaf.grad)
 
     def test_a_second_backward_pass_adds_the_same(self):
@@ -201,8 +236,9 @@ class TestClosedForm:
         logits = _predictions(CATEGORICAL, 6).float().requires_grad_()
         ids, other_ids = _ids(0, 0, 1, 1, 1, -1), _ids(0, 1, 0, 1, 2, 2)
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            total = (categorical_consistency(logits, ids)
-                     + 2 * categorical_consistency(logits, other_ids))
+            total = categorical_consistency(logits, ids) + 2 * categorical_consistency(
+                logits, other_ids
+            )
         total.backward()
         plain = logits.detach()
         _, first = _value_and_gradient(categorical_consistency, plain, ids)
@@ -218,19 +254,19 @@ class TestClosedForm:
     @both_means
     def test_impossible_and_huge_logits(self, detach_mean):
         """-inf is a class that nobody may predict; all finite numbers are allowed."""
-        logits = torch.tensor([[1.0, 0, -math.inf], [0, 1, -math.inf], [3e38, -3e38, 0],
-                               [-3e38, 3e38, 0]])
+        logits = torch.tensor(
+            [[1.0, 0, -math.inf], [0, 1, -math.inf], [3e38, -3e38, 0], [-3e38, 3e38, 0]]
+        )
         value, gradient = _value_and_gradient(
-            categorical_consistency, logits, _ids(0, 0, 1, 1), 0.1,
-            detach_mean=detach_mean)
+            categorical_consistency, logits, _ids(0, 0, 1, 1), 0.1, detach_mean=detach_mean
+        )
         assert value.isfinite() and value > 1e29
         assert gradient.isfinite().all() and not gradient[:2, 2].any()
 
     def test_nan_stays_in_its_group(self):
         logits = _predictions(CATEGORICAL, 4)
         logits[0, 1] = math.nan
-        value, gradient = _value_and_gradient(categorical_consistency, logits,
-                                              _ids(0, 0, 1, 1))
+        value, gradient = _value_and_gradient(categorical_consistency, logits, _ids(0, 0, 1, 1))
         assert value.isnan()
         assert gradient[:2].isnan().all() and gradient[2:].isfinite().all()
 
@@ -245,10 +281,14 @@ class TestClosedForm:
         logits, ids = torch.randn(4096, 500, requires_grad=True), torch.arange(4096) // 2
         with torch.profiler.profile(profile_memory=True) as profiler:
             torch.autograd.grad(categorical_consistency(logits, ids), logits)
-        records = [event for event in profiler.profiler.kineto_results.events()
-                   if event.name() == '[memory]']
-        held = np.cumsum([record.nbytes() for record in sorted(
-            records, key=lambda record: record.start_ns())])
+        records = [
+            event
+            for event in profiler.profiler.kineto_results.events()
+            if event.name() == '[memory]'
+        ]
+        held = np.cumsum(
+            [record.nbytes() for record in sorted(records, key=lambda record: record.start_ns())]
+        )
         assert 2 * logits.nbytes <= held.max() < 2.5 * logits.nbytes
 
 
@@ -276,8 +316,7 @@ class TestByHand:
 
     def test_gradient_of_two_sigmoids(self):
         x = torch.tensor([[2.0], [-2.0]]).double()
-        _, gradient = _value_and_gradient(bernoulli_consistency, x, _ids(0, 0),
-                                          detach_mean=True)
+        _, gradient = _value_and_gradient(bernoulli_consistency, x, _ids(0, 0), detach_mean=True)
         # d KL(m || sigmoid(x)) / dx = sigmoid(x) - m, with m = 1/2.
         expected = (torch.sigmoid(x) - 0.5) / 2
         torch.testing.assert_close(gradient, expected)
@@ -291,7 +330,6 @@ class TestByHand:
 
 
 class TestGradient:
-
     @smooth_terms
     def test_gradcheck(self, term):
         predictions = _predictions(term, 7, 3).requires_grad_()
@@ -302,8 +340,7 @@ class TestGradient:
     def test_detach_mean_changes_the_gradient_not_the_value(self, term):
         predictions, ids = _predictions(term, 6), _ids(0, 0, 0, 1, 1, 1)
         value, through = _value_and_gradient(term.ours, predictions, ids)
-        same, constant = _value_and_gradient(term.ours, predictions, ids,
-                                             detach_mean=True)
+        same, constant = _value_and_gradient(term.ours, predictions, ids, detach_mean=True)
         assert value == same
         assert (through - constant).norm() > 0.05 * through.norm()
 
@@ -311,8 +348,7 @@ class TestGradient:
     @both_means
     def test_descent_brings_predictions_together(self, term, detach_mean):
         predictions, ids = _predictions(term, 4), _ids(0, 0, 0, 0)
-        before, gradient = _value_and_gradient(term.ours, predictions, ids,
-                                               detach_mean=detach_mean)
+        before, gradient = _value_and_gradient(term.ours, predictions, ids, detach_mean=detach_mean)
         step = predictions - 1e-4 * gradient / gradient.norm()
         assert term.ours(step, ids) < before
 
@@ -328,7 +364,6 @@ NO_PAIR = {
 
 
 class TestNoPair:
-
     @every_term
     @both_means
     @pytest.mark.parametrize('ids', NO_PAIR.values(), ids=NO_PAIR)
@@ -337,8 +372,7 @@ class TestNoPair:
         predictions = _predictions(term, len(ids), 3).float()
         if fill is not None:
             predictions[:, 0] = fill
-        value, gradient = _value_and_gradient(term.ours, predictions, ids,
-                                              detach_mean=detach_mean)
+        value, gradient = _value_and_gradient(term.ours, predictions, ids, detach_mean=detach_mean)
         assert value == 0
         assert torch.equal(gradient, torch.zeros_like(predictions))
 
@@ -360,8 +394,10 @@ class TestNoPair:
     def test_the_graph_ends_in_every_parameter(self, term):
         layer = torch.nn.Linear(3, 4)
         term.ours(layer(torch.randn(5, 3)), _ids(*[-1] * 5)).backward()
-        assert all(torch.equal(parameter.grad, torch.zeros_like(parameter))
-                   for parameter in layer.parameters())
+        assert all(
+            torch.equal(parameter.grad, torch.zeros_like(parameter))
+            for parameter in layer.parameters()
+        )
 
 
 EXTREME_LOGITS = {
@@ -382,22 +418,25 @@ DEGENERATE_BOXES = {
     'lines': [[0, 0, 0, 8], [0, 0, 8, 0]],
     'far away': [[0, 0, 8, 8], [1e6, 1e6, 1e6, 1e6]],
 }
-EXTREMES = [pytest.param(term, rows, id=f'{term.name}-{name}')
-            for term, cases in ((CATEGORICAL, EXTREME_LOGITS),
-                                (BERNOULLI, EXTREME_LOGITS), (BOX, DEGENERATE_BOXES))
-            for name, rows in cases.items()]
+EXTREMES = [
+    pytest.param(term, rows, id=f'{term.name}-{name}')
+    for term, cases in (
+        (CATEGORICAL, EXTREME_LOGITS),
+        (BERNOULLI, EXTREME_LOGITS),
+        (BOX, DEGENERATE_BOXES),
+    )
+    for name, rows in cases.items()
+]
 
 
 class TestExtremes:
-
     @both_means
     @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
     @pytest.mark.parametrize('term, rows', EXTREMES)
     def test_value_and_finite_gradient(self, term, rows, dtype, detach_mean):
         predictions = torch.tensor(rows, dtype=dtype)
         ids = _ids(*[6] * len(rows))
-        value, gradient = _value_and_gradient(term.ours, predictions, ids,
-                                              detach_mean=detach_mean)
+        value, gradient = _value_and_gradient(term.ours, predictions, ids, detach_mean=detach_mean)
         expected = term.naive(predictions, ids).item()
         assert value.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
         assert gradient.isfinite().all()
@@ -416,7 +455,6 @@ class TestExtremes:
 
 
 class TestPrecision:
-
     @every_term
     @pytest.mark.parametrize('autocast', [None, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
@@ -443,7 +481,6 @@ class TestPrecision:
 
 
 class TestInvariances:
-
     @every_term
     @both_means
     @_some
@@ -451,10 +488,10 @@ class TestInvariances:
     def test_order_of_the_predictions(self, term, detach_mean, ids, seed):
         predictions, ids = _predictions(term, len(ids), seed=seed), _ids(*ids)
         order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-        value, gradient = _value_and_gradient(term.ours, predictions, ids,
-                                              detach_mean=detach_mean)
+        value, gradient = _value_and_gradient(term.ours, predictions, ids, detach_mean=detach_mean)
         moved_value, moved_gradient = _value_and_gradient(
-            term.ours, predictions[order], ids[order], detach_mean=detach_mean)
+            term.ours, predictions[order], ids[order], detach_mean=detach_mean
+        )
         torch.testing.assert_close(value, moved_value)
         torch.testing.assert_close(gradient[order], moved_gradient)
 
@@ -462,8 +499,7 @@ class TestInvariances:
     @_some
     @given(ids=st.lists(st.integers(-2, 5), max_size=30), data=st.data())
     def test_names_of_the_groups(self, term, ids, data):
-        names = data.draw(st.lists(st.integers(0, LARGEST), min_size=6, max_size=6,
-                                   unique=True))
+        names = data.draw(st.lists(st.integers(0, LARGEST), min_size=6, max_size=6, unique=True))
         # Two negative ids may become one: neither pairs.
         renamed = [names[i] if i >= 0 else SMALLEST for i in ids]
         predictions = _predictions(term, len(ids))
@@ -487,8 +523,7 @@ class TestInvariances:
         """The groups themselves may differ."""
         predictions = _predictions(term, 4).repeat_interleave(size, dim=0)
         ids = _ids(0, 1, 2, 3).repeat_interleave(size)
-        value, gradient = _value_and_gradient(term.ours, predictions, ids,
-                                              detach_mean=detach_mean)
+        value, gradient = _value_and_gradient(term.ours, predictions, ids, detach_mean=detach_mean)
         assert abs(value.item()) < 1e-14
         assert gradient.abs().max() < 1e-14
 
@@ -497,8 +532,7 @@ class TestInvariances:
     def test_positive_where_one_prediction_differs(self, term, row):
         predictions = _predictions(term, 2).repeat_interleave(3, dim=0)
         predictions[row, 1] += 0.01
-        value, gradient = _value_and_gradient(term.ours, predictions,
-                                              _ids(0, 0, 0, 1, 1, 1))
+        value, gradient = _value_and_gradient(term.ours, predictions, _ids(0, 0, 0, 1, 1, 1))
         assert value > 1e-9
         assert gradient.abs().max() > 1e-6
 
@@ -516,7 +550,8 @@ class TestInvariances:
         ids = _ids(0, 0, 0, 1, 1, 1)
         torch.testing.assert_close(
             _value_and_gradient(categorical_consistency, logits + shifts, ids),
-            _value_and_gradient(categorical_consistency, logits, ids))
+            _value_and_gradient(categorical_consistency, logits, ids),
+        )
 
     def test_sigmoid_treats_yes_and_no_alike(self):
         logits, ids = _predictions(BERNOULLI, 6), _ids(0, 0, 0, 1, 1, -1)
@@ -525,10 +560,13 @@ class TestInvariances:
         torch.testing.assert_close((value, -gradient), mirrored)
 
     @_some
-    @given(scale=st.floats(0.1, 10), shift=st.floats(-500, 500),
-           flips=st.sets(st.sampled_from([0, 1])), seed=st.integers(0, 99))
-    def test_box_term_ignores_scale_shift_and_flip_of_the_frame(
-            self, scale, shift, flips, seed):
+    @given(
+        scale=st.floats(0.1, 10),
+        shift=st.floats(-500, 500),
+        flips=st.sets(st.sampled_from([0, 1])),
+        seed=st.integers(0, 99),
+    )
+    def test_box_term_ignores_scale_shift_and_flip_of_the_frame(self, scale, shift, flips, seed):
         boxes, ids = _predictions(BOX, 9, seed=seed), _ids(0, 0, 0, 1, 1, -1, 2, 2, 2)
         value, gradient = _value_and_gradient(box_consistency, boxes, ids)
 
@@ -536,12 +574,12 @@ class TestInvariances:
             x = x * scale + shift * torch.tensor([1, -2, 1, -2])
             columns = [x[:, i] for i in range(4)]
             for axis in flips:
-                columns[axis], columns[axis + 2] = (640 - columns[axis + 2],
-                                                    640 - columns[axis])
+                columns[axis], columns[axis + 2] = (640 - columns[axis + 2], 640 - columns[axis])
             return torch.stack(columns, dim=1)
 
         frame_value, frame_gradient = _value_and_gradient(
-            lambda x: box_consistency(moved(x), ids), boxes)
+            lambda x: box_consistency(moved(x), ids), boxes
+        )
         torch.testing.assert_close(value, frame_value, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(gradient, frame_gradient, rtol=1e-7, atol=1e-9)
 
@@ -564,32 +602,38 @@ def _draw_masks(n, shape, seed, share=0.6):
 
 
 class TestMasks:
-
     @both_means
     @_some
-    @given(ids=few_ids, shape=st.tuples(st.integers(1, 3), st.integers(1, 4)),
-           seed=st.integers(0, 999), temperature=st.sampled_from([0.3, 1, 4]),
-           avg_factor=st.none() | st.floats(0.5, 100))
-    def test_equals_the_loop_over_pixels(self, detach_mean, ids, shape, seed, temperature,
-                                         avg_factor):
+    @given(
+        ids=few_ids,
+        shape=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+        seed=st.integers(0, 999),
+        temperature=st.sampled_from([0.3, 1, 4]),
+        avg_factor=st.none() | st.floats(0.5, 100),
+    )
+    def test_equals_the_loop_over_pixels(
+        self, detach_mean, ids, shape, seed, temperature, avg_factor
+    ):
         logits, inside = _draw_masks(len(ids), shape, seed)
-        options = dict(temperature=temperature, detach_mean=detach_mean,
-                       avg_factor=avg_factor)
+        options = dict(temperature=temperature, detach_mean=detach_mean, avg_factor=avg_factor)
         naive = _value_and_gradient(reference.masks, logits, inside, _ids(*ids), **options)
         ours = _value_and_gradient(mask_consistency, logits, inside, _ids(*ids), **options)
         torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-12)
-        narrow = _value_and_gradient(mask_consistency, logits.float(), inside, _ids(*ids),
-                                     **options)
+        narrow = _value_and_gradient(
+            mask_consistency, logits.float(), inside, _ids(*ids), **options
+        )
         assert narrow[0].dtype == torch.float32
-        torch.testing.assert_close([part.double() for part in narrow], list(naive),
-                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            [part.double() for part in narrow], list(naive), rtol=1e-4, atol=1e-5
+        )
 
     def test_by_hand(self):
         """0.9 against 0.1 is log(5/3) for both; see TestByHand. Alike is 0."""
         p = torch.tensor([[0.9, 0.9, 0.5], [0.1, 0.9, 0.3], [0.7, 0.2, 0.6]]).double()
         inside = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
         value, gradient = _value_and_gradient(
-            mask_consistency, p.logit()[:, None], inside[:, None], _ids(4, 4, 4))
+            mask_consistency, p.logit()[:, None], inside[:, None], _ids(4, 4, 4)
+        )
         # Of two shared pixels one differs; the third mask adds 0, but counts in n.
         assert value.item() == pytest.approx(2 * math.log(5 / 3) / 2 / 3, rel=1e-6)
         assert gradient[:2, 0, 0].all()
@@ -611,8 +655,9 @@ class TestMasks:
         inside = torch.zeros(3, 2, 3, dtype=torch.bool)
         for row in range(3):
             inside[row, :, row] = True
-        value, gradient = _value_and_gradient(mask_consistency, logits, inside,
-                                              _ids(0, 0, 0), detach_mean=detach_mean)
+        value, gradient = _value_and_gradient(
+            mask_consistency, logits, inside, _ids(0, 0, 0), detach_mean=detach_mean
+        )
         assert value == 0
         assert torch.equal(gradient, torch.zeros_like(logits))
 
@@ -620,10 +665,12 @@ class TestMasks:
     def test_a_mask_apart_from_its_group_changes_only_n(self, detach_mean):
         logits, inside = _draw_masks(4, (3, 3), seed=1)
         inside[3] = False
-        three = _value_and_gradient(mask_consistency, logits[:3], inside[:3],
-                                    _ids(5, 5, 5), detach_mean=detach_mean)
-        four = _value_and_gradient(mask_consistency, logits, inside, _ids(5, 5, 5, 5),
-                                   detach_mean=detach_mean)
+        three = _value_and_gradient(
+            mask_consistency, logits[:3], inside[:3], _ids(5, 5, 5), detach_mean=detach_mean
+        )
+        four = _value_and_gradient(
+            mask_consistency, logits, inside, _ids(5, 5, 5, 5), detach_mean=detach_mean
+        )
         torch.testing.assert_close(three[0] * 3 / 4, four[0])
         torch.testing.assert_close(three[1] * 3 / 4, four[1][:3])
         assert not four[1][3].any()
@@ -653,16 +700,15 @@ class TestMasks:
         """Two groups see different pixels; the unpaired mask sees all of them."""
         logits, _ = _draw_masks(5, (1, 2), seed=4)
         inside = torch.tensor([[[1, 0]], [[0, 1]], [[0, 1]], [[1, 0]], [[1, 1]]]).bool()
-        value, _ = _value_and_gradient(mask_consistency, logits, inside,
-                                       _ids(0, 0, 6, 6, -1))
+        value, _ = _value_and_gradient(mask_consistency, logits, inside, _ids(0, 0, 6, 6, -1))
         assert value == 0
 
     def test_gradcheck(self):
         logits, inside = _draw_masks(6, (2, 2), seed=5)
         assert 0 < inside.sum() < inside.numel()
         assert torch.autograd.gradcheck(
-            lambda x: mask_consistency(x, inside, _ids(0, 0, 0, 4, 4, -1)),
-            logits.requires_grad_())
+            lambda x: mask_consistency(x, inside, _ids(0, 0, 0, 4, 4, -1)), logits.requires_grad_()
+        )
 
     @pytest.mark.parametrize('rows', EXTREME_LOGITS.values(), ids=EXTREME_LOGITS)
     def test_extremes_half_outside(self, rows):
@@ -693,7 +739,8 @@ def _draw_sides(n, count, seed):
     """Logits, and positions from a place and at a spacing, up or down, of their own."""
     random = np.random.default_rng(seed)
     starts = random.choice([0, 40, 900]) + random.normal(size=(n, 4, 1)) * random.choice(
-        [0.5, 4, 30])
+        [0.5, 4, 30]
+    )
     spacing = random.uniform(0.2, 3, (n, 4, 1)) * random.choice([-1, 1], (n, 4, 1))
     logits = random.normal(size=(n, 4, count)) * 2
     return torch.tensor(logits), torch.tensor(starts + spacing * np.arange(count))
@@ -711,24 +758,27 @@ def _at(*rows):
 
 
 class TestSides:
-
     @both_means
     @_some
-    @given(ids=few_ids, count=st.integers(1, 6), seed=st.integers(0, 999),
-           avg_factor=st.none() | st.floats(0.5, 100))
+    @given(
+        ids=few_ids,
+        count=st.integers(1, 6),
+        seed=st.integers(0, 999),
+        avg_factor=st.none() | st.floats(0.5, 100),
+    )
     def test_equals_the_reference(self, detach_mean, ids, count, seed, avg_factor):
         logits, positions = _draw_sides(len(ids), count, seed)
         options = dict(detach_mean=detach_mean, avg_factor=avg_factor)
-        naive = _value_and_gradient(reference.sides, logits, positions, _ids(*ids),
-                                    **options)
-        ours = _value_and_gradient(side_consistency, logits, positions, _ids(*ids),
-                                   **options)
+        naive = _value_and_gradient(reference.sides, logits, positions, _ids(*ids), **options)
+        ours = _value_and_gradient(side_consistency, logits, positions, _ids(*ids), **options)
         torch.testing.assert_close(ours, naive, rtol=1e-8, atol=1e-10)
-        narrow = _value_and_gradient(side_consistency, logits.float(), positions,
-                                     _ids(*ids), **options)
+        narrow = _value_and_gradient(
+            side_consistency, logits.float(), positions, _ids(*ids), **options
+        )
         assert narrow[0].dtype == torch.float32
-        torch.testing.assert_close([part.double() for part in narrow], list(naive),
-                                   rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            [part.double() for part in narrow], list(naive), rtol=1e-3, atol=1e-4
+        )
 
     def test_constants(self):
         assert BIN_FLOOR == reference.BIN_FLOOR and MIN_BOX_SIDE == reference.MIN_BOX_SIDE
@@ -738,12 +788,20 @@ class TestSides:
         """Of a flipped replica the positions come in the opposite order."""
         logits, positions = _draw_sides(1, 7, seed=0)
         value, gradient = _value_and_gradient(
-            side_consistency, torch.cat([logits, logits.flip(2)]),
-            torch.cat([positions, positions.flip(2)]), _ids(0, 0), detach_mean=detach_mean)
+            side_consistency,
+            torch.cat([logits, logits.flip(2)]),
+            torch.cat([positions, positions.flip(2)]),
+            _ids(0, 0),
+            detach_mean=detach_mean,
+        )
         assert abs(value) < 1e-12
         assert gradient.abs().max() < 1e-12
-        assert side_consistency(torch.cat([logits, logits]),
-                                torch.cat([positions, positions.flip(2)]), _ids(0, 0)) > 0.1
+        assert (
+            side_consistency(
+                torch.cat([logits, logits]), torch.cat([positions, positions.flip(2)]), _ids(0, 0)
+            )
+            > 0.1
+        )
 
     @pytest.mark.parametrize('spacing', [0.7, -4])
     def test_positions_shifted_by_whole_steps(self, spacing):
@@ -761,10 +819,8 @@ class TestSides:
         plain = categorical_consistency(torch.tensor(p).log(), ids)
         assert value.item() == pytest.approx(4 * plain.item(), rel=0.01)
         # The share of all eleven bins and five times nothing around the positions.
-        floored = [[(1 - BIN_FLOOR) * x + BIN_FLOOR / 11 for x in [*row, *[0] * 6]]
-                   for row in p]
-        exact = categorical_consistency(
-            torch.tensor(floored, dtype=torch.float64).log(), ids)
+        floored = [[(1 - BIN_FLOOR) * x + BIN_FLOOR / 11 for x in [*row, *[0] * 6]] for row in p]
+        exact = categorical_consistency(torch.tensor(floored, dtype=torch.float64).log(), ids)
         torch.testing.assert_close(value, 4 * exact, rtol=1e-12, atol=0)
 
     def test_a_position_between_two_bins_counts_for_both(self):
@@ -780,11 +836,12 @@ class TestSides:
     def test_supports_that_do_not_overlap(self, away):
         """Finite, and the more of the mass apart the more."""
         logits, _ = _draw_sides(2, 3, seed=1)
-        near, _ = _value_and_gradient(side_consistency, logits, _at([0, 1, 2], [1, 2, 3]),
-                                      _ids(0, 0))
+        near, _ = _value_and_gradient(
+            side_consistency, logits, _at([0, 1, 2], [1, 2, 3]), _ids(0, 0)
+        )
         far, gradient = _value_and_gradient(
-            side_consistency, logits, _at([0, 1, 2], [away, away + 1, away + 2]),
-            _ids(0, 0))
+            side_consistency, logits, _at([0, 1, 2], [away, away + 1, away + 2]), _ids(0, 0)
+        )
         assert near < far < 4 * -math.log(BIN_FLOOR / 7)
         assert gradient.isfinite().all()
 
@@ -792,7 +849,8 @@ class TestSides:
         """All positions of a prediction count for the last bin, however they are drawn."""
         logits, _ = _draw_sides(2, 3, seed=1)
         _, gradient = _value_and_gradient(
-            side_consistency, logits, _at([0, 1, 2], [900, 901, 902]), _ids(0, 0))
+            side_consistency, logits, _at([0, 1, 2], [900, 901, 902]), _ids(0, 0)
+        )
         assert gradient.abs().max() < 1e-12
 
     @pytest.mark.parametrize('spacing', [0.0, 1e-9])
@@ -800,8 +858,7 @@ class TestSides:
         """A view that squeezes the image to a line brings all of them to one place."""
         logits, _ = _draw_sides(3, 5, seed=2)
         positions = (7 + spacing * torch.arange(5)).double().expand(3, 4, 5)
-        value, gradient = _value_and_gradient(side_consistency, logits, positions,
-                                              _ids(0, 0, 0))
+        value, gradient = _value_and_gradient(side_consistency, logits, positions, _ids(0, 0, 0))
         assert abs(value) < 1e-9
         assert gradient.isfinite().all()
 
@@ -810,23 +867,23 @@ class TestSides:
         """Nothing to learn, as the probability is one; no division by K - 1 either."""
         logits = torch.randn(2, 4, 1).double()
         value, gradient = _value_and_gradient(
-            side_consistency, logits, _at(*[[place] for place in places]), _ids(0, 0))
+            side_consistency, logits, _at(*[[place] for place in places]), _ids(0, 0)
+        )
         assert (value > 1) == differ and value > -1e-12
         assert not gradient.any()
 
     def test_no_prediction(self):
         for count in (1, 5):
             value, gradient = _value_and_gradient(
-                side_consistency, torch.zeros(0, 4, count), torch.zeros(0, 4, count),
-                _ids())
+                side_consistency, torch.zeros(0, 4, count), torch.zeros(0, 4, count), _ids()
+            )
             assert value == 0 and gradient.shape == (0, 4, count)
 
     def test_each_side_has_bins_of_its_own(self):
         """The sides are summed; one that agrees adds nothing, wherever it is."""
         logits, positions = _draw_sides(2, 5, seed=3)
         logits[1, 1:], positions[1, 1:] = logits[0, 1:], positions[0, 1:]
-        value, gradient = _value_and_gradient(side_consistency, logits, positions,
-                                              _ids(0, 0))
+        value, gradient = _value_and_gradient(side_consistency, logits, positions, _ids(0, 0))
         assert value > 0.01
         assert gradient[:, 0].abs().max() > 1e-3
         assert gradient[:, 1:].abs().max() < 1e-12
@@ -876,10 +933,10 @@ class TestSides:
     def test_order_of_the_predictions(self, ids, seed):
         logits, positions = _draw_sides(len(ids), 4, seed)
         order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-        value, gradient = _value_and_gradient(side_consistency, logits, positions,
-                                              _ids(*ids))
-        moved = _value_and_gradient(side_consistency, logits[order], positions[order],
-                                    _ids(*ids)[order])
+        value, gradient = _value_and_gradient(side_consistency, logits, positions, _ids(*ids))
+        moved = _value_and_gradient(
+            side_consistency, logits[order], positions[order], _ids(*ids)[order]
+        )
         torch.testing.assert_close((value, gradient[order]), moved, rtol=1e-7, atol=1e-9)
 
     @pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
@@ -890,7 +947,8 @@ class TestSides:
         views = torch.stack([torch.eye(3).double(), flip])
         points = geometry.map_points(torch.tensor([[20.0, 13]]).expand(2, 1, 2), views)
         positions, sides = geometry.side_positions_to_source(
-            points[:, 0], torch.arange(6.0).expand(2, 6), views)
+            points[:, 0], torch.arange(6.0).expand(2, 6), views
+        )
         # What a head says of the replica's sides that sees the same in both.
         swapped = logits[:, sides[1].argsort()]
         both = torch.cat([logits, swapped])
@@ -914,14 +972,12 @@ class _LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(made)
-                 if isinstance(leaf, torch.Tensor)]
+        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         self.numel = max([self.numel, *sizes])
         return made
 
 
 class TestCost:
-
     @smooth_terms
     @pytest.mark.parametrize('spread', [1, 2, 1000, 3000])
     def test_no_tensor_of_all_pairs(self, term, spread):
@@ -943,7 +999,8 @@ class TestCost:
         saved = []
         predictions = _predictions(term, 3000, 4).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda tensor: saved.append(tensor.numel()) or tensor, lambda x: x):
+            lambda tensor: saved.append(tensor.numel()) or tensor, lambda x: x
+        ):
             term.ours(predictions, torch.arange(3000) % 750)
         assert 0 < max(saved) <= 3000 * 4
         assert sum(saved) <= 40 * 3000 * 4
@@ -957,15 +1014,15 @@ class TestCost:
 
 
 class TestErrors:
-
     @row_terms
-    @pytest.mark.parametrize('shape, ids', [
-        ((4, 4), 3), ((3, 4), 4), ((4, ), 4), ((2, 2, 4), 2), ((0, 4), 1)])
+    @pytest.mark.parametrize(
+        'shape, ids', [((4, 4), 3), ((3, 4), 4), ((4,), 4), ((2, 2, 4), 2), ((0, 4), 1)]
+    )
     def test_shapes(self, term, shape, ids):
         with pytest.raises(ValueError, match=r'expected \(N, C\)') as error:
             term.ours(torch.zeros(shape), torch.zeros(ids, dtype=torch.int64))
         assert str(tuple(shape)) in str(error.value)
-        assert str((ids, )) in str(error.value)
+        assert str((ids,)) in str(error.value)
 
     @every_term
     def test_ids_as_a_column(self, term):
@@ -995,19 +1052,35 @@ class TestErrors:
         with pytest.raises(ValueError, match=rf'\(3, {columns}\).*\(N, 4\)'):
             box_consistency(torch.zeros(3, columns), _ids(0, 0, 0))
 
-    @pytest.mark.parametrize('masks, inside', [
-        ((3, 4), (3, 4)), ((3, 4, 4), (3, 4, 5)), ((3, 4, 4), (3, 1, 4)),
-        ((3, 1, 4, 4), (3, 1, 4, 4)), ((2, 4, 4), (3, 4, 4))])
+    @pytest.mark.parametrize(
+        'masks, inside',
+        [
+            ((3, 4), (3, 4)),
+            ((3, 4, 4), (3, 4, 5)),
+            ((3, 4, 4), (3, 1, 4)),
+            ((3, 1, 4, 4), (3, 1, 4, 4)),
+            ((2, 4, 4), (3, 4, 4)),
+        ],
+    )
     def test_masks_that_do_not_fit(self, masks, inside):
         with pytest.raises(ValueError, match=r'expected \(N, H, W\)') as error:
-            mask_consistency(torch.zeros(masks), torch.ones(inside, dtype=torch.bool),
-                             _ids(0, 0, 0))
+            mask_consistency(
+                torch.zeros(masks), torch.ones(inside, dtype=torch.bool), _ids(0, 0, 0)
+            )
         assert str(masks) in str(error.value) and str(inside) in str(error.value)
 
-    @pytest.mark.parametrize('sides, positions', [
-        ((3, 4), (3, 4)), ((3, 4, 5), (3, 4, 6)), ((3, 4, 5), (4, 5)),
-        ((3, 3, 5), (3, 3, 5)), ((3, 8, 5), (3, 8, 5)), ((3, 4, 0), (3, 4, 0)),
-        ((2, 4, 5), (3, 4, 5))])
+    @pytest.mark.parametrize(
+        'sides, positions',
+        [
+            ((3, 4), (3, 4)),
+            ((3, 4, 5), (3, 4, 6)),
+            ((3, 4, 5), (4, 5)),
+            ((3, 3, 5), (3, 3, 5)),
+            ((3, 8, 5), (3, 8, 5)),
+            ((3, 4, 0), (3, 4, 0)),
+            ((2, 4, 5), (3, 4, 5)),
+        ],
+    )
     def test_sides_that_do_not_fit(self, sides, positions):
         with pytest.raises(ValueError, match=r'expected \(N, 4, K\)') as error:
             side_consistency(torch.zeros(sides), torch.zeros(positions), _ids(0, 0, 0))

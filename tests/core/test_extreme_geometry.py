@@ -3,6 +3,7 @@
 Views here are anything that fits into nine floats. Predictions are finite, of any size
 that their precision holds.
 """
+
 import math
 
 import numpy as np
@@ -23,24 +24,28 @@ _some = settings(max_examples=25, deadline=None)
 def _signed(low, high):
     """Numbers of every order of magnitude between two powers of ten."""
     return st.tuples(st.sampled_from([-1, 1]), st.floats(low, high)).map(
-        lambda pair: pair[0] * 10.0**pair[1])
+        lambda pair: pair[0] * 10.0 ** pair[1]
+    )
 
 
 magnitudes = _signed(-30, 30)
-broken = st.sampled_from(
-    [math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 5e-324, 1e-300, 1e155])
+broken = st.sampled_from([math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 5e-324, 1e-300, 1e155])
 entries = magnitudes | broken | st.sampled_from([0.0, 1.0, -1.0])
 any_views = st.lists(entries, min_size=9, max_size=9).map(
-    lambda numbers: np.array(numbers).reshape(3, 3))
+    lambda numbers: np.array(numbers).reshape(3, 3)
+)
 scaled = st.tuples(magnitudes, magnitudes, magnitudes, magnitudes).map(
-    lambda v: np.array([[v[0], 0, v[2]], [0, v[1], v[3]], [0, 0, 1]]))
-singular = st.tuples(st.lists(magnitudes, min_size=3, max_size=3),
-                     st.lists(magnitudes, min_size=3, max_size=3)).map(
-                         lambda pair: np.outer(*pair))
+    lambda v: np.array([[v[0], 0, v[2]], [0, v[1], v[3]], [0, 0, 1]])
+)
+singular = st.tuples(
+    st.lists(magnitudes, min_size=3, max_size=3), st.lists(magnitudes, min_size=3, max_size=3)
+).map(lambda pair: np.outer(*pair))
 nearly_singular = st.tuples(singular, st.floats(-18, -8)).map(
-    lambda pair: pair[0] + 10.0**pair[1] * np.eye(3))
+    lambda pair: pair[0] + 10.0 ** pair[1] * np.eye(3)
+)
 ordinary = st.tuples(st.floats(0.1, 9), st.floats(-99, 99)).map(
-    lambda v: np.array([[v[0], 0, v[1]], [0, v[0], 0], [0, 0, 1]]))
+    lambda v: np.array([[v[0], 0, v[1]], [0, v[0], 0], [0, 0, 1]])
+)
 views = any_views | scaled | singular | nearly_singular | ordinary
 
 
@@ -64,7 +69,8 @@ def predictions(draw, width):
 
 def some_views():
     return st.lists(views, min_size=NUM, max_size=NUM).map(
-        lambda matrices: torch.from_numpy(np.stack(matrices)))
+        lambda matrices: torch.from_numpy(np.stack(matrices))
+    )
 
 
 def assert_finite_gradient(output, leaf):
@@ -74,7 +80,6 @@ def assert_finite_gradient(output, leaf):
 
 
 class TestViews:
-
     @_many
     @given(some_views(), st.sampled_from([torch.float32, torch.float64]))
     def test_inverse(self, matrices, dtype):
@@ -99,17 +104,20 @@ class TestViews:
         view = torch.from_numpy(geometry.scale_matrix(scale, scale))
         assert geometry.is_invertible(view).item() is (scale > 1e-6)
 
-    @pytest.mark.parametrize('build', [
-        lambda bad: geometry.translation_matrix(bad, 0),
-        lambda bad: geometry.translation_matrix(0, bad),
-        lambda bad: geometry.scale_matrix(bad, 1),
-        lambda bad: geometry.scale_matrix(1, bad),
-        lambda bad: geometry.rotation_matrix((bad, 0), 3),
-        lambda bad: geometry.rotation_matrix((0, 0), bad),
-        lambda bad: geometry.flip_matrix((bad, 4), 'vertical'),
-        lambda bad: geometry.scale_about_matrices(np.array([[0, bad]]), 2, 2),
-        lambda bad: geometry.scale_about_matrices(np.zeros((1, 2)), bad, 2),
-    ])
+    @pytest.mark.parametrize(
+        'build',
+        [
+            lambda bad: geometry.translation_matrix(bad, 0),
+            lambda bad: geometry.translation_matrix(0, bad),
+            lambda bad: geometry.scale_matrix(bad, 1),
+            lambda bad: geometry.scale_matrix(1, bad),
+            lambda bad: geometry.rotation_matrix((bad, 0), 3),
+            lambda bad: geometry.rotation_matrix((0, 0), bad),
+            lambda bad: geometry.flip_matrix((bad, 4), 'vertical'),
+            lambda bad: geometry.scale_about_matrices(np.array([[0, bad]]), 2, 2),
+            lambda bad: geometry.scale_about_matrices(np.zeros((1, 2)), bad, 2),
+        ],
+    )
     @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf, 1e101])
     def test_builders_refuse_what_is_not_finite(self, build, bad):
         with pytest.raises(ValueError, match='is no view; expected finite numbers'):
@@ -118,20 +126,21 @@ class TestViews:
     @_some
     @given(magnitudes, magnitudes, st.floats(-1e6, 1e6))
     def test_builders_are_finite(self, x, y, angle):
-        for matrix in (geometry.translation_matrix(x, y), geometry.scale_matrix(x, y),
-                       geometry.rotation_matrix((x, y), angle),
-                       geometry.flip_matrix((abs(x), abs(y)), 'diagonal'),
-                       geometry.scale_about_matrices(np.array([[x, y]]), y, x)):
+        for matrix in (
+            geometry.translation_matrix(x, y),
+            geometry.scale_matrix(x, y),
+            geometry.rotation_matrix((x, y), angle),
+            geometry.flip_matrix((abs(x), abs(y)), 'diagonal'),
+            geometry.scale_about_matrices(np.array([[x, y]]), y, x),
+        ):
             assert np.isfinite(matrix).all()
 
 
 class TestMaps:
-
     @_many
     @given(some_views(), predictions(4))
     def test_boxes(self, matrices, boxes):
-        for move in (geometry.boxes_to_source, geometry.boxes_to_replica,
-                     geometry.map_boxes):
+        for move in (geometry.boxes_to_source, geometry.boxes_to_replica, geometry.map_boxes):
             leaf = boxes.clone().requires_grad_()
             moved = move(leaf, matrices)
             assert moved.dtype == boxes.dtype and moved.isfinite().all()
@@ -149,8 +158,7 @@ class TestMaps:
     @_many
     @given(some_views(), predictions(4))
     def test_points(self, matrices, values):
-        for move in (geometry.map_points, geometry.points_to_source,
-                     geometry.points_to_replica):
+        for move in (geometry.map_points, geometry.points_to_source, geometry.points_to_replica):
             leaf = values.view(NUM, 2, 2).clone().requires_grad_()
             moved = move(leaf, matrices)
             assert moved.shape == leaf.shape and moved.isfinite().all()
@@ -176,19 +184,20 @@ class TestMaps:
         no_views = torch.zeros(0, 3, 3, dtype=torch.float64)
         no_boxes = torch.zeros(0, 4, dtype=dtype)
         assert geometry.boxes_to_source(no_boxes, no_views).shape == (0, 4)
-        assert geometry.map_points(torch.zeros(0, 5, 2, dtype=dtype), no_views).shape == (
-            0, 5, 2)
+        assert geometry.map_points(torch.zeros(0, 5, 2, dtype=dtype), no_views).shape == (0, 5, 2)
         assert geometry.invert(no_views).shape == (0, 3, 3)
-        assert geometry.is_invertible(no_views).shape == (0, )
-        assert geometry.is_axis_aligned(no_views).shape == (0, )
+        assert geometry.is_invertible(no_views).shape == (0,)
+        assert geometry.is_axis_aligned(no_views).shape == (0,)
         rows = no_boxes.numpy().astype(np.float64)
         assert geometry.move_boxes(rows, no_views.numpy()).shape == (0, 4)
-        assert geometry.visible_fraction(no_boxes.numpy(), rows, (4, 4)).shape == (0, )
+        assert geometry.visible_fraction(no_boxes.numpy(), rows, (4, 4)).shape == (0,)
         values, inside = geometry.masks_to_source(
-            torch.zeros(0, 7, 7, dtype=dtype), no_boxes, no_views, no_boxes, 5)
+            torch.zeros(0, 7, 7, dtype=dtype), no_boxes, no_views, no_boxes, 5
+        )
         assert values.shape == inside.shape == (0, 5, 5)
         positions, sides = geometry.side_positions_to_source(
-            torch.zeros(0, 2, dtype=dtype), torch.zeros(0, 3, dtype=dtype), no_views)
+            torch.zeros(0, 2, dtype=dtype), torch.zeros(0, 3, dtype=dtype), no_views
+        )
         assert positions.shape == (0, 4, 3) and sides.shape == (0, 4)
 
     @_some
@@ -212,8 +221,7 @@ class TestMaps:
     @example(torch.ones(NUM, 4), torch.full((NUM, 4), math.nan), 3, 3)
     @example(torch.full((NUM, 4), math.inf), torch.full((NUM, 4), math.inf), 3, 3)
     def test_visibility(self, boxes, whole, height, width):
-        fraction = geometry.visible_fraction(
-            boxes.numpy(), whole.double().numpy(), (height, width))
+        fraction = geometry.visible_fraction(boxes.numpy(), whole.double().numpy(), (height, width))
         assert fraction.dtype == np.float32
         assert ((fraction >= 0) & (fraction <= 1)).all()
 
@@ -223,7 +231,6 @@ LABELS = torch.zeros(NUM, dtype=torch.int64)
 
 
 class TestPairing:
-
     @_many
     @given(predictions(4), predictions(4))
     def test_iou(self, boxes_a, boxes_b):
@@ -262,12 +269,12 @@ def _boxes(leaf, detach):
 
 def _masks(leaf, detach):
     logits = leaf.view(NUM, 2, 2)
-    return consistency.mask_consistency(logits, torch.ones_like(logits, dtype=torch.bool),
-                                        GROUPS, detach_mean=detach)
+    return consistency.mask_consistency(
+        logits, torch.ones_like(logits, dtype=torch.bool), GROUPS, detach_mean=detach
+    )
 
 
 class TestConsistency:
-
     @_many
     @given(predictions(4), st.booleans())
     @pytest.mark.parametrize('term', [_classes, _bernoullis, _boxes, _masks])
@@ -284,8 +291,9 @@ class TestConsistency:
     @given(predictions(12), predictions(12), st.booleans())
     def test_sides(self, logits, positions, detach):
         leaf = logits.view(NUM, 4, 3).clone().requires_grad_()
-        value = consistency.side_consistency(leaf, positions.view(NUM, 4, 3).double(),
-                                             GROUPS, detach_mean=detach)
+        value = consistency.side_consistency(
+            leaf, positions.view(NUM, 4, 3).double(), GROUPS, detach_mean=detach
+        )
         assert value.isfinite()
         assert_finite_gradient(value, leaf)
 
@@ -296,8 +304,7 @@ class TestConsistency:
         usable = geometry.is_invertible(matrices)
         leaf = boxes.float().requires_grad_()
         restored = geometry.boxes_to_source(leaf, matrices)
-        value = consistency.box_consistency(
-            restored, torch.where(usable, GROUPS, pairing.UNPAIRED))
+        value = consistency.box_consistency(restored, torch.where(usable, GROUPS, pairing.UNPAIRED))
         assert value.isfinite()
         assert_finite_gradient(value, leaf)
         assert not leaf.grad[~usable].any()

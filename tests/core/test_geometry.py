@@ -1,4 +1,6 @@
 """Views: builders, maps, inverses, and what happens where there is no inverse."""
+
+import functools
 import math
 
 import cv2
@@ -22,28 +24,30 @@ _some = settings(max_examples=50, deadline=None)
 coordinates = st.floats(-500, 1500)
 sides = st.floats(0, 800)
 boxes = st.tuples(coordinates, coordinates, sides, sides).map(
-    lambda v: [v[0], v[1], v[0] + v[2], v[1] + v[3]])
+    lambda v: [v[0], v[1], v[0] + v[2], v[1] + v[3]]
+)
 box_lists = st.lists(boxes, max_size=5)
-translations = st.tuples(coordinates, coordinates).map(
-    lambda v: geometry.translation_matrix(*v))
-scales = st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(
-    lambda v: geometry.scale_matrix(*v))
-flips = st.tuples(st.integers(1, 900), st.integers(1, 900),
-                  st.sampled_from(DIRECTIONS)).map(
-                      lambda v: geometry.flip_matrix(v[:2], v[2]))
+translations = st.tuples(coordinates, coordinates).map(lambda v: geometry.translation_matrix(*v))
+scales = st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(lambda v: geometry.scale_matrix(*v))
+flips = st.tuples(st.integers(1, 900), st.integers(1, 900), st.sampled_from(DIRECTIONS)).map(
+    lambda v: geometry.flip_matrix(v[:2], v[2])
+)
 quarter_turns = st.tuples(coordinates, coordinates, st.integers(-4, 4)).map(
-    lambda v: geometry.rotation_matrix(v[:2], 90 * v[2]))
+    lambda v: geometry.rotation_matrix(v[:2], 90 * v[2])
+)
 rotations = st.tuples(coordinates, coordinates, st.floats(-360, 360)).map(
-    lambda v: geometry.rotation_matrix(v[:2], v[2]))
+    lambda v: geometry.rotation_matrix(v[:2], v[2])
+)
 # Six factors within [0.3, 3]: pixels below 1e6, so float64 leaves 1e-10 px.
 gentle_scales = st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)).map(
-    lambda v: geometry.scale_matrix(*v))
-straight_views = st.lists(translations | gentle_scales | flips | quarter_turns,
-                          min_size=1, max_size=6)
+    lambda v: geometry.scale_matrix(*v)
+)
+straight_views = st.lists(
+    translations | gentle_scales | flips | quarter_turns, min_size=1, max_size=6
+)
 # Anything that is a float: zeros, denormals, 1e30.
 wild_entries = st.floats(-1e30, 1e30) | st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e12])
-wild_views = st.lists(wild_entries, min_size=9, max_size=9).map(
-    lambda v: np.array(v).reshape(3, 3))
+wild_views = st.lists(wild_entries, min_size=9, max_size=9).map(lambda v: np.array(v).reshape(3, 3))
 
 
 def _compose(matrices):
@@ -66,7 +70,6 @@ def _perspective():
 
 
 class TestBuilders:
-
     @pytest.mark.parametrize('direction', DIRECTIONS)
     @pytest.mark.parametrize('shape', SIZES)
     def test_flip_moves_points(self, shape, direction):
@@ -94,13 +97,13 @@ class TestBuilders:
         matrix = geometry.flip_matrix(image.shape, 'horizontal')
         # The pixel in column 2 covers [2, 3].
         x1, _, x2, _ = reference.move_box([2, 0, 3, 1], matrix)
-        np.testing.assert_array_equal(
-            image[:, ::-1][:, int(x1):int(x2)], image[:, 2:3])
+        np.testing.assert_array_equal(image[:, ::-1][:, int(x1) : int(x2)], image[:, 2:3])
 
     def test_flip_takes_the_shape_of_a_colour_image(self):
         np.testing.assert_array_equal(
             geometry.flip_matrix((17, 11, 3), 'horizontal'),
-            geometry.flip_matrix((17, 11), 'horizontal'))
+            geometry.flip_matrix((17, 11), 'horizontal'),
+        )
 
     @pytest.mark.parametrize('direction', ['left', None, 'Horizontal'])
     def test_unknown_flip(self, direction):
@@ -120,7 +123,9 @@ class TestBuilders:
         matrix = geometry.rotation_matrix(center, angle)
         np.testing.assert_allclose(
             reference.move_point(7, 2, matrix),
-            reference.rotate_point(7, 2, center, angle), atol=1e-9)
+            reference.rotate_point(7, 2, center, angle),
+            atol=1e-9,
+        )
 
     def test_rotation_equals_opencv(self):
         theirs = cv2.getRotationMatrix2D((5.5, 8.5), -33, 1)  # positive: other way round
@@ -137,47 +142,55 @@ class TestBuilders:
         for center, matrix in zip(centers, matrices):
             np.testing.assert_allclose(
                 reference.move_point(7, 2, matrix),
-                reference.scale_about_point(7, 2, center, 2, 0.25))
+                reference.scale_about_point(7, 2, center, 2, 0.25),
+            )
 
     def test_scale_about_no_points(self):
         assert geometry.scale_about_matrices(np.zeros((0, 2)), 2, 3).shape == (0, 3, 3)
 
-    @pytest.mark.parametrize('matrix', [
-        geometry.translation_matrix(1, 2), geometry.scale_matrix(1, 2),
-        geometry.flip_matrix((3, 4), 'diagonal'), geometry.rotation_matrix((1, 2), 3),
-        geometry.scale_about_matrices(np.zeros((1, 2), np.float32), 1, 2)[0]
-    ])
+    @pytest.mark.parametrize(
+        'matrix',
+        [
+            geometry.translation_matrix(1, 2),
+            geometry.scale_matrix(1, 2),
+            geometry.flip_matrix((3, 4), 'diagonal'),
+            geometry.rotation_matrix((1, 2), 3),
+            geometry.scale_about_matrices(np.zeros((1, 2), np.float32), 1, 2)[0],
+        ],
+    )
     def test_builders_give_float64(self, matrix):
         assert matrix.shape == (3, 3) and matrix.dtype == np.float64
 
 
 class TestIsAxisAligned:
-
-    @pytest.mark.parametrize('matrix, expected', [
-        (np.eye(3), True),
-        (geometry.scale_matrix(1e-3, 1e3), True),
-        (geometry.scale_matrix(-2, 5), True),
-        (geometry.translation_matrix(1e6, -1e6), True),
-        (geometry.flip_matrix((17, 11), 'diagonal'), True),
-        (geometry.rotation_matrix((5, 8), 90), True),
-        (geometry.rotation_matrix((5, 8), 180), True),
-        (geometry.rotation_matrix((5, 8), -270), True),
-        (geometry.rotation_matrix((5, 8), 45), False),
-        (geometry.rotation_matrix((5, 8), 0.01), False),
-        (geometry.rotation_matrix((5, 8), 90.01), False),
-        (geometry.rotation_matrix((5, 8), 1e-6), True),
-        ([[1, 0.01, 0], [0, 1, 0], [0, 0, 1]], False),
-        ([[1, 0, 0], [0.01, 1, 0], [0, 0, 1]], False),
-        ([[0, 1, 0], [1, 0.01, 0], [0, 0, 1]], False),
-        ([[1, 1e-9, 0], [1e-9, 1, 0], [0, 0, 1]], True),
-        # A shear of a squeezed axis, small beside the other axis.
-        ([[1000, 0, 0], [5e-4, 1e-4, 0], [0, 0, 1]], False),
-        ([[0, 1000, 0], [1e-4, 5e-4, 0], [0, 0, 1]], False),
-        ([[1, 0, 0], [0, 1, 0], [1e-4, 0, 1]], False),
-        ([[1, 0, 0], [0, 1, 0], [0, 1e-4, 1]], False),
-        ([[1, 0, 0], [0, 1, 0], [1e-12, 0, 1]], True),
-        ([[5, 0, 0], [0, 5, 0], [0, 0, 5]], True),
-    ])
+    @pytest.mark.parametrize(
+        'matrix, expected',
+        [
+            (np.eye(3), True),
+            (geometry.scale_matrix(1e-3, 1e3), True),
+            (geometry.scale_matrix(-2, 5), True),
+            (geometry.translation_matrix(1e6, -1e6), True),
+            (geometry.flip_matrix((17, 11), 'diagonal'), True),
+            (geometry.rotation_matrix((5, 8), 90), True),
+            (geometry.rotation_matrix((5, 8), 180), True),
+            (geometry.rotation_matrix((5, 8), -270), True),
+            (geometry.rotation_matrix((5, 8), 45), False),
+            (geometry.rotation_matrix((5, 8), 0.01), False),
+            (geometry.rotation_matrix((5, 8), 90.01), False),
+            (geometry.rotation_matrix((5, 8), 1e-6), True),
+            ([[1, 0.01, 0], [0, 1, 0], [0, 0, 1]], False),
+            ([[1, 0, 0], [0.01, 1, 0], [0, 0, 1]], False),
+            ([[0, 1, 0], [1, 0.01, 0], [0, 0, 1]], False),
+            ([[1, 1e-9, 0], [1e-9, 1, 0], [0, 0, 1]], True),
+            # A shear of a squeezed axis, small beside the other axis.
+            ([[1000, 0, 0], [5e-4, 1e-4, 0], [0, 0, 1]], False),
+            ([[0, 1000, 0], [1e-4, 5e-4, 0], [0, 0, 1]], False),
+            ([[1, 0, 0], [0, 1, 0], [1e-4, 0, 1]], False),
+            ([[1, 0, 0], [0, 1, 0], [0, 1e-4, 1]], False),
+            ([[1, 0, 0], [0, 1, 0], [1e-12, 0, 1]], True),
+            ([[5, 0, 0], [0, 5, 0], [0, 0, 5]], True),
+        ],
+    )
     def test_by_hand(self, matrix, expected):
         assert geometry.is_axis_aligned(_tensor(matrix, 3, 3)).item() is expected
 
@@ -197,7 +210,7 @@ class TestIsAxisAligned:
     def test_batch(self):
         views = torch.eye(3).expand(2, 4, 3, 3)
         assert geometry.is_axis_aligned(views).shape == (2, 4)
-        assert geometry.is_axis_aligned(torch.zeros(0, 3, 3)).shape == (0, )
+        assert geometry.is_axis_aligned(torch.zeros(0, 3, 3)).shape == (0,)
 
     def test_float32_matrix_of_a_quarter_turn(self):
         turn = _tensor(geometry.rotation_matrix((5, 8), 90), 3, 3).float()
@@ -209,7 +222,6 @@ class TestIsAxisAligned:
 
 
 class TestMaps:
-
     @_many
     @given(box_lists, st.lists(rotations | scales | flips, min_size=1, max_size=3))
     def test_boxes_equal_the_reference(self, rows, chain):
@@ -220,8 +232,11 @@ class TestMaps:
         np.testing.assert_allclose(moved.numpy(), expected, rtol=1e-9, atol=1e-6)
 
     def test_every_box_has_its_own_view(self):
-        matrices = [geometry.translation_matrix(1, 2), geometry.rotation_matrix((0, 0), 30),
-                    _perspective()]
+        matrices = [
+            geometry.translation_matrix(1, 2),
+            geometry.rotation_matrix((0, 0), 30),
+            _perspective(),
+        ]
         rows = [[0, 0, 4, 4], [1, 2, 3, 4], [10, 20, 30, 50]]
         moved = geometry.map_boxes(_boxes(*rows), _tensor(matrices, 3, 3, 3))
         np.testing.assert_allclose(moved.numpy(), reference.move_boxes(rows, matrices))
@@ -237,15 +252,13 @@ class TestMaps:
         moved = geometry.map_boxes(_boxes([1, 2, 4, 7]), view[None])
         assert moved.tolist() == [[7, 10, 10, 15]]
 
-    @pytest.mark.parametrize('shape', [(), (1, ), (5, ), (0, ), (2, 3), (2, 0)])
+    @pytest.mark.parametrize('shape', [(), (1,), (5,), (0,), (2, 3), (2, 0)])
     def test_batch_shapes(self, shape):
         rows, views = torch.rand(*shape, 4), torch.eye(3).expand(*shape, 3, 3)
-        for move in (geometry.map_boxes, geometry.boxes_to_source,
-                     geometry.boxes_to_replica):
+        for move in (geometry.map_boxes, geometry.boxes_to_source, geometry.boxes_to_replica):
             assert move(rows, views).shape == (*shape, 4)
         points = torch.rand(*shape, 7, 2)
-        for move in (geometry.map_points, geometry.points_to_source,
-                     geometry.points_to_replica):
+        for move in (geometry.map_points, geometry.points_to_source, geometry.points_to_replica):
             torch.testing.assert_close(move(points, views), points)
 
     def test_one_view_for_many_boxes(self):
@@ -274,22 +287,23 @@ class TestMaps:
         rows = torch.tensor([[1.0, 2, 30, 40], [5, 6, 17, 11]]).double().requires_grad_()
         points = torch.rand(2, 3, 2).double().mul(50).requires_grad_()
         views = _tensor([_perspective(), geometry.rotation_matrix((3, 4), 25)], 2, 3, 3)
-        for move, values in [(geometry.map_boxes, rows), (geometry.boxes_to_source, rows),
-                             (geometry.boxes_to_replica, rows),
-                             (geometry.map_points, points),
-                             (geometry.points_to_source, points)]:
-            assert torch.autograd.gradcheck(lambda v: move(v, views), (values, ))
+        for move, values in [
+            (geometry.map_boxes, rows),
+            (geometry.boxes_to_source, rows),
+            (geometry.boxes_to_replica, rows),
+            (geometry.map_points, points),
+            (geometry.points_to_source, points),
+        ]:
+            assert torch.autograd.gradcheck(functools.partial(move, matrices=views), (values,))
 
     def test_gradient_reaches_every_side(self):
         rows = torch.tensor([[1.0, 2, 30, 40]], requires_grad=True)
         view = _tensor(geometry.flip_matrix((50, 60), 'horizontal'), 1, 3, 3)
-        (geometry.boxes_to_source(rows, view) * torch.tensor([1.0, 10, 100, 1000])
-         ).sum().backward()
+        (geometry.boxes_to_source(rows, view) * torch.tensor([1.0, 10, 100, 1000])).sum().backward()
         assert rows.grad.tolist() == [[-100, 10, -1, 1000]]
 
 
 class TestInverse:
-
     @_many
     @given(box_lists, straight_views)
     def test_round_trip(self, rows, chain):
@@ -299,8 +313,10 @@ class TestInverse:
         torch.testing.assert_close(back, source, rtol=0, atol=1e-6)
 
     @_many
-    @given(st.lists(st.tuples(coordinates, coordinates), max_size=5),
-           st.lists(rotations | scales | flips | translations, min_size=1, max_size=5))
+    @given(
+        st.lists(st.tuples(coordinates, coordinates), max_size=5),
+        st.lists(rotations | scales | flips | translations, min_size=1, max_size=5),
+    )
     def test_round_trip_of_points_through_any_affine_view(self, points, chain):
         view, source = _tensor(_compose(chain), 3, 3), _tensor(points, -1, 2)
         back = geometry.points_to_source(geometry.points_to_replica(source, view), view)
@@ -312,45 +328,60 @@ class TestInverse:
         back = geometry.boxes_to_source(geometry.boxes_to_replica(box, view), view)
         torch.testing.assert_close(back, _boxes([30, 30, 70, 70]))
 
-    @pytest.mark.parametrize('matrix', [
-        geometry.rotation_matrix((5, 8), 33), geometry.scale_matrix(1e-3, 40),
-        _perspective(), geometry.scale_matrix(1e-5, 1e-5), np.eye(3) * 7
-    ])
+    @pytest.mark.parametrize(
+        'matrix',
+        [
+            geometry.rotation_matrix((5, 8), 33),
+            geometry.scale_matrix(1e-3, 40),
+            _perspective(),
+            geometry.scale_matrix(1e-5, 1e-5),
+            np.eye(3) * 7,
+        ],
+    )
     def test_equals_cramer(self, matrix):
         found = geometry.invert(_tensor(matrix, 3, 3)).numpy()
         np.testing.assert_allclose(found, reference.inverse(matrix), rtol=1e-9, atol=1e-12)
 
-    @pytest.mark.parametrize('shape', [(), (0, ), (4, ), (2, 3)])
+    @pytest.mark.parametrize('shape', [(), (0,), (4,), (2, 3)])
     def test_batch_shapes_and_dtype(self, shape):
         views = torch.eye(3).expand(*shape, 3, 3)
         found = geometry.invert(views)
         assert found.shape == (*shape, 3, 3) and found.dtype == torch.float64
         assert geometry.is_invertible(views).shape == shape
 
-    @pytest.mark.parametrize('matrix, expected', [
-        (np.eye(3), True),
-        (geometry.scale_matrix(0, 1), False),
-        (geometry.scale_matrix(1, 0), False),
-        (np.zeros((3, 3)), False),
-        (np.ones((3, 3)), False),
-        (geometry.scale_matrix(1e-8, 1e-8), False),
-        (geometry.scale_matrix(1e-3, 1e-3), True),
-        (geometry.translation_matrix(1e12, 1e12), True),
-        (geometry.scale_matrix(1e8, 1e-8), True),
-        # Rank one; its determinant is a rounding error far above any fixed threshold.
-        (np.outer([1e9 / 3, 1e9 / 7, 1e9 / 11], [0.1, 0.3, 0.7]), False),
-        (np.array([[0.1, 0.3, 0], [0.2, 0.6, 0], [0, 0, 1e6]]) * 1e6, False),
-        (np.full((3, 3), np.nan), False),
-        (np.diag([np.inf, 1, 1]), False),
-        (np.diag([1e200, 1e200, 1]), False),
-    ])
+    @pytest.mark.parametrize(
+        'matrix, expected',
+        [
+            (np.eye(3), True),
+            (geometry.scale_matrix(0, 1), False),
+            (geometry.scale_matrix(1, 0), False),
+            (np.zeros((3, 3)), False),
+            (np.ones((3, 3)), False),
+            (geometry.scale_matrix(1e-8, 1e-8), False),
+            (geometry.scale_matrix(1e-3, 1e-3), True),
+            (geometry.translation_matrix(1e12, 1e12), True),
+            (geometry.scale_matrix(1e8, 1e-8), True),
+            # Rank one; its determinant is a rounding error far above any fixed threshold.
+            (np.outer([1e9 / 3, 1e9 / 7, 1e9 / 11], [0.1, 0.3, 0.7]), False),
+            (np.array([[0.1, 0.3, 0], [0.2, 0.6, 0], [0, 0, 1e6]]) * 1e6, False),
+            (np.full((3, 3), np.nan), False),
+            (np.diag([np.inf, 1, 1]), False),
+            (np.diag([1e200, 1e200, 1]), False),
+        ],
+    )
     def test_is_invertible(self, matrix, expected):
         assert geometry.is_invertible(_tensor(matrix, 3, 3)).item() is expected
 
-    @pytest.mark.parametrize('matrix', [
-        geometry.scale_matrix(0, 1), np.zeros((3, 3)), np.ones((3, 3)),
-        np.full((3, 3), np.nan), np.diag([np.inf, 1, 1])
-    ])
+    @pytest.mark.parametrize(
+        'matrix',
+        [
+            geometry.scale_matrix(0, 1),
+            np.zeros((3, 3)),
+            np.ones((3, 3)),
+            np.full((3, 3), np.nan),
+            np.diag([np.inf, 1, 1]),
+        ],
+    )
     def test_without_inverse_everything_goes_to_the_origin(self, matrix):
         view = _tensor(matrix, 3, 3)
         found = geometry.invert(view)
@@ -363,8 +394,7 @@ class TestInverse:
         views = _tensor([good, np.zeros((3, 3)), good], 3, 3, 3)
         found = geometry.invert(views)
         for row in (0, 2):
-            np.testing.assert_allclose(
-                found[row].numpy(), reference.inverse(good), atol=1e-12)
+            np.testing.assert_allclose(found[row].numpy(), reference.inverse(good), atol=1e-12)
 
     def test_without_inverse_the_gradient_is_zero(self):
         rows = _boxes([1, 2, 3, 4]).requires_grad_()
@@ -373,16 +403,18 @@ class TestInverse:
 
 
 class TestExtremes:
-
     @settings(max_examples=300, deadline=None)
     @given(wild_views, boxes)
     def test_no_nan(self, matrix, row):
         view, box = _tensor(matrix, 3, 3), _boxes(row)
         points = box.reshape(2, 2)
-        for value in (geometry.map_boxes(box, view[None]), geometry.invert(view),
-                      geometry.boxes_to_source(box, view[None]),
-                      geometry.map_points(points, view),
-                      geometry.points_to_source(points, view)):
+        for value in (
+            geometry.map_boxes(box, view[None]),
+            geometry.invert(view),
+            geometry.boxes_to_source(box, view[None]),
+            geometry.map_points(points, view),
+            geometry.points_to_source(points, view),
+        ):
             assert not value.isnan().any()
         assert geometry.invert(view).isfinite().all()
 
@@ -424,8 +456,9 @@ REPLICAS = {
     'rotation': geometry.rotation_matrix((33, 20), 25),
     'shear': SHEAR,
     'all of it': geometry.flip_matrix(SHAPE, 'horizontal')
-                 @ geometry.rotation_matrix((33, 20), -40)
-                 @ geometry.scale_matrix(0.8, 1.3) @ SHEAR,
+    @ geometry.rotation_matrix((33, 20), -40)
+    @ geometry.scale_matrix(0.8, 1.3)
+    @ SHEAR,
 }
 every_replica = pytest.mark.parametrize('matrix', REPLICAS.values(), ids=REPLICAS)
 
@@ -448,8 +481,12 @@ def _roi(matrix, margins=(3, 4, 5, 2), region=REGION):
 def _drawn(field, roi, matrix, shape):
     """What a head predicts that knows the field: its value at each cell of the RoI."""
     back = reference.inverse(matrix)
-    return np.array([[field(*reference.move_point(x, y, back)) for x, y in row]
-                     for row in reference.cell_centers(roi, *shape)])
+    return np.array(
+        [
+            [field(*reference.move_point(x, y, back)) for x, y in row]
+            for row in reference.cell_centers(roi, *shape)
+        ]
+    )
 
 
 def _field_on_grid(field, size, region=REGION):
@@ -460,28 +497,43 @@ def _field_on_grid(field, size, region=REGION):
 def _masks_to_source(masks, rois, matrices, regions, size):
     """The function for arrays; values and inside as arrays."""
     values, inside = geometry.masks_to_source(
-        torch.tensor(np.asarray(masks)), _boxes(*rois), _tensor(matrices, -1, 3, 3),
-        _boxes(*regions), size)
+        torch.tensor(np.asarray(masks)),
+        _boxes(*rois),
+        _tensor(matrices, -1, 3, 3),
+        _boxes(*regions),
+        size,
+    )
     assert inside.dtype == torch.bool and inside.shape == values.shape
     return values.numpy(), inside.numpy()
 
 
 class TestMasksToSource:
-
     @_some
-    @given(chains=st.lists(st.lists(gentle_scales | flips | rotations, min_size=1,
-                                    max_size=3), min_size=1, max_size=3),
-           shape=st.tuples(st.integers(1, 4), st.integers(1, 5)),
-           size=st.integers(1, 4), seed=st.integers(0, 999))
+    @given(
+        chains=st.lists(
+            st.lists(gentle_scales | flips | rotations, min_size=1, max_size=3),
+            min_size=1,
+            max_size=3,
+        ),
+        shape=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+        size=st.integers(1, 4),
+        seed=st.integers(0, 999),
+    )
     def test_equals_the_reference(self, chains, shape, size, seed):
         """Each mask with a view, a RoI and a region of its own, which overlap partly."""
         random = np.random.default_rng(seed)
         matrices = [_compose(chain) for chain in chains]
-        regions = [[x, y, x + w, y + h] for x, y, w, h in
-                   random.uniform(5, 60, (len(chains), 4))]
-        rois = [_roi(matrix, random.uniform(-1, 2, 4) * 0.4 * np.ptp(
-            np.reshape(reference.move_box(region, matrix), (2, 2)), axis=0).min(), region)
-            for matrix, region in zip(matrices, regions)]
+        regions = [[x, y, x + w, y + h] for x, y, w, h in random.uniform(5, 60, (len(chains), 4))]
+        rois = [
+            _roi(
+                matrix,
+                random.uniform(-1, 2, 4)
+                * 0.4
+                * np.ptp(np.reshape(reference.move_box(region, matrix), (2, 2)), axis=0).min(),
+                region,
+            )
+            for matrix, region in zip(matrices, regions)
+        ]
         masks = random.normal(size=(len(chains), *shape))
         values, inside = _masks_to_source(masks, rois, matrices, regions, size)
         for row, case in enumerate(zip(masks, rois, matrices, regions)):
@@ -504,8 +556,7 @@ class TestMasksToSource:
         matrices = list(REPLICAS.values())
         rois = [_roi(matrix, np.roll((3, 4, 5, 2), i)) for i, matrix in enumerate(matrices)]
         masks = [_drawn(_wave, *case, (28, 28)) for case in zip(rois, matrices)]
-        values, inside = _masks_to_source(
-            masks, rois, matrices, [REGION] * len(matrices), 14)
+        values, inside = _masks_to_source(masks, rois, matrices, [REGION] * len(matrices), 14)
         assert inside.all()
         expected = np.tile(_field_on_grid(_wave, 14), (len(matrices), 1, 1))
         np.testing.assert_allclose(values, expected, atol=0.03)
@@ -516,8 +567,9 @@ class TestMasksToSource:
         roi = _roi(matrix, (3, 3, 3, 3))
         mask = _drawn(_wave, roi, matrix, (28, 28))
         # The plain RoI, as if the replica were the source itself.
-        values, inside = _masks_to_source([mask], [_roi(np.eye(3), (3, 3, 3, 3))],
-                                          [np.eye(3)], [REGION], 14)
+        values, inside = _masks_to_source(
+            [mask], [_roi(np.eye(3), (3, 3, 3, 3))], [np.eye(3)], [REGION], 14
+        )
         assert inside.all()
         assert np.abs(values[0] - _field_on_grid(_wave, 14)).mean() > 0.3
 
@@ -537,33 +589,44 @@ class TestMasksToSource:
         np.testing.assert_allclose(values[0][deep], expected[deep], atol=1e-9)
 
     @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-    @pytest.mark.parametrize('region, rows, columns', [
-        ([0, 0, 8, 8], slice(0, 8), slice(0, 8)),
-        ([4, 2, 8, 6], slice(2, 6), slice(4, 8)),
-        ([2, 5, 4, 7], slice(5, 7), slice(2, 4)),
-    ])
+    @pytest.mark.parametrize(
+        'region, rows, columns',
+        [
+            ([0, 0, 8, 8], slice(0, 8), slice(0, 8)),
+            ([4, 2, 8, 6], slice(2, 6), slice(4, 8)),
+            ([2, 5, 4, 7], slice(5, 7), slice(2, 4)),
+        ],
+    )
     def test_cells_that_fall_on_cells_are_copied(self, region, rows, columns, dtype):
         mask = torch.randn(1, 8, 8, dtype=dtype)
         offset = torch.tensor([3.0, 5, 3, 5])
         values, inside = geometry.masks_to_source(
-            mask, torch.tensor([[0.0, 0, 8, 8]]) + offset, torch.eye(3)[None],
-            torch.tensor([region]) + offset, rows.stop - rows.start)
+            mask,
+            torch.tensor([[0.0, 0, 8, 8]]) + offset,
+            torch.eye(3)[None],
+            torch.tensor([region]) + offset,
+            rows.stop - rows.start,
+        )
         assert inside.all()
         assert torch.equal(values, mask[:, rows, columns])
 
-    @pytest.mark.parametrize('matrix, undone', [
-        (geometry.flip_matrix((8, 8), 'horizontal'), lambda mask: mask[:, ::-1]),
-        (geometry.flip_matrix((8, 8), 'vertical'), lambda mask: mask[::-1]),
-        (geometry.flip_matrix((8, 8), 'diagonal'), lambda mask: mask[::-1, ::-1]),
-        (geometry.rotation_matrix((4, 4), 90), lambda mask: np.rot90(mask)),
-        (geometry.rotation_matrix((4, 4), -90), lambda mask: np.rot90(mask, -1)),
-        (geometry.scale_matrix(3, 0.5), lambda mask: mask),
-    ])
+    @pytest.mark.parametrize(
+        'matrix, undone',
+        [
+            (geometry.flip_matrix((8, 8), 'horizontal'), lambda mask: mask[:, ::-1]),
+            (geometry.flip_matrix((8, 8), 'vertical'), lambda mask: mask[::-1]),
+            (geometry.flip_matrix((8, 8), 'diagonal'), lambda mask: mask[::-1, ::-1]),
+            (geometry.rotation_matrix((4, 4), 90), lambda mask: np.rot90(mask)),
+            (geometry.rotation_matrix((4, 4), -90), lambda mask: np.rot90(mask, -1)),
+            (geometry.scale_matrix(3, 0.5), lambda mask: mask),
+        ],
+    )
     def test_moved_cells_are_copied(self, matrix, undone):
         """numpy turns anticlockwise."""
         mask, whole = np.random.default_rng(0).normal(size=(8, 8)), [0, 0, 8, 8]
-        values, inside = _masks_to_source([mask], [reference.move_box(whole, matrix)],
-                                          [matrix], [whole], 8)
+        values, inside = _masks_to_source(
+            [mask], [reference.move_box(whole, matrix)], [matrix], [whole], 8
+        )
         assert inside.all()
         np.testing.assert_allclose(values[0], undone(mask), atol=1e-12)
 
@@ -576,25 +639,33 @@ class TestMasksToSource:
     def test_outside_and_on_the_edge(self):
         """Centres at 0.5, 1.5, 2.5, 3.5; the RoI's edges count as inside."""
         mask = np.array([[1.0, 3.0]])
-        values, inside = _masks_to_source([mask], [[1.5, 0.5, 2.5, 3]], [np.eye(3)],
-                                          [[0, 0, 4, 4]], 4)
+        values, inside = _masks_to_source(
+            [mask], [[1.5, 0.5, 2.5, 3]], [np.eye(3)], [[0, 0, 4, 4]], 4
+        )
         assert inside[0].tolist() == [[False, True, True, False]] * 3 + [[False] * 4]
         assert values[0].tolist() == [[1, 1, 3, 3]] * 4
 
-    @pytest.mark.parametrize('roi', [
-        [2.5, 0, 2.5, 4],  # a centre lies on the line
-        [0, 1.5, 4, 1.5],
-        [2.5, 1.5, 2.5, 1.5],
-        [3, 3, 1, 1],
-        [3, 0, 1, 4],
-        [math.nan] * 4,
-        [0, 0, math.nan, 4],
-    ])
+    @pytest.mark.parametrize(
+        'roi',
+        [
+            [2.5, 0, 2.5, 4],  # a centre lies on the line
+            [0, 1.5, 4, 1.5],
+            [2.5, 1.5, 2.5, 1.5],
+            [3, 3, 1, 1],
+            [3, 0, 1, 4],
+            [math.nan] * 4,
+            [0, 0, math.nan, 4],
+        ],
+    )
     def test_a_roi_without_area_has_no_inside(self, roi):
         masks = torch.randn(2, 3, 5, requires_grad=True)
         values, inside = geometry.masks_to_source(
-            masks, torch.tensor([roi, [0, 0, 4, 4]]), torch.eye(3).expand(2, 3, 3),
-            torch.tensor([[0.0, 0, 4, 4]] * 2), 4)
+            masks,
+            torch.tensor([roi, [0, 0, 4, 4]]),
+            torch.eye(3).expand(2, 3, 3),
+            torch.tensor([[0.0, 0, 4, 4]] * 2),
+            4,
+        )
         assert not inside[0].any() and inside[1].all()
         assert values.isfinite().all()
         values.sum().backward()
@@ -604,8 +675,11 @@ class TestMasksToSource:
     def test_a_view_that_leads_nowhere_does_not_disturb_its_neighbours(self, bad):
         good = REPLICAS['rotation']
         masks = torch.randn(3, 6, 6, dtype=torch.float64)
-        arguments = _boxes(*[_roi(good)] * 3), _tensor(
-            [good, np.full((3, 3), bad), good], 3, 3, 3), _boxes(*[REGION] * 3)
+        arguments = (
+            _boxes(*[_roi(good)] * 3),
+            _tensor([good, np.full((3, 3), bad), good], 3, 3, 3),
+            _boxes(*[REGION] * 3),
+        )
         values, inside = geometry.masks_to_source(masks, *arguments, 5)
         assert values.isfinite().all()
         assert not inside[1].any() and inside[0].all() and inside[2].all()
@@ -616,7 +690,8 @@ class TestMasksToSource:
     def test_no_masks(self, shape):
         masks = torch.zeros(shape, requires_grad=True)
         values, inside = geometry.masks_to_source(
-            masks, torch.zeros(0, 4), torch.zeros(0, 3, 3), torch.zeros(0, 4), 5)
+            masks, torch.zeros(0, 4), torch.zeros(0, 3, 3), torch.zeros(0, 4), 5
+        )
         assert values.shape == inside.shape == (0, 5, 5)
         values.sum().backward()
         assert masks.grad.shape == shape
@@ -627,7 +702,8 @@ class TestMasksToSource:
         rois = _boxes(_roi(matrices[0]), _roi(matrices[1], (-9, 2, 3, -8)))
         arguments = rois, _tensor(matrices, 2, 3, 3), _boxes(REGION, REGION)
         assert torch.autograd.gradcheck(
-            lambda x: geometry.masks_to_source(x, *arguments, 3)[0], (masks, ))
+            lambda x: geometry.masks_to_source(x, *arguments, 3)[0], (masks,)
+        )
 
     def test_gradient_reaches_the_masks_only(self):
         masks = torch.randn(1, 4, 4, requires_grad=True)
@@ -649,7 +725,8 @@ class TestMasksToSource:
         with torch.autocast('cpu', dtype=autocast, enabled=autocast is not None):
             values, inside = geometry.masks_to_source(masks, roi, *arguments)
         wide, wide_inside = geometry.masks_to_source(
-            masks.detach().double(), roi.double(), *arguments)
+            masks.detach().double(), roi.double(), *arguments
+        )
         assert values.dtype == torch.float32 and wide.dtype == torch.float64
         torch.testing.assert_close(values.double(), wide, rtol=0, atol=1e-5)
         assert torch.equal(inside, wide_inside)
@@ -658,60 +735,75 @@ class TestMasksToSource:
 
 
 class TestSidePositions:
-
     @_some
-    @given(cases=st.lists(st.tuples(straight_views, st.tuples(coordinates, coordinates),
-                                    st.floats(0.5, 40)), min_size=1, max_size=4),
-           count=st.integers(2, 6), start=st.floats(-3, 30))
+    @given(
+        cases=st.lists(
+            st.tuples(straight_views, st.tuples(coordinates, coordinates), st.floats(0.5, 40)),
+            min_size=1,
+            max_size=4,
+        ),
+        count=st.integers(2, 6),
+        start=st.floats(-3, 30),
+    )
     def test_equals_the_reference(self, cases, count, start):
         """Each point with a view and a spacing of its own."""
         matrices = [_compose(chain) for chain, _, _ in cases]
         centers = [center for _, center, _ in cases]
         distances = [start + step * np.arange(count) for _, _, step in cases]
         positions, sides = geometry.side_positions_to_source(
-            _tensor(centers, -1, 2), _tensor(distances, -1, count),
-            _tensor(matrices, -1, 3, 3))
+            _tensor(centers, -1, 2), _tensor(distances, -1, count), _tensor(matrices, -1, 3, 3)
+        )
         assert positions.dtype == torch.float64 and sides.dtype == torch.int64
         for row, case in enumerate(zip(centers, distances, matrices)):
             expected, expected_sides = reference.side_positions(*case)
             assert sides[row].tolist() == expected_sides
-            np.testing.assert_allclose(positions[row].numpy(), expected, rtol=1e-9,
-                                       atol=1e-6)
+            np.testing.assert_allclose(positions[row].numpy(), expected, rtol=1e-9, atol=1e-6)
 
     # The point (10, 20) and the distances 0, 2, 4 in an image 40 wide and 30 high;
     # sides are numbered left, top, right, bottom.
-    @pytest.mark.parametrize('matrix, x, y, sides', [
-        (np.eye(3), 10, 20, [0, 1, 2, 3]),
-        (geometry.flip_matrix((30, 40), 'horizontal'), 30, 20, [2, 1, 0, 3]),
-        (geometry.flip_matrix((30, 40), 'vertical'), 10, 10, [0, 3, 2, 1]),
-        (geometry.flip_matrix((30, 40), 'diagonal'), 30, 10, [2, 3, 0, 1]),
-        (geometry.rotation_matrix((20, 15), 180), 30, 10, [2, 3, 0, 1]),
-        # Clockwise from source to replica: the replica's top is the source's left.
-        (geometry.rotation_matrix((0, 0), 90), 20, -10, [1, 2, 3, 0]),
-        (geometry.rotation_matrix((0, 0), -90), -20, 10, [3, 0, 1, 2]),
-        (geometry.translation_matrix(-5, 7), 15, 13, [0, 1, 2, 3]),
-    ])
+    @pytest.mark.parametrize(
+        'matrix, x, y, sides',
+        [
+            (np.eye(3), 10, 20, [0, 1, 2, 3]),
+            (geometry.flip_matrix((30, 40), 'horizontal'), 30, 20, [2, 1, 0, 3]),
+            (geometry.flip_matrix((30, 40), 'vertical'), 10, 10, [0, 3, 2, 1]),
+            (geometry.flip_matrix((30, 40), 'diagonal'), 30, 10, [2, 3, 0, 1]),
+            (geometry.rotation_matrix((20, 15), 180), 30, 10, [2, 3, 0, 1]),
+            # Clockwise from source to replica: the replica's top is the source's left.
+            (geometry.rotation_matrix((0, 0), 90), 20, -10, [1, 2, 3, 0]),
+            (geometry.rotation_matrix((0, 0), -90), -20, 10, [3, 0, 1, 2]),
+            (geometry.translation_matrix(-5, 7), 15, 13, [0, 1, 2, 3]),
+        ],
+    )
     def test_by_hand(self, matrix, x, y, sides):
         positions, found = geometry.side_positions_to_source(
-            _tensor([10, 20], 1, 2), _tensor([0, 2, 4], 1, 3), _tensor(matrix, 1, 3, 3))
+            _tensor([10, 20], 1, 2), _tensor([0, 2, 4], 1, 3), _tensor(matrix, 1, 3, 3)
+        )
         assert found.tolist() == [sides]
         np.testing.assert_allclose(
-            positions[0].numpy(), [[x, x - 2, x - 4], [y, y - 2, y - 4],
-                                   [x, x + 2, x + 4], [y, y + 2, y + 4]], atol=1e-12)
+            positions[0].numpy(),
+            [[x, x - 2, x - 4], [y, y - 2, y - 4], [x, x + 2, x + 4], [y, y + 2, y + 4]],
+            atol=1e-12,
+        )
 
     def test_uneven_scale_with_a_shift_and_a_flip(self):
-        matrix = (geometry.flip_matrix((30, 40), 'horizontal')
-                  @ geometry.translation_matrix(4, 2) @ geometry.scale_matrix(2, 0.5))
+        matrix = (
+            geometry.flip_matrix((30, 40), 'horizontal')
+            @ geometry.translation_matrix(4, 2)
+            @ geometry.scale_matrix(2, 0.5)
+        )
         positions, sides = geometry.side_positions_to_source(
-            _tensor([10, 20], 1, 2), _tensor([0, 2, 4], 1, 3), _tensor(matrix, 1, 3, 3))
+            _tensor([10, 20], 1, 2), _tensor([0, 2, 4], 1, 3), _tensor(matrix, 1, 3, 3)
+        )
         # x: 40 - 10 = 30, (30 - 4) / 2 = 13, spaced by 1; y: (20 - 2) / 0.5, by 4.
-        assert positions.tolist() == [[[13, 12, 11], [36, 32, 28], [13, 14, 15],
-                                       [36, 40, 44]]]
+        assert positions.tolist() == [[[13, 12, 11], [36, 32, 28], [13, 14, 15], [36, 40, 44]]]
         assert sides.tolist() == [[2, 1, 0, 3]]
 
     @_some
-    @given(chain=straight_views, box=boxes.filter(
-        lambda box: box[2] - box[0] > 1 and box[3] - box[1] > 1))
+    @given(
+        chain=straight_views,
+        box=boxes.filter(lambda box: box[2] - box[0] > 1 and box[3] - box[1] > 1),
+    )
     def test_the_true_distances_lead_to_the_sides_of_the_source_box(self, chain, box):
         matrix = _compose(chain)
         x1, y1, x2, y2 = reference.move_box(box, matrix)
@@ -719,51 +811,58 @@ class TestSidePositions:
         true = np.array([x - x1, y - y1, x2 - x, y2 - y])  # of the replica's sides
         order = true.argsort()
         positions, sides = geometry.side_positions_to_source(
-            _tensor([x, y], 1, 2), _tensor(true[order], 1, 4), _tensor(matrix, 1, 3, 3))
+            _tensor([x, y], 1, 2), _tensor(true[order], 1, 4), _tensor(matrix, 1, 3, 3)
+        )
         where = order.argsort()[sides[0].numpy()]
         np.testing.assert_allclose(positions[0].numpy()[range(4), where], box, atol=1e-6)
 
     def test_every_side_once(self):
         matrices = _tensor(list(REPLICAS.values())[:6], 6, 3, 3)
         _, sides = geometry.side_positions_to_source(
-            torch.rand(6, 2), torch.arange(5.0).expand(6, 5), matrices)
+            torch.rand(6, 2), torch.arange(5.0).expand(6, 5), matrices
+        )
         assert sides.sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 6
 
     @pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
     def test_computes_in_float64(self, dtype):
         far = _tensor(geometry.translation_matrix(1e6, 0), 1, 3, 3)
         positions, _ = geometry.side_positions_to_source(
-            torch.tensor([[8, 16]], dtype=dtype), torch.tensor([[0, 0.25]], dtype=dtype),
-            far)
-        assert positions.tolist() == [[[8 - 1e6, 7.75 - 1e6], [16, 15.75],
-                                       [8 - 1e6, 8.25 - 1e6], [16, 16.25]]]
+            torch.tensor([[8, 16]], dtype=dtype), torch.tensor([[0, 0.25]], dtype=dtype), far
+        )
+        assert positions.tolist() == [
+            [[8 - 1e6, 7.75 - 1e6], [16, 15.75], [8 - 1e6, 8.25 - 1e6], [16, 16.25]]
+        ]
 
     def test_no_points(self):
         positions, sides = geometry.side_positions_to_source(
-            torch.zeros(0, 2), torch.zeros(0, 17), torch.zeros(0, 3, 3))
+            torch.zeros(0, 2), torch.zeros(0, 17), torch.zeros(0, 3, 3)
+        )
         assert positions.shape == (0, 4, 17) and sides.shape == (0, 4)
 
     def test_without_inverse_the_positions_are_finite(self):
         positions, sides = geometry.side_positions_to_source(
-            torch.rand(2, 2), torch.arange(3.0).expand(2, 3), torch.zeros(2, 3, 3))
+            torch.rand(2, 2), torch.arange(3.0).expand(2, 3), torch.zeros(2, 3, 3)
+        )
         assert positions.isfinite().all()
         assert (sides >= 0).all() and (sides < 4).all()
 
 
 class TestVisibleFraction:
-
-    @pytest.mark.parametrize('box, whole, expected', [
-        ([2, 3, 6, 9], [2, 3, 6, 9], 1.0),
-        ([0, 3, 4, 9], [-4, 3, 4, 9], 0.5),       # clipped already
-        ([-4, 3, 4, 9], [-4, 3, 4, 9], 0.5),      # not clipped yet
-        ([7, 13, 11, 17], [7, 13, 15, 21], 0.25),
-        ([20, 3, 30, 9], [20, 3, 30, 9], 0.0),    # beside the image
-        ([2, 3, 2, 9], [2, 3, 2, 9], 0.0),        # a line
-        ([2, 3, 6, 9], [2, 3, 2, 9], 0.0),        # the whole has no area
-        ([6, 9, 2, 3], [2, 3, 6, 9], 0.0),        # crossed sides
-        ([-100, -100, 100, 100], [0, 0, 1, 1], 1.0),  # never above one
-        ([1, 1, 1 + 1e-7, 1 + 1e-7], [1, 1, 1 + 2e-7, 1 + 1e-7], 0.5),
-    ])
+    @pytest.mark.parametrize(
+        'box, whole, expected',
+        [
+            ([2, 3, 6, 9], [2, 3, 6, 9], 1.0),
+            ([0, 3, 4, 9], [-4, 3, 4, 9], 0.5),  # clipped already
+            ([-4, 3, 4, 9], [-4, 3, 4, 9], 0.5),  # not clipped yet
+            ([7, 13, 11, 17], [7, 13, 15, 21], 0.25),
+            ([20, 3, 30, 9], [20, 3, 30, 9], 0.0),  # beside the image
+            ([2, 3, 2, 9], [2, 3, 2, 9], 0.0),  # a line
+            ([2, 3, 6, 9], [2, 3, 2, 9], 0.0),  # the whole has no area
+            ([6, 9, 2, 3], [2, 3, 6, 9], 0.0),  # crossed sides
+            ([-100, -100, 100, 100], [0, 0, 1, 1], 1.0),  # never above one
+            ([1, 1, 1 + 1e-7, 1 + 1e-7], [1, 1, 1 + 2e-7, 1 + 1e-7], 0.5),
+        ],
+    )
     def test_by_hand(self, box, whole, expected):
         found = geometry.visible_fraction(_rows(box), _rows(whole), (17, 11))
         assert found.dtype == np.float32
@@ -775,12 +874,12 @@ class TestVisibleFraction:
         whole = np.reshape(rows, (-1, 4))
         found = geometry.visible_fraction(whole, whole, shape)
         expected = [reference.visible_fraction(row, row, shape) for row in rows]
-        np.testing.assert_allclose(found, np.array(expected, np.float32),
-                                   rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found, np.array(expected, np.float32), rtol=1e-5, atol=1e-7)
 
     def test_mixed_dtypes(self):
         found = geometry.visible_fraction(
-            _rows([0, 0, 2, 2]).astype(np.float32), _rows([0, 0, 4, 2]), (17, 11))
+            _rows([0, 0, 2, 2]).astype(np.float32), _rows([0, 0, 4, 2]), (17, 11)
+        )
         assert found.tolist() == [0.5]
 
     def test_takes_the_shape_of_a_colour_image(self):
@@ -789,7 +888,7 @@ class TestVisibleFraction:
 
     def test_empty(self):
         none = np.zeros((0, 4))
-        assert geometry.visible_fraction(none, none, (17, 11)).shape == (0, )
+        assert geometry.visible_fraction(none, none, (17, 11)).shape == (0,)
 
     def test_whole_box_below_any_threshold(self):
         box = _rows([0, 0, 1, 1e-57])
@@ -813,8 +912,7 @@ class TestMoveBoxes:
     def test_equals_boxes_to_replica(self, rows, chain, last):
         rows = np.reshape(rows, (-1, 4)).astype(np.float64)
         matrices = np.tile(last @ _compose(chain), (len(rows), 1, 1))
-        expected = geometry.boxes_to_replica(
-            torch.from_numpy(rows), torch.from_numpy(matrices))
+        expected = geometry.boxes_to_replica(torch.from_numpy(rows), torch.from_numpy(matrices))
         found = geometry.move_boxes(rows, matrices)
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-6)
 
@@ -824,14 +922,16 @@ class TestMoveBoxes:
         assert found.tolist() == [[0, 0, 0, 0]]
         far = np.array([[[0, 0, 1], [0, 0, -2], [0, 0, 0]]], dtype=np.float64)
         np.testing.assert_allclose(
-            geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), far), [[1e9, -2e9] * 2])
+            geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), far), [[1e9, -2e9] * 2]
+        )
 
     def test_broken_views_and_boxes(self):
         view = geometry.scale_matrix(2, 3)
         broken = np.where(np.eye(3) == 1, np.nan, 0)
         found = geometry.move_boxes(
             np.array([[1, 2, 3, 4], [1, 2, 3, 4], [-np.inf, 0, np.inf, 1], [np.nan] * 4]),
-            np.stack([view, broken, view, view]))
+            np.stack([view, broken, view, view]),
+        )
         assert found[0].tolist() == [2, 6, 6, 12]
         assert found[1].tolist() == [0, 0, 0, 0]
         assert found[2].tolist() == [-2e100, 0, 2e100, 3]

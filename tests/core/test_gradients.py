@@ -1,4 +1,5 @@
 """Norm ratio and cosine of two gradients, against numpy in float64."""
+
 import math
 
 import numpy as np
@@ -9,22 +10,27 @@ from hypothesis import strategies as st
 
 from lt_mm.core.gradients import compare_gradients
 
-SHAPES = [(3, 4), (5, ), (2, 1, 3), ()]
+SHAPES = [(3, 4), (5,), (2, 1, 3), ()]
 
 
 def gradients(seed, absent=()):
     """Float32 tensors, None in some places, and the same as one float64 vector."""
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]
-    flat = [np.zeros(array.shape) if place in absent else array
-            for place, array in enumerate(arrays)]
-    return ([None if place in absent else torch.as_tensor(array)
-             for place, array in enumerate(arrays)],
-            np.concatenate([np.ravel(array).astype(np.float64) for array in flat]))
+    flat = [
+        np.zeros(array.shape) if place in absent else array for place, array in enumerate(arrays)
+    ]
+    return (
+        [None if place in absent else torch.as_tensor(array) for place, array in enumerate(arrays)],
+        np.concatenate([np.ravel(array).astype(np.float64) for array in flat]),
+    )
 
 
-@given(seed=st.integers(0, 10_000), absent=st.sets(st.integers(0, 3), max_size=3),
-       other=st.sets(st.integers(0, 3), max_size=3))
+@given(
+    seed=st.integers(0, 10_000),
+    absent=st.sets(st.integers(0, 3), max_size=3),
+    other=st.sets(st.integers(0, 3), max_size=3),
+)
 def test_equals_numpy_on_one_long_vector(seed, absent, other):
     (first, a), (second, b) = gradients(seed, absent), gradients(seed + 1, other)
     found = compare_gradients(first, second)
@@ -38,7 +44,7 @@ def test_values_that_are_known():
     assert compare_gradients(axis, axis) == (1, 1)
     assert compare_gradients([-3 * axis[0]], axis) == (3, -1)
     assert compare_gradients(axis, slope) == pytest.approx((2**0.5, 0.5**0.5))
-    tiny = [torch.full((4, ), 1e-30)]  # the squares are no float32
+    tiny = [torch.full((4,), 1e-30)]  # the squares are no float32
     assert compare_gradients(tiny, tiny) == pytest.approx((1, 1))
 
 

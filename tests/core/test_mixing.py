@@ -1,11 +1,20 @@
 """Grouped mixing against loops over images, in float64."""
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_mm.core.mixing import (average_over_replicas, first_replicas, mix, mixing_partners,
-                               number_sources, paste_box, replicas_agree, square_masks)
+from lt_mm.core.mixing import (
+    average_over_replicas,
+    first_replicas,
+    mix,
+    mixing_partners,
+    number_sources,
+    paste_box,
+    replicas_agree,
+    square_masks,
+)
 
 # Groups of unequal size, not contiguous, ids in no order.
 IDS = [9, 4, 9, 7, 4, 9, 2]
@@ -113,8 +122,10 @@ def test_square_masks(length):
     found = square_masks(torch.tensor(centers), length, (height, width))
     for mask, (cy, cx) in zip(found, centers):
         top, left = cy - length // 2, cx - length // 2
-        expected = [[top <= y < top + length and left <= x < left + length
-                     for x in range(width)] for y in range(height)]
+        expected = [
+            [top <= y < top + length and left <= x < left + length for x in range(width)]
+            for y in range(height)
+        ]
         assert mask.tolist() == expected
         assert mask[cy, cx]
     inner = found[centers.index((2, 3))]

@@ -1,4 +1,5 @@
 """Pairing: group ids against naive twins, ties, and no waiting for the device."""
+
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,18 +12,34 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import box_iou
 
 from lt_mm.core import pairing
-from lt_mm.core.consistency import (bernoulli_consistency, box_consistency,
-                                    categorical_consistency, mask_consistency,
-                                    side_consistency)
+from lt_mm.core.consistency import (
+    bernoulli_consistency,
+    box_consistency,
+    categorical_consistency,
+    mask_consistency,
+    side_consistency,
+)
 from lt_mm.core.geometry import masks_to_source, side_positions_to_source
-from lt_mm.core.pairing import (UNPAIRED, annotation_of_target, compact_ids,
-                                compact_rows, greedy_iou_groups, greedy_iou_pairs,
-                                group_hulls, group_sizes, groups_across_replicas,
-                                iou_groups, is_paired, nearest_in_each_replica,
-                                paired_groups, pairwise_iou, same_source_by_area)
+from lt_mm.core.pairing import (
+    UNPAIRED,
+    annotation_of_target,
+    compact_ids,
+    compact_rows,
+    greedy_iou_groups,
+    greedy_iou_pairs,
+    group_hulls,
+    group_sizes,
+    groups_across_replicas,
+    iou_groups,
+    is_paired,
+    nearest_in_each_replica,
+    paired_groups,
+    pairwise_iou,
+    same_source_by_area,
+)
 from tests import reference_losses as reference
 
-LARGEST, SMALLEST = 2**63 - 1, -2**63
+LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
 
 _many = settings(max_examples=100, deadline=None)
@@ -34,7 +51,7 @@ few = st.integers(0, 3)
 
 
 def _ids(values, *shape):
-    return torch.tensor(values, dtype=torch.int64).reshape(shape or (-1, ))
+    return torch.tensor(values, dtype=torch.int64).reshape(shape or (-1,))
 
 
 def _tuples(*columns):
@@ -46,12 +63,12 @@ def _saved_tensors():
     """What operations keep for a backward pass."""
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: saved.append(tensor.shape) or tensor, lambda tensor: tensor):
+        lambda tensor: saved.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
         yield saved
 
 
 class TestCompactIds:
-
     @_many
     @given(ids=st.lists(any_id | st.integers(SMALLEST, LARGEST), max_size=40))
     def test_equals_numpy(self, ids):
@@ -67,19 +84,20 @@ class TestCompactIds:
         assert numbers.tolist() == [2, 1, 2, 0]
 
     @_many
-    @given(rows=st.integers(1, 3).flatmap(
-        lambda k: st.lists(st.lists(any_id, min_size=k, max_size=k), min_size=1,
-                           max_size=30)))
+    @given(
+        rows=st.integers(1, 3).flatmap(
+            lambda k: st.lists(st.lists(any_id, min_size=k, max_size=k), min_size=1, max_size=30)
+        )
+    )
     def test_rows_equal_numpy(self, rows):
-        expected = np.unique(np.array(rows, dtype=np.int64), axis=0,
-                             return_inverse=True)[1]
+        expected = np.unique(np.array(rows, dtype=np.int64), axis=0, return_inverse=True)[1]
         # The order of the numbers is numpy's too: by the first column, then the next.
         numbers = compact_rows(_ids(rows, len(rows), -1))
         assert numbers.tolist() == expected.ravel().tolist()
 
     @pytest.mark.parametrize('columns', [1, 2, 3])
     def test_no_rows(self, columns):
-        assert compact_rows(_ids([], 0, columns)).shape == (0, )
+        assert compact_rows(_ids([], 0, columns)).shape == (0,)
 
     def test_many_rows(self):
         """5,000 of them: products of numbers stay far below 2^63."""
@@ -89,7 +107,6 @@ class TestCompactIds:
 
 
 class TestPairedGroups:
-
     @pytest.mark.parametrize('free', [True, False])
     @_some
     @given(ids=st.lists(any_id, max_size=40))
@@ -101,11 +118,11 @@ class TestPairedGroups:
         distinct = sorted({i for i, count in zip(ids, alike) if count > 1})
         most = len(distinct) if free else len(ids) // 2
         assert numbers.tolist() == [
-            distinct.index(i) if count > 1 else most for i, count in zip(ids, alike)]
+            distinct.index(i) if count > 1 else most for i, count in zip(ids, alike)
+        ]
         assert paired.tolist() == [count > 1 for count in alike]
         rest = [0] * (most - len(distinct))
-        assert sizes.tolist() == [*map(ids.count, distinct), *rest,
-                                  len(ids) - sum(paired.tolist())]
+        assert sizes.tolist() == [*map(ids.count, distinct), *rest, len(ids) - sum(paired.tolist())]
 
     @pytest.mark.parametrize('dtype', INTEGERS)
     def test_types(self, dtype):
@@ -114,7 +131,6 @@ class TestPairedGroups:
 
 
 class TestGroupSizes:
-
     @_many
     @given(ids=st.lists(any_id, max_size=30))
     def test_equals_counting(self, ids):
@@ -123,7 +139,8 @@ class TestGroupSizes:
         assert sizes.dtype == torch.int64
         assert sizes.tolist() == expected
         assert is_paired(_ids(ids)).tolist() == [
-            bool(reference.positives(ids, i)) for i in range(len(ids))]
+            bool(reference.positives(ids, i)) for i in range(len(ids))
+        ]
 
     @pytest.mark.parametrize('dtype', INTEGERS)
     def test_types(self, dtype):
@@ -131,62 +148,67 @@ class TestGroupSizes:
 
 
 class TestAcrossReplicas:
-
     @_many
     @given(rows=_tuples(few | any_id, few, any_id | few, st.booleans()))
     def test_equals_dict_of_lists(self, rows):
         instances = [row[:2] for row in rows]
         replicas, keep = [row[2] for row in rows], [row[3] for row in rows]
         groups = groups_across_replicas(
-            _ids(instances, -1, 2), _ids(replicas), torch.tensor(keep, dtype=torch.bool))
+            _ids(instances, -1, 2), _ids(replicas), torch.tensor(keep, dtype=torch.bool)
+        )
         assert groups.dtype == torch.int64
         assert all(UNPAIRED <= group < len(rows) for group in groups.tolist())
         assert reference.same_partition(groups) == reference.same_partition(
-            reference.across_replicas(instances, replicas, keep))
+            reference.across_replicas(instances, replicas, keep)
+        )
 
     @pytest.mark.parametrize('dtype', INTEGERS)
     def test_types(self, dtype):
         groups = groups_across_replicas(
             torch.tensor([[4], [9], [4], [9]], dtype=dtype),
-            torch.tensor([0, 1, 2, 1], dtype=dtype), torch.ones(4, dtype=torch.bool))
+            torch.tensor([0, 1, 2, 1], dtype=dtype),
+            torch.ones(4, dtype=torch.bool),
+        )
         assert reference.same_partition(groups) == [0, -1, 0, -1]
 
     def test_one_replica_pairs_nothing(self):
         groups = groups_across_replicas(
-            _ids([5] * 6, 6, 1), _ids([3] * 6), torch.ones(6, dtype=torch.bool))
+            _ids([5] * 6, 6, 1), _ids([3] * 6), torch.ones(6, dtype=torch.bool)
+        )
         assert groups.tolist() == [UNPAIRED] * 6
 
     def test_all_predictions_of_an_instance_pair_once_there_are_two_replicas(self):
         groups = groups_across_replicas(
-            _ids([5] * 4, 4, 1), _ids([3, 3, 3, 8]), torch.ones(4, dtype=torch.bool))
+            _ids([5] * 4, 4, 1), _ids([3, 3, 3, 8]), torch.ones(4, dtype=torch.bool)
+        )
         assert reference.same_partition(groups) == [0, 0, 0, 0]
 
     def test_what_is_not_kept_counts_for_nobody(self):
         """The instance is visible in one replica only, so it has no partner there."""
         groups = groups_across_replicas(
-            _ids([5, 5, 5], 3, 1), _ids([0, 1, 0]), torch.tensor([True, False, True]))
+            _ids([5, 5, 5], 3, 1), _ids([0, 1, 0]), torch.tensor([True, False, True])
+        )
         assert groups.tolist() == [UNPAIRED] * 3
 
 
 class TestNearest:
-
     @_many
     @given(rows=_tuples(any_id, any_id, st.sampled_from([0.0, 0.5, 1.0, 9.0, np.inf])))
     def test_equals_resort(self, rows):
         groups, replicas, distances = ([row[i] for row in rows] for i in range(3))
         nearest = nearest_in_each_replica(
-            _ids(groups), _ids(replicas), torch.tensor(distances, dtype=torch.float64))
+            _ids(groups), _ids(replicas), torch.tensor(distances, dtype=torch.float64)
+        )
         assert nearest.tolist() == reference.resort(groups, replicas, distances)
 
     def test_first_of_equally_near_ones(self):
         nearest = nearest_in_each_replica(
-            _ids([4, 4, 4, 4, 4]), _ids([1, 0, 1, 0, 1]),
-            torch.tensor([3.0, 2.0, 1.0, 2.0, 1.0]))
+            _ids([4, 4, 4, 4, 4]), _ids([1, 0, 1, 0, 1]), torch.tensor([3.0, 2.0, 1.0, 2.0, 1.0])
+        )
         assert nearest.tolist() == [UNPAIRED, 4, 4, UNPAIRED, UNPAIRED]
 
     def test_unpaired_stay_unpaired(self):
-        nearest = nearest_in_each_replica(_ids([-1, 2, -1]), _ids([0, 0, 0]),
-                                          torch.zeros(3))
+        nearest = nearest_in_each_replica(_ids([-1, 2, -1]), _ids([0, 0, 0]), torch.zeros(3))
         assert nearest.tolist() == [UNPAIRED, 2, UNPAIRED]
 
     def test_keeps_nothing_for_a_gradient(self):
@@ -196,7 +218,7 @@ class TestNearest:
         assert saved == []
 
     def test_one_for_each_group_and_replica(self):
-        groups, replicas = torch.randint(0, 5, (400, )), torch.randint(0, 4, (400, ))
+        groups, replicas = torch.randint(0, 5, (400,)), torch.randint(0, 4, (400,))
         nearest = nearest_in_each_replica(groups, replicas, torch.rand(400))
         cells = list(zip(nearest.tolist(), replicas.tolist()))
         kept = [cell for cell in cells if cell[0] >= 0]
@@ -206,7 +228,8 @@ class TestNearest:
 # Whole pixels from a small range: identical boxes and equal IoUs are common, and IoUs
 # are quotients of small integers, hence equal in every computation of them.
 small_boxes = st.tuples(few, few, few, few).map(
-    lambda v: [float(x) for x in (v[0], v[1], v[0] + v[2], v[1] + v[3])])
+    lambda v: [float(x) for x in (v[0], v[1], v[0] + v[2], v[1] + v[3])]
+)
 labelled_boxes = st.lists(st.tuples(small_boxes, st.integers(0, 1)), max_size=9)
 some_boxes = st.lists(st.tuples(*[st.floats(0.5, 200)] * 4), max_size=8)
 
@@ -220,7 +243,6 @@ def _split(labelled):
 
 
 class TestHulls:
-
     @_many
     @given(rows=_tuples(small_boxes, any_id), shift=st.sampled_from([-9, 0, 9]))
     def test_equals_reference(self, rows, shift):
@@ -233,7 +255,10 @@ class TestHulls:
     def test_by_hand(self):
         boxes = [[0, 5, 4, 9], [1, 1, 2, 2], [-3, 6, 1, 7]]
         assert group_hulls(_boxes(boxes), _ids([8, 3, 8])).tolist() == [
-            [-3, 5, 4, 9], [1, 1, 2, 2], [-3, 5, 4, 9]]
+            [-3, 5, 4, 9],
+            [1, 1, 2, 2],
+            [-3, 5, 4, 9],
+        ]
 
     def test_a_box_that_is_no_number_stays_in_its_group(self):
         boxes = _boxes([[0, 0, 4, 4], [np.nan] * 4, [1, 1, 5, 5], [-np.inf, 0, 1, np.inf]])
@@ -252,27 +277,28 @@ class TestHulls:
 
 
 def _annotations(targets, target_labels, gt, gt_labels):
-    rows = annotation_of_target(_boxes(targets), _ids(target_labels), _boxes(gt),
-                                _ids(gt_labels))
+    rows = annotation_of_target(_boxes(targets), _ids(target_labels), _boxes(gt), _ids(gt_labels))
     assert rows.dtype == torch.int64
     return rows.tolist()
 
 
 class TestAnnotationOfTarget:
-
     @_many
-    @given(gt=st.lists(st.tuples(small_boxes, few), min_size=1, max_size=8),
-           picks=st.lists(st.integers(0, 99), max_size=12), seed=st.integers(0, 99))
+    @given(
+        gt=st.lists(st.tuples(small_boxes, few), min_size=1, max_size=8),
+        picks=st.lists(st.integers(0, 99), max_size=12),
+        seed=st.integers(0, 99),
+    )
     def test_equals_reference(self, gt, picks, seed):
         """Whole pixels from a small range: annotations with equal boxes are common."""
         boxes, labels = _split(gt)
         rounding = np.random.default_rng(seed).uniform(-1e-3, 1e-3, (len(picks), 4))
         made_from = [pick % len(gt) for pick in picks]
-        targets = [np.add(boxes[row], error).tolist()
-                   for row, error in zip(made_from, rounding)]
+        targets = [np.add(boxes[row], error).tolist() for row, error in zip(made_from, rounding)]
         target_labels = [labels[row] for row in made_from]
-        expected = [reference.annotation(*target, boxes, labels)
-                    for target in zip(targets, target_labels)]
+        expected = [
+            reference.annotation(*target, boxes, labels) for target in zip(targets, target_labels)
+        ]
         assert _annotations(targets, target_labels, boxes, labels) == expected
 
     def test_the_label_decides_between_equal_boxes_only(self):
@@ -317,20 +343,19 @@ class TestAnnotationOfTarget:
 
 
 def _pairs(boxes_a, boxes_b, labels_a, labels_b, *threshold):
-    rows, columns = greedy_iou_pairs(_boxes(boxes_a), _boxes(boxes_b), _ids(labels_a),
-                                     _ids(labels_b), *threshold)
+    rows, columns = greedy_iou_pairs(
+        _boxes(boxes_a), _boxes(boxes_b), _ids(labels_a), _ids(labels_b), *threshold
+    )
     assert rows.dtype == columns.dtype == torch.int64
     return list(zip(rows.tolist(), columns.tolist()))
 
 
 class TestIou:
-
     @_many
     @given(a=some_boxes, b=some_boxes)
     def test_equals_torchvision(self, a, b):
         a, b = (_boxes([[x, y, x + w, y + h] for x, y, w, h in rows]) for rows in (a, b))
-        torch.testing.assert_close(pairwise_iou(a, b), box_iou(a, b), rtol=1e-12,
-                                   atol=1e-14)
+        torch.testing.assert_close(pairwise_iou(a, b), box_iou(a, b), rtol=1e-12, atol=1e-14)
 
     @_many
     @given(a=st.lists(small_boxes, max_size=5), b=st.lists(small_boxes, max_size=5))
@@ -373,22 +398,24 @@ class TestIou:
 
 
 class TestSameSource:
-
-    @pytest.mark.parametrize('a, b, threshold, expected', [
-        ([[0, 0, 10, 10]], [[50, 50, 60, 60]], 1.0, True),  # wherever they are
-        ([[0, 0, 10, 10]], [[0, 0, 10, 8]], 0.8, True),     # the ratio is exactly 0.8
-        ([[0, 0, 10, 10]], [[0, 0, 10, 8]], 0.81, False),
-        ([[0, 0, 10, 10]], [[0, 0, 10, 79]], 0.01, True),
-        # The sum of all areas counts, not their number: 100 and 64 + 36.
-        ([[0, 0, 10, 10]], [[0, 0, 8, 8], [0, 0, 6, 6]], 1.0, True),
-        ([[0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10]], 0.51, False),
-        # Inverted sides have no area, not a negative one.
-        ([[0, 0, 10, 10], [9, 9, 4, 4], [9, 0, 4, 5]], [[0, 0, 10, 10]], 1.0, True),
-        ([], [[0, 0, 10, 10]], 0.1, False),
-        ([], [], 0.8, False),
-        ([[3, 3, 3, 9]], [[5, 5, 5, 5]], 0.8, False),
-        ([[np.nan, 0, 9, 9]], [[0, 0, 9, 9]], 0.8, False),
-    ])
+    @pytest.mark.parametrize(
+        'a, b, threshold, expected',
+        [
+            ([[0, 0, 10, 10]], [[50, 50, 60, 60]], 1.0, True),  # wherever they are
+            ([[0, 0, 10, 10]], [[0, 0, 10, 8]], 0.8, True),  # the ratio is exactly 0.8
+            ([[0, 0, 10, 10]], [[0, 0, 10, 8]], 0.81, False),
+            ([[0, 0, 10, 10]], [[0, 0, 10, 79]], 0.01, True),
+            # The sum of all areas counts, not their number: 100 and 64 + 36.
+            ([[0, 0, 10, 10]], [[0, 0, 8, 8], [0, 0, 6, 6]], 1.0, True),
+            ([[0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10]], 0.51, False),
+            # Inverted sides have no area, not a negative one.
+            ([[0, 0, 10, 10], [9, 9, 4, 4], [9, 0, 4, 5]], [[0, 0, 10, 10]], 1.0, True),
+            ([], [[0, 0, 10, 10]], 0.1, False),
+            ([], [], 0.8, False),
+            ([[3, 3, 3, 9]], [[5, 5, 5, 5]], 0.8, False),
+            ([[np.nan, 0, 9, 9]], [[0, 0, 9, 9]], 0.8, False),
+        ],
+    )
     def test_by_hand(self, a, b, threshold, expected):
         for one, other in ((a, b), (b, a)):
             same = same_source_by_area(_boxes(one), _boxes(other), threshold)
@@ -415,10 +442,8 @@ class TestSameSource:
 
 
 class TestGreedyPairs:
-
     @settings(max_examples=300, deadline=None)
-    @given(a=labelled_boxes, b=labelled_boxes,
-           threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+    @given(a=labelled_boxes, b=labelled_boxes, threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
     def test_equals_one_by_one(self, a, b, threshold):
         (boxes_a, labels_a), (boxes_b, labels_b) = _split(a), _split(b)
         args = boxes_a, boxes_b, labels_a, labels_b, threshold
@@ -464,8 +489,7 @@ class TestGreedyPairs:
         assert _pairs(box, box, [1], [2]) == []
         assert _pairs(box * 2, box * 2, [1, 2], [2, 1]) == [(0, 1), (1, 0)]
 
-    @pytest.mark.parametrize('threshold, expected', [
-        (0.49, [(0, 0)]), (0.5, [(0, 0)]), (0.51, [])])
+    @pytest.mark.parametrize('threshold, expected', [(0.49, [(0, 0)]), (0.5, [(0, 0)]), (0.51, [])])
     def test_threshold(self, threshold, expected):
         """The IoU is exactly 1/2."""
         args = [[0, 0, 4, 4]], [[0, 0, 4, 2]], [0], [0]
@@ -494,8 +518,7 @@ class TestGreedyPairs:
         a, b = torch.cat([corner, corner + sides], dim=2).double()
         labels = torch.randint(0, 3, (2, 80))
         pairs = _pairs(a.tolist(), b.tolist(), *labels.tolist(), 0.1)
-        assert pairs == reference.greedy_pairs(a.tolist(), b.tolist(), *labels.tolist(),
-                                               0.1)
+        assert pairs == reference.greedy_pairs(a.tolist(), b.tolist(), *labels.tolist(), 0.1)
         rows, columns = zip(*pairs)
         assert len(set(rows)) == len(set(columns)) == len(pairs) > 30
 
@@ -511,8 +534,9 @@ class TestGreedyPairs:
 
 def _groups(boxes, labels=None, *threshold):
     labels = labels or [[0] * len(own) for own in boxes]
-    groups = greedy_iou_groups([_boxes(own) for own in boxes],
-                               [_ids(own) for own in labels], *threshold)
+    groups = greedy_iou_groups(
+        [_boxes(own) for own in boxes], [_ids(own) for own in labels], *threshold
+    )
     assert all(own.dtype == torch.int64 for own in groups)
     return [own.tolist() for own in groups]
 
@@ -521,7 +545,6 @@ LEFT, RIGHT, FAR = [0, 0, 10, 10], [100, 0, 110, 10], [500, 500, 540, 540]
 
 
 class TestGreedyGroups:
-
     def test_three_replicas_in_different_orders(self):
         groups = _groups([[LEFT, RIGHT], [RIGHT, LEFT], [FAR, RIGHT, LEFT]])
         assert groups == [[0, 1], [1, 0], [2, 1, 0]]
@@ -554,13 +577,16 @@ class TestGreedyGroups:
         groups = _groups([[LEFT], [LEFT, LEFT], [LEFT, LEFT, LEFT]])
         assert groups == [[0], [0, 1], [0, 1, 2]]
 
-    @pytest.mark.parametrize('boxes, expected', [
-        ([[]], [[]]),
-        ([[], []], [[], []]),
-        ([[], [LEFT], [LEFT]], [[], [0], [0]]),
-        ([[LEFT], [], [LEFT]], [[0], [], [0]]),
-        ([[LEFT, FAR]], [[0, 1]]),
-    ])
+    @pytest.mark.parametrize(
+        'boxes, expected',
+        [
+            ([[]], [[]]),
+            ([[], []], [[], []]),
+            ([[], [LEFT], [LEFT]], [[], [0], [0]]),
+            ([[LEFT], [], [LEFT]], [[0], [], [0]]),
+            ([[LEFT, FAR]], [[0, 1]]),
+        ],
+    )
     def test_empty_and_single(self, boxes, expected):
         assert _groups(boxes) == expected
 
@@ -584,7 +610,7 @@ def _batch(sizes, num_boxes, seed):
     members = np.full((len(sizes), max(sizes, default=0)), UNPAIRED)
     for row, end in zip(range(len(sizes)), np.cumsum(sizes)):
         size = sizes[row]
-        members[row, random.permutation(members.shape[1])[:size]] = order[end - size:end]
+        members[row, random.permutation(members.shape[1])[:size]] = order[end - size : end]
     slots = len(order), num_boxes
     low = random.choice([0, 3, 20], (*slots, 1)) + random.integers(0, 3, (*slots, 2))
     boxes = np.concatenate([low, low + random.integers(6, 9, (*slots, 2))], axis=2)
@@ -593,8 +619,13 @@ def _batch(sizes, num_boxes, seed):
 
 
 def _iou_groups(boxes, labels, valid, members, *threshold):
-    groups = iou_groups(torch.tensor(boxes), torch.tensor(labels), torch.tensor(valid),
-                        torch.tensor(members), *threshold)
+    groups = iou_groups(
+        torch.tensor(boxes),
+        torch.tensor(labels),
+        torch.tensor(valid),
+        torch.tensor(members),
+        *threshold,
+    )
     assert groups.dtype == torch.int64 and groups.shape == labels.shape
     return groups
 
@@ -607,11 +638,13 @@ replicas_of_sources = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 
 
 class TestIouGroups:
-
     @_many
-    @given(sizes=replicas_of_sources, num_boxes=st.integers(0, 5),
-           threshold=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0]),
-           seed=st.integers(0, 9999))
+    @given(
+        sizes=replicas_of_sources,
+        num_boxes=st.integers(0, 5),
+        threshold=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0]),
+        seed=st.integers(0, 9999),
+    )
     def test_equals_one_by_one(self, sizes, num_boxes, threshold, seed):
         batch = _batch(sizes, num_boxes, seed)
         groups = _iou_groups(*batch, threshold)
@@ -625,8 +658,7 @@ class TestIouGroups:
         assert set(sizes) == {0, 1, 2, 3, 4}
 
     @_some
-    @given(sizes=replicas_of_sources, num_boxes=st.integers(1, 5),
-           seed=st.integers(0, 9999))
+    @given(sizes=replicas_of_sources, num_boxes=st.integers(1, 5), seed=st.integers(0, 9999))
     def test_what_is_not_valid_influences_nothing(self, sizes, num_boxes, seed):
         boxes, labels, valid, members = _batch(sizes, num_boxes, seed)
         groups = _iou_groups(boxes, labels, valid, members)
@@ -638,8 +670,7 @@ class TestIouGroups:
             assert torch.equal(groups, _iou_groups(other, named, valid, members))
 
     @_some
-    @given(sizes=st.lists(st.integers(0, 4), min_size=2, max_size=3),
-           seed=st.integers(0, 9999))
+    @given(sizes=st.lists(st.integers(0, 4), min_size=2, max_size=3), seed=st.integers(0, 9999))
     def test_sources_do_not_mix(self, sizes, seed):
         """All have boxes at the same places; each groups as it would alone."""
         boxes, labels, valid, members = _batch(sizes, 4, seed)
@@ -662,8 +693,9 @@ class TestIouGroups:
 
     def test_a_replica_that_is_missing_in_the_middle(self):
         boxes = np.array([[LEFT, FAR], [FAR, LEFT]], dtype=float)
-        groups = _iou_groups(boxes, np.zeros((2, 2), int), np.ones((2, 2), bool),
-                             np.array([[-1, 1, -1, 0, -1]]))
+        groups = _iou_groups(
+            boxes, np.zeros((2, 2), int), np.ones((2, 2), bool), np.array([[-1, 1, -1, 0, -1]])
+        )
         assert _partition(groups) == [0, 1, 1, 0]
 
     def test_a_missing_replica_is_not_the_last_one(self):
@@ -679,31 +711,45 @@ class TestIouGroups:
     def test_a_box_that_is_no_number_is_alone(self):
         """Valid, as nobody noticed; it may not join, nor carry others away."""
         boxes = np.array([[LEFT, [np.nan] * 4], [[np.nan, 0, 10, 10], LEFT], [LEFT, LEFT]])
-        groups = _iou_groups(boxes, np.zeros((3, 2), int), np.ones((3, 2), bool),
-                             np.array([[0, 1, 2]]))
+        groups = _iou_groups(
+            boxes, np.zeros((3, 2), int), np.ones((3, 2), bool), np.array([[0, 1, 2]])
+        )
         assert _partition(groups) == [0, 1, 2, 0, 0, 5]
 
-    @pytest.mark.parametrize('num_replicas, num_boxes, members', [
-        (3, 0, [[0, 1], [2, -1]]), (3, 2, np.zeros((0, 2), int)),
-        (3, 2, np.zeros((2, 0), int)), (3, 2, [[-1, -1]]), (0, 2, np.zeros((0, 0), int))])
+    @pytest.mark.parametrize(
+        'num_replicas, num_boxes, members',
+        [
+            (3, 0, [[0, 1], [2, -1]]),
+            (3, 2, np.zeros((0, 2), int)),
+            (3, 2, np.zeros((2, 0), int)),
+            (3, 2, [[-1, -1]]),
+            (0, 2, np.zeros((0, 0), int)),
+        ],
+    )
     def test_nothing_to_pair(self, num_replicas, num_boxes, members):
         slots = num_replicas, num_boxes
-        groups = _iou_groups(np.ones((*slots, 4)), np.zeros(slots, int),
-                             np.ones(slots, bool), np.asarray(members))
+        groups = _iou_groups(
+            np.ones((*slots, 4)), np.zeros(slots, int), np.ones(slots, bool), np.asarray(members)
+        )
         assert groups.tolist() == [[UNPAIRED] * num_boxes] * num_replicas
 
     def test_default_threshold(self):
         boxes = np.array([[LEFT, FAR], [[0, 0, 10, 5.01], [500, 500, 540, 519.9]]])
-        groups = _iou_groups(boxes, np.zeros((2, 2), int), np.ones((2, 2), bool),
-                             np.array([[0, 1]]))
+        groups = _iou_groups(
+            boxes, np.zeros((2, 2), int), np.ones((2, 2), bool), np.array([[0, 1]])
+        )
         assert _partition(groups) == [0, 1, 0, 3]
 
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
     def test_half_precision(self, dtype):
         """The sum of 80 coordinates of 1000 pixels is beyond float16."""
         boxes = torch.tensor([900.0, 900, 1000, 1000]).expand(80, 1, 4).to(dtype)
-        groups = iou_groups(boxes, torch.zeros(80, 1, dtype=torch.int64),
-                            torch.ones(80, 1, dtype=torch.bool), torch.arange(80)[None])
+        groups = iou_groups(
+            boxes,
+            torch.zeros(80, 1, dtype=torch.int64),
+            torch.ones(80, 1, dtype=torch.bool),
+            torch.arange(80)[None],
+        )
         assert groups.flatten().tolist() == [0] * 80
 
     def test_keeps_nothing_for_a_gradient_and_leaves_its_inputs(self):
@@ -721,16 +767,30 @@ class _NoWaiting(TorchDispatchMode):
 
     On an accelerator these make the host wait; so does a list that becomes a tensor.
     """
-    WAITING = ('_local_scalar_dense', 'item', 'is_nonzero', 'equal', 'nonzero',
-               'masked_select', 'bincount', '_unique', '_unique2', 'unique_dim',
-               'unique_consecutive', 'unique_dim_consecutive', 'repeat_interleave')
+
+    WAITING = (
+        '_local_scalar_dense',
+        'item',
+        'is_nonzero',
+        'equal',
+        'nonzero',
+        'masked_select',
+        'bincount',
+        '_unique',
+        '_unique2',
+        'unique_dim',
+        'unique_consecutive',
+        'unique_dim_consecutive',
+        'repeat_interleave',
+    )
     INDEXING = ('index', 'index_put', 'index_put_', '_unsafe_index')
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         masks = name in self.INDEXING and any(
             isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.bool, torch.uint8)
-            for leaf in tree_leaves(args[1]))
+            for leaf in tree_leaves(args[1])
+        )
         # `x[0] = 1` lifts a number too, but fills in place on the device.
         listed = name == 'lift_fresh' and args[0].dim() > 0
         if name in self.WAITING or masks or listed:
@@ -756,8 +816,13 @@ def _sides(logits, ids):
 
 
 def _masks_to_source():
-    masks, _ = masks_to_source(torch.rand(3, 5, 5, requires_grad=True), torch.rand(3, 4),
-                               torch.rand(3, 3, 3), torch.rand(3, 4), 4)
+    masks, _ = masks_to_source(
+        torch.rand(3, 5, 5, requires_grad=True),
+        torch.rand(3, 4),
+        torch.rand(3, 3, 3),
+        torch.rand(3, 4),
+        4,
+    )
     masks.sum().backward()
 
 
@@ -769,18 +834,21 @@ SYNC_FREE = {
     'group_sizes': lambda: group_sizes(_COLUMN),
     'is_paired': lambda: is_paired(_COLUMN),
     'groups_across_replicas': lambda: groups_across_replicas(
-        _ROWS, torch.arange(6) % 2, _COLUMN > 0),
+        _ROWS, torch.arange(6) % 2, _COLUMN > 0
+    ),
     'nearest_in_each_replica': lambda: nearest_in_each_replica(
-        _COLUMN, torch.arange(6) % 2, torch.rand(6)),
+        _COLUMN, torch.arange(6) % 2, torch.rand(6)
+    ),
     'group_hulls': lambda: group_hulls(torch.rand(6, 4), _COLUMN),
     'annotation_of_target': lambda: annotation_of_target(
-        torch.rand(6, 4), _COLUMN, torch.rand(6, 4), _COLUMN),
+        torch.rand(6, 4), _COLUMN, torch.rand(6, 4), _COLUMN
+    ),
     'pairwise_iou': lambda: pairwise_iou(torch.rand(3, 4), torch.rand(2, 4)),
-    'same_source_by_area': lambda: same_source_by_area(
-        torch.rand(3, 4), torch.rand(2, 4)),
+    'same_source_by_area': lambda: same_source_by_area(torch.rand(3, 4), torch.rand(2, 4)),
     'masks_to_source': _masks_to_source,
     'side_positions_to_source': lambda: side_positions_to_source(
-        torch.rand(3, 2), torch.rand(3, 5), torch.rand(3, 3, 3)),
+        torch.rand(3, 2), torch.rand(3, 5), torch.rand(3, 3, 3)
+    ),
     'categorical_consistency': _backward(categorical_consistency, 4),
     'bernoulli_consistency': _backward(bernoulli_consistency, 4),
     'box_consistency': _backward(box_consistency, 4),
@@ -793,24 +861,23 @@ WAITS = {
     'nonzero': lambda: _COLUMN.nonzero(),
     'where': lambda: torch.where(_COLUMN > 0),
     'mask': lambda: _COLUMN[_COLUMN > 0],
-    'write through a mask': lambda: _COLUMN.clone().index_put_(
-        (_COLUMN > 0, ), torch.tensor(1)),
+    'write through a mask': lambda: _COLUMN.clone().index_put_((_COLUMN > 0,), torch.tensor(1)),
     'unique': lambda: _COLUMN.unique(),
     'rows': lambda: _ROWS.unique(dim=0),
     'counts': lambda: (_COLUMN + 1).bincount(),
     'equal': lambda: torch.equal(_COLUMN, _COLUMN),
     'greedy pairs': lambda: greedy_iou_pairs(
-        torch.rand(2, 4), torch.rand(2, 4), torch.zeros(2), torch.zeros(2)),
+        torch.rand(2, 4), torch.rand(2, 4), torch.zeros(2), torch.zeros(2)
+    ),
     'groups by IoU': lambda: iou_groups(
-        torch.rand(2, 3, 4), torch.zeros(2, 3), torch.ones(2, 3).bool(),
-        torch.arange(2)[None]),
+        torch.rand(2, 3, 4), torch.zeros(2, 3), torch.ones(2, 3).bool(), torch.arange(2)[None]
+    ),
     'numbers of the host': lambda: torch.tensor([1, 2]),
     'numbers beside a tensor': lambda: _COLUMN.new_tensor([1, 2]),
 }
 
 
 class TestDevice:
-
     @pytest.mark.parametrize('run', SYNC_FREE.values(), ids=SYNC_FREE)
     def test_does_not_wait(self, run, monkeypatch):
         monkeypatch.setattr(pairing, '_counting_is_free', lambda tensor: False)
@@ -819,30 +886,33 @@ class TestDevice:
 
     @pytest.mark.parametrize('run', WAITS.values(), ids=WAITS)
     def test_the_watch_sees_waiting(self, run):
-        with pytest.raises(AssertionError, match='makes the host wait'):
-            with _NoWaiting():
-                run()
+        with pytest.raises(AssertionError, match='makes the host wait'), _NoWaiting():
+            run()
 
     def test_tensors_are_made_on_the_device_of_the_input(self):
         """A tensor without an explicit device would be made on the default one."""
         ids, kept = _ids([3, 3, 3]), torch.ones(3, dtype=torch.bool)
         boxes = [_boxes([LEFT, RIGHT]), _boxes([RIGHT, FAR, LEFT]), _boxes([FAR])]
-        labels = [ids[:len(own)] for own in boxes]
+        labels = [ids[: len(own)] for own in boxes]
         terms = categorical_consistency, bernoulli_consistency, box_consistency
         batch = [torch.tensor(part) for part in _batch([2, 1], 3, 0)]
         views, logits = torch.eye(3).expand(3, 3, 3).double(), torch.rand(3, 4, 5)
         with torch.device('meta'):
-            made = [compact_ids(ids), group_sizes(ids),
-                    groups_across_replicas(ids[:, None], ids, kept),
-                    nearest_in_each_replica(ids, ids, ids.double()),
-                    *greedy_iou_pairs(boxes[0], boxes[1], labels[0], labels[1]),
-                    *greedy_iou_groups(boxes, labels), iou_groups(*batch),
-                    group_hulls(boxes[1], ids), annotation_of_target(
-                        boxes[1], ids, boxes[0], ids[:2]),
-                    same_source_by_area(boxes[0], boxes[1]),
-                    *masks_to_source(logits, boxes[1], views, boxes[1], 2),
-                    *side_positions_to_source(boxes[1][:, :2], boxes[1], views),
-                    mask_consistency(logits, logits > 0.5, ids),
-                    side_consistency(logits, logits, ids),
-                    *(term(boxes[1], ids) for term in terms)]
+            made = [
+                compact_ids(ids),
+                group_sizes(ids),
+                groups_across_replicas(ids[:, None], ids, kept),
+                nearest_in_each_replica(ids, ids, ids.double()),
+                *greedy_iou_pairs(boxes[0], boxes[1], labels[0], labels[1]),
+                *greedy_iou_groups(boxes, labels),
+                iou_groups(*batch),
+                group_hulls(boxes[1], ids),
+                annotation_of_target(boxes[1], ids, boxes[0], ids[:2]),
+                same_source_by_area(boxes[0], boxes[1]),
+                *masks_to_source(logits, boxes[1], views, boxes[1], 2),
+                *side_positions_to_source(boxes[1][:, :2], boxes[1], views),
+                mask_consistency(logits, logits > 0.5, ids),
+                side_consistency(logits, logits, ids),
+                *(term(boxes[1], ids) for term in terms),
+            ]
         assert {tensor.device.type for tensor in made} == {'cpu'}

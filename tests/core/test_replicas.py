@@ -1,4 +1,5 @@
 """Groups, ranks and epochs of repeated augmentation."""
+
 import itertools
 import math
 from collections import Counter
@@ -10,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lt_mm.core import replicas
-from lt_mm.core.replicas import (Layout, balanced_order, check_batch_size,
-                                 check_num_sources, count_samples, count_units,
-                                 endless_chunks, epoch_chunks, shuffled_order,
-                                 sources_of_samples)
+from lt_mm.core.replicas import (
+    Layout,
+    balanced_order,
+    check_batch_size,
+    check_num_sources,
+    count_samples,
+    count_units,
+    endless_chunks,
+    epoch_chunks,
+    shuffled_order,
+    sources_of_samples,
+)
 
 SIZES = st.integers(1, 60)
 REPEATS = st.integers(2, 7)
@@ -30,17 +39,19 @@ _many = settings(max_examples=150, deadline=None)
 _some = settings(max_examples=60, deadline=None)
 
 
-def _epoch(size, layout, mode='full', seed=0, epoch=0, shuffle=True,
-           round_up=True):
+def _epoch(size, layout, mode='full', seed=0, epoch=0, shuffle=True, round_up=True):
     chunks = epoch_chunks(size, layout, mode, seed, epoch, shuffle, round_up)
     return [source for chunk in chunks for source in chunk.tolist()]
 
 
 def _all_ranks(world_size, num_repeats, placement, *args, **kwargs):
     return [
-        _epoch(kwargs['size'],
-               Layout(num_repeats, placement, rank, world_size), *args,
-               **{k: v for k, v in kwargs.items() if k != 'size'})
+        _epoch(
+            kwargs['size'],
+            Layout(num_repeats, placement, rank, world_size),
+            *args,
+            **{k: v for k, v in kwargs.items() if k != 'size'},
+        )
         for rank in range(world_size)
     ]
 
@@ -71,15 +82,12 @@ def _reference_padded(order, num_repeats, placement, world_size):
 def _groups(stream, num_repeats):
     """Cuts a stream into groups, and fails where one is not whole."""
     assert len(stream) % num_repeats == 0
-    groups = [
-        stream[i:i + num_repeats] for i in range(0, len(stream), num_repeats)
-    ]
+    groups = [stream[i : i + num_repeats] for i in range(0, len(stream), num_repeats)]
     assert all(len(set(group)) == 1 for group in groups)
     return [group[0] for group in groups]
 
 
 class TestLayout:
-
     @pytest.mark.parametrize('num_repeats', [1, 0, -3, True])
     def test_too_few_replicas(self, num_repeats):
         with pytest.raises(ValueError, match='no replicas to pair.*2 or more'):
@@ -104,8 +112,7 @@ class TestDeal:
     """Which replicas go to which rank."""
 
     def test_rank_placement_by_hand(self):
-        streams = _all_ranks(2, 2, 'rank', size=3, shuffle=False,
-                             round_up=False)
+        streams = _all_ranks(2, 2, 'rank', size=3, shuffle=False, round_up=False)
         assert streams == [[0, 0, 2, 2], [1, 1]]
 
     def test_rank_placement_rounded_up_by_hand(self):
@@ -119,10 +126,8 @@ class TestDeal:
 
     @_many
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS)
-    def test_positions_match_the_naive_deal(self, groups, num_repeats,
-                                            world_size, placement):
-        expected = _reference_deal(
-            range(groups), num_repeats, placement, world_size)
+    def test_positions_match_the_naive_deal(self, groups, num_repeats, world_size, placement):
+        expected = _reference_deal(range(groups), num_repeats, placement, world_size)
         for rank in range(world_size):
             layout = Layout(num_repeats, placement, rank, world_size)
             samples = np.arange(count_samples(groups, layout))
@@ -131,31 +136,36 @@ class TestDeal:
 
     @_many
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SEEDS, EPOCHS, SHUFFLES)
-    def test_full_epoch_matches_the_naive_padding(self, size, num_repeats,
-                                                  world_size, placement, seed,
-                                                  epoch, shuffle):
+    def test_full_epoch_matches_the_naive_padding(
+        self, size, num_repeats, world_size, placement, seed, epoch, shuffle
+    ):
         order = shuffled_order(size, seed, epoch, shuffle).tolist()
         padded = _reference_padded(order, num_repeats, placement, world_size)
         expected = _reference_deal(padded, num_repeats, placement, world_size)
-        found = _all_ranks(world_size, num_repeats, placement, 'full', seed,
-                           epoch, shuffle, size=size)
+        found = _all_ranks(
+            world_size, num_repeats, placement, 'full', seed, epoch, shuffle, size=size
+        )
         assert found == expected
 
     @_many
     @given(SIZES, REPEATS, WORLDS, MODES, SEEDS, EPOCHS, st.booleans())
-    def test_groups_are_consecutive(self, size, num_repeats, world_size, mode,
-                                    seed, epoch, round_up):
-        for stream in _all_ranks(world_size, num_repeats, 'rank', mode, seed,
-                                 epoch, round_up=round_up, size=size):
+    def test_groups_are_consecutive(
+        self, size, num_repeats, world_size, mode, seed, epoch, round_up
+    ):
+        for stream in _all_ranks(
+            world_size, num_repeats, 'rank', mode, seed, epoch, round_up=round_up, size=size
+        ):
             groups = _groups(stream, num_repeats)
             assert len(set(groups)) == len(groups)  # No rank has one twice.
 
     @_many
     @given(SIZES, REPEATS, WORLDS, MODES, PLACEMENTS, SEEDS, EPOCHS)
     def test_nothing_is_duplicated_without_round_up(
-            self, size, num_repeats, world_size, mode, placement, seed, epoch):
-        streams = _all_ranks(world_size, num_repeats, placement, mode, seed,
-                             epoch, round_up=False, size=size)
+        self, size, num_repeats, world_size, mode, placement, seed, epoch
+    ):
+        streams = _all_ranks(
+            world_size, num_repeats, placement, mode, seed, epoch, round_up=False, size=size
+        )
         counts = Counter(itertools.chain(*streams))
         assert set(counts.values()) == {num_repeats}
         wanted = size if mode == 'full' else -(-size // num_repeats)
@@ -166,11 +176,10 @@ class TestDeal:
 
     @_many
     @given(SIZES, REPEATS, WORLDS, MODES, PLACEMENTS, SEEDS, EPOCHS)
-    def test_round_up_makes_ranks_equally_long(self, size, num_repeats,
-                                               world_size, mode, placement,
-                                               seed, epoch):
-        streams = _all_ranks(world_size, num_repeats, placement, mode, seed,
-                             epoch, size=size)
+    def test_round_up_makes_ranks_equally_long(
+        self, size, num_repeats, world_size, mode, placement, seed, epoch
+    ):
+        streams = _all_ranks(world_size, num_repeats, placement, mode, seed, epoch, size=size)
         assert len(set(map(len, streams))) == 1
         counts = Counter(itertools.chain(*streams))
         assert all(n % num_repeats == 0 for n in counts.values())
@@ -182,10 +191,10 @@ class TestDeal:
 
     @_many
     @given(SIZES, REPEATS, st.integers(2, 9), SEEDS)
-    def test_spread_replicas_are_on_different_ranks(self, size, num_repeats,
-                                                    world_size, seed):
-        streams = _all_ranks(world_size, num_repeats, 'spread', seed=seed,
-                             round_up=False, size=size)
+    def test_spread_replicas_are_on_different_ranks(self, size, num_repeats, world_size, seed):
+        streams = _all_ranks(
+            world_size, num_repeats, 'spread', seed=seed, round_up=False, size=size
+        )
         for source in range(size):
             holders = sum(source in stream for stream in streams)
             assert holders == min(num_repeats, world_size)
@@ -201,12 +210,10 @@ class TestDeal:
         # Chunk borders may lie inside a group; they must not show.
         size, num_repeats = 3 * replicas._CHUNK // 5 + 1, 5
         expected = np.repeat(shuffled_order(size, 3, 2, True), num_repeats)
-        assert _epoch(size, Layout(num_repeats), seed=3,
-                      epoch=2) == expected.tolist()
+        assert _epoch(size, Layout(num_repeats), seed=3, epoch=2) == expected.tolist()
 
 
 class TestShuffle:
-
     @_many
     @given(SIZES, SEEDS, EPOCHS)
     def test_is_a_permutation(self, size, seed, epoch):
@@ -216,7 +223,8 @@ class TestShuffle:
     def test_depends_on_seed_and_epoch(self):
         orders = {
             tuple(shuffled_order(100, seed, epoch, True))
-            for seed in (0, 1, 2, 2**40, -1) for epoch in range(4)
+            for seed in (0, 1, 2, 2**40, -1)
+            for epoch in range(4)
         }
         assert len(orders) == 20
 
@@ -230,8 +238,7 @@ class TestShuffle:
 
     def test_every_position_gets_every_source(self):
         # 3 sources, 600 epochs: a mean of 200 each, standard deviation 11.5.
-        first = Counter(
-            int(shuffled_order(3, 0, epoch, True)[0]) for epoch in range(600))
+        first = Counter(int(shuffled_order(3, 0, epoch, True)[0]) for epoch in range(600))
         assert all(140 < first[source] < 260 for source in range(3))
 
     def test_ascending_without_shuffle(self):
@@ -246,16 +253,23 @@ class TestBalance:
     """The short epochs of ``'v1'``."""
 
     @_many
-    @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SEEDS, EPOCHS, SHUFFLES,
-           st.booleans())
+    @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SEEDS, EPOCHS, SHUFFLES, st.booleans())
     def test_consecutive_epochs_count_sources_equally(
-            self, size, num_repeats, world_size, placement, seed, epoch,
-            shuffle, round_up):
+        self, size, num_repeats, world_size, placement, seed, epoch, shuffle, round_up
+    ):
         counts = np.zeros(size, int)
         for step in range(num_repeats):
-            for stream in _all_ranks(world_size, num_repeats, placement, 'v1',
-                                     seed, epoch + step, shuffle, round_up,
-                                     size=size):
+            for stream in _all_ranks(
+                world_size,
+                num_repeats,
+                placement,
+                'v1',
+                seed,
+                epoch + step,
+                shuffle,
+                round_up,
+                size=size,
+            ):
                 np.add.at(counts, stream, 1)
         counts, rest = np.divmod(counts, num_repeats)
         assert not rest.any()
@@ -264,11 +278,9 @@ class TestBalance:
 
     @_many
     @given(SIZES, st.integers(1, 80), SEEDS, EPOCHS, st.integers(1, 12))
-    def test_windows_of_any_length_are_balanced(self, size, groups, seed,
-                                                epoch, length):
+    def test_windows_of_any_length_are_balanced(self, size, groups, seed, epoch, length):
         window = [
-            balanced_order(size, groups, (epoch + step) * groups, seed,
-                           epoch + step, True)
+            balanced_order(size, groups, (epoch + step) * groups, seed, epoch + step, True)
             for step in range(length)
         ]
         counts = np.bincount(np.concatenate(window), minlength=size)
@@ -289,17 +301,13 @@ class TestBalance:
         assert first.tolist() != again.tolist()
 
     def test_composition_depends_on_the_seed(self):
-        first = [
-            set(balanced_order(60, 20, 0, seed, 0, True).tolist())
-            for seed in range(10)
-        ]
+        first = [set(balanced_order(60, 20, 0, seed, 0, True).tolist()) for seed in range(10)]
         assert len(set(map(frozenset, first))) == 10
         assert len(set.union(*first)) > 40  # All 60 but one, on average.
 
     @_many
     @given(st.integers(1, 200), REPEATS, WORLDS)
-    def test_length_is_that_of_the_data_set(self, size, num_repeats,
-                                            world_size):
+    def test_length_is_that_of_the_data_set(self, size, num_repeats, world_size):
         layout = Layout(num_repeats, 'rank', 0, world_size)
         samples = count_units(size, layout, 'v1', True) * num_repeats
         unit = num_repeats * world_size
@@ -309,8 +317,7 @@ class TestBalance:
 def _reference_kinds(count, share, row):
     """Which of ``count`` units are groups: the n-th row is one if n * share passes an
     integer."""
-    rows = [math.floor((n + 1) * share) > math.floor(n * share)
-            for n in range(count // row + 1)]
+    rows = [math.floor((n + 1) * share) > math.floor(n * share) for n in range(count // row + 1)]
     return [rows[unit // row] for unit in range(count)]
 
 
@@ -319,13 +326,15 @@ class TestPartlyRepeated:
 
     @_many
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SHARES)
-    def test_positions_match_a_naive_deal(self, units, num_repeats, world_size,
-                                          placement, share):
+    def test_positions_match_a_naive_deal(self, units, num_repeats, world_size, placement, share):
         row = world_size if placement == 'rank' else 1
         following, sequence = itertools.count(), []
         for is_group in _reference_kinds(units, share, row):
-            sequence.append([next(following)] * num_repeats if is_group else
-                            [next(following) for _ in range(num_repeats)])
+            sequence.append(
+                [next(following)] * num_repeats
+                if is_group
+                else [next(following) for _ in range(num_repeats)]
+            )
         if placement == 'spread':
             sequence = [[sample] for unit in sequence for sample in unit]
         for rank in range(world_size):
@@ -336,37 +345,52 @@ class TestPartlyRepeated:
 
     @_many
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SHARES, SEEDS, EPOCHS)
-    def test_full_epochs_hold_every_source(self, size, num_repeats, world_size,
-                                           placement, share, seed, epoch):
-        streams = [_epoch(size, Layout(num_repeats, placement, rank, world_size,
-                                       float(share)), seed=seed, epoch=epoch)
-                   for rank in range(world_size)]
+    def test_full_epochs_hold_every_source(
+        self, size, num_repeats, world_size, placement, share, seed, epoch
+    ):
+        streams = [
+            _epoch(
+                size,
+                Layout(num_repeats, placement, rank, world_size, float(share)),
+                seed=seed,
+                epoch=epoch,
+            )
+            for rank in range(world_size)
+        ]
         assert set(itertools.chain(*streams)) == set(range(size))
         assert len(set(map(len, streams))) == 1
 
     @_many
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SHARES, SEEDS, EPOCHS, st.integers(0, 9))
     def test_v1_draws_sources_without_replacement_across_epochs(
-            self, size, num_repeats, world_size, placement, share, seed, epoch, start):
+        self, size, num_repeats, world_size, placement, share, seed, epoch, start
+    ):
         draws = Counter()
         for step in range(4):
             now = epoch + step
             share_now = share if now >= start else Fraction(0)
-            layouts = [Layout(num_repeats, placement, rank, world_size, float(share))
-                       for rank in range(world_size)]
-            streams = [[source for chunk in
-                        epoch_chunks(size, layout, 'v1', seed, now, True, True, start)
-                        for source in chunk.tolist()] for layout in layouts]
+            layouts = [
+                Layout(num_repeats, placement, rank, world_size, float(share))
+                for rank in range(world_size)
+            ]
+            streams = [
+                [
+                    source
+                    for chunk in epoch_chunks(size, layout, 'v1', seed, now, True, True, start)
+                    for source in chunk.tolist()
+                ]
+                for layout in layouts
+            ]
             assert len(set(map(len, streams))) == 1
             units = count_units(size, layouts[0], 'v1', True)
-            kinds = _reference_kinds(
-                units, share_now, world_size if placement == 'rank' else 1)
+            kinds = _reference_kinds(units, share_now, world_size if placement == 'rank' else 1)
             # A group shows its source num_repeats times, for one draw.
             grouped = Counter()
             if placement == 'rank':
                 for rank, stream in enumerate(streams):
-                    own = zip(kinds[rank::world_size],
-                              np.reshape(stream, (-1, num_repeats)).tolist())
+                    own = zip(
+                        kinds[rank::world_size], np.reshape(stream, (-1, num_repeats)).tolist()
+                    )
                     for is_group, unit in own:
                         assert not is_group or len(set(unit)) == 1
                         grouped.update(unit[:1] if is_group else unit)
@@ -378,10 +402,17 @@ class TestPartlyRepeated:
             assert max(counts) - min(counts) <= 1
 
     def test_by_hand(self):
-        assert _epoch(6, Layout(2, repeat_fraction=0.5), 'v1', shuffle=False) == [
-            0, 1, 2, 2, 3, 4]
+        assert _epoch(6, Layout(2, repeat_fraction=0.5), 'v1', shuffle=False) == [0, 1, 2, 2, 3, 4]
         assert _epoch(6, Layout(2, repeat_fraction=0.5), 'full', shuffle=False) == [
-            0, 1, 2, 2, 3, 4, 5, 5]
+            0,
+            1,
+            2,
+            2,
+            3,
+            4,
+            5,
+            5,
+        ]
 
     def test_all_ranks_get_equally_many_groups(self):
         for rank in range(2):
@@ -391,14 +422,25 @@ class TestPartlyRepeated:
 
     def test_repetition_that_starts_later(self):
         layout = Layout(2)
-        epochs = [[source for chunk in
-                   epoch_chunks(6, layout, 'v1', 0, epoch, False, True, 2)
-                   for source in chunk.tolist()] for epoch in range(4)]
-        assert epochs == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5],
-                          [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
+        epochs = [
+            [
+                source
+                for chunk in epoch_chunks(6, layout, 'v1', 0, epoch, False, True, 2)
+                for source in chunk.tolist()
+            ]
+            for epoch in range(4)
+        ]
+        assert epochs == [
+            [0, 1, 2, 3, 4, 5],
+            [0, 1, 2, 3, 4, 5],
+            [0, 0, 1, 1, 2, 2],
+            [3, 3, 4, 4, 5, 5],
+        ]
 
-    @pytest.mark.parametrize('start, mode, found', [
-        (1, 'full', "start_epoch=1 .*mode='v1'"), (-1, 'v1', 'start_epoch=-1')])
+    @pytest.mark.parametrize(
+        'start, mode, found',
+        [(1, 'full', "start_epoch=1 .*mode='v1'"), (-1, 'v1', 'start_epoch=-1')],
+    )
     def test_start_that_does_not_fit(self, start, mode, found):
         with pytest.raises(ValueError, match=found):
             epoch_chunks(6, Layout(2), mode, 0, 0, True, True, start)
@@ -410,7 +452,6 @@ class TestPartlyRepeated:
 
 
 class TestEndless:
-
     @staticmethod
     def _take(count, size, layout, seed=0, shuffle=True, start=0):
         chunks = endless_chunks(size, layout, seed, shuffle, start)
@@ -419,22 +460,21 @@ class TestEndless:
 
     @_some
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SEEDS, SHUFFLES)
-    def test_ranks_partition_the_passes(self, size, num_repeats, world_size,
-                                        placement, seed, shuffle):
+    def test_ranks_partition_the_passes(
+        self, size, num_repeats, world_size, placement, seed, shuffle
+    ):
         passes = [shuffled_order(size, seed, e, shuffle) for e in range(3)]
         expected = _reference_deal(
-            np.concatenate(passes).tolist(), num_repeats, placement,
-            world_size)
+            np.concatenate(passes).tolist(), num_repeats, placement, world_size
+        )
         for rank in range(world_size):
             layout = Layout(num_repeats, placement, rank, world_size)
-            found = self._take(
-                len(expected[rank]), size, layout, seed, shuffle)
+            found = self._take(len(expected[rank]), size, layout, seed, shuffle)
             assert found == expected[rank]
 
     @_some
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, st.integers(0, 300))
-    def test_start_leaves_out_samples(self, size, num_repeats, world_size,
-                                      placement, start):
+    def test_start_leaves_out_samples(self, size, num_repeats, world_size, placement, start):
         layout = Layout(num_repeats, placement, world_size - 1, world_size)
         whole = self._take(start + 20, size, layout)
         assert self._take(20, size, layout, start=start) == whole[start:]
@@ -453,17 +493,14 @@ class TestEndless:
 
 
 class TestChecks:
-
     @pytest.mark.parametrize('batch_size,num_repeats', [(3, 3), (12, 4)])
     def test_fitting_batch_size(self, batch_size, num_repeats):
         check_batch_size(batch_size, num_repeats)
 
-    @pytest.mark.parametrize('batch_size,num_repeats,remedy', [
-        (7, 3, '6 or 9'),
-        (8, 3, '6 or 9'),
-        (2, 3, '3'),
-        (130, 4, '128 or 132'),
-    ])
+    @pytest.mark.parametrize(
+        'batch_size,num_repeats,remedy',
+        [(7, 3, '6 or 9'), (8, 3, '6 or 9'), (2, 3, '3'), (130, 4, '128 or 132')],
+    )
     def test_other_batch_size(self, batch_size, num_repeats, remedy):
         with pytest.raises(ValueError) as error:
             check_batch_size(batch_size, num_repeats)

@@ -1,4 +1,5 @@
 """rho over training: values at the corners, and what is refused."""
+
 import math
 
 import pytest
@@ -12,18 +13,30 @@ parts = st.floats(0, 1)
 
 
 class TestValues:
-
-    @pytest.mark.parametrize('kind, progress, expected', [
-        ('linear', 0, 0.5), ('linear', 0.2, 0.5), ('linear', 0.3, 1.0),
-        ('linear', 0.4, 1.5), ('linear', 0.5, 2.0), ('linear', 0.6, 2.5),
-        ('linear', 1, 2.5),
-        ('cosine', 0, 0.5), ('cosine', 0.2, 0.5), ('cosine', 0.4, 1.5),
-        ('cosine', 0.3, 0.5 + 1 - math.sqrt(0.5)),
-        ('cosine', 0.5, 0.5 + 1 + math.sqrt(0.5)),
-        ('cosine', 0.6, 2.5), ('cosine', 1, 2.5),
-        ('constant', 0, 2.5), ('constant', 0.2, 2.5), ('constant', 0.4, 2.5),
-        ('constant', 0.6, 2.5), ('constant', 1, 2.5),
-    ])
+    @pytest.mark.parametrize(
+        'kind, progress, expected',
+        [
+            ('linear', 0, 0.5),
+            ('linear', 0.2, 0.5),
+            ('linear', 0.3, 1.0),
+            ('linear', 0.4, 1.5),
+            ('linear', 0.5, 2.0),
+            ('linear', 0.6, 2.5),
+            ('linear', 1, 2.5),
+            ('cosine', 0, 0.5),
+            ('cosine', 0.2, 0.5),
+            ('cosine', 0.4, 1.5),
+            ('cosine', 0.3, 0.5 + 1 - math.sqrt(0.5)),
+            ('cosine', 0.5, 0.5 + 1 + math.sqrt(0.5)),
+            ('cosine', 0.6, 2.5),
+            ('cosine', 1, 2.5),
+            ('constant', 0, 2.5),
+            ('constant', 0.2, 2.5),
+            ('constant', 0.4, 2.5),
+            ('constant', 0.6, 2.5),
+            ('constant', 1, 2.5),
+        ],
+    )
     def test_corners(self, kind, progress, expected):
         assert RhoSchedule(kind, **MOVING).at(progress) == pytest.approx(expected)
 
@@ -51,7 +64,6 @@ class TestValues:
 
 
 class TestFromConfig:
-
     @pytest.mark.parametrize('number', [0, 1, 0.25, 3])
     def test_number(self, number):
         schedule = RhoSchedule.from_config(number)
@@ -88,9 +100,20 @@ class TestFromConfig:
             RhoSchedule.from_config({name: value})
         assert f'rho has {name}={value!r};' in str(error.value)
 
-    @pytest.mark.parametrize('begin, finish', [
-        (0.5, 0.5), (0.6, 0.5), (-0.1, 0.5), (0.5, 1.1), (1, 1), (math.nan, 1),
-        (0, math.nan), ('0', 1), (0, None)])
+    @pytest.mark.parametrize(
+        'begin, finish',
+        [
+            (0.5, 0.5),
+            (0.6, 0.5),
+            (-0.1, 0.5),
+            (0.5, 1.1),
+            (1, 1),
+            (math.nan, 1),
+            (0, math.nan),
+            ('0', 1),
+            (0, None),
+        ],
+    )
     def test_interval(self, begin, finish):
         with pytest.raises(ValueError, match='0 <= begin < finish <= 1') as error:
             RhoSchedule.from_config(dict(begin=begin, finish=finish))
@@ -108,13 +131,15 @@ class TestFromConfig:
 
 
 class TestKinds:
-
-    @pytest.mark.parametrize('schedule, constant', [
-        (RhoSchedule('constant', start=1, end=0), True),
-        (RhoSchedule('constant', end=2), True),
-        (RhoSchedule('cosine', start=2, end=2), True),
-        (RhoSchedule('linear', start=1, end=0), False),
-        (RhoSchedule('cosine', start=0, end=1), False),
-    ])
+    @pytest.mark.parametrize(
+        'schedule, constant',
+        [
+            (RhoSchedule('constant', start=1, end=0), True),
+            (RhoSchedule('constant', end=2), True),
+            (RhoSchedule('cosine', start=2, end=2), True),
+            (RhoSchedule('linear', start=1, end=0), False),
+            (RhoSchedule('cosine', start=0, end=1), False),
+        ],
+    )
     def test_constant(self, schedule, constant):
         assert schedule.is_constant == constant

@@ -1,4 +1,5 @@
 """The frameworks' data set classes read what the converters write and what CIFAR ships."""
+
 import pickle
 import struct
 import zipfile
@@ -50,17 +51,22 @@ def save_indices(mask, path):
 def test_mmdet_reads_voc2012_with_masks(voc):
     masks, splits = voc
     init_default_scope('mmdet')
-    loading = [dict(type='LoadImageFromFile'),
-               dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+    loading = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    ]
     packing = dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape'))
     for split, mask in masks.items():
-        dataset = MMDET_DATASETS.build(dict(
-            type='CocoDataset', ann_file=str(splits[split].ann_file),
-            data_prefix=dict(img=str(splits[split].image_dir)),
-            metainfo=dict(classes=VOC_CLASSES),
-            filter_cfg=dict(filter_empty_gt=False),
-            pipeline=[dict(type='lt_mm.InvertiblePipeline',
-                           transforms=[*loading, packing])]))
+        dataset = MMDET_DATASETS.build(
+            dict(
+                type='CocoDataset',
+                ann_file=str(splits[split].ann_file),
+                data_prefix=dict(img=str(splits[split].image_dir)),
+                metainfo=dict(classes=VOC_CLASSES),
+                filter_cfg=dict(filter_empty_gt=False),
+                pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=[*loading, packing])],
+            )
+        )
         assert len(dataset) == 1
         instances = dataset[0]['data_samples'].gt_instances
         expected = [label for label in np.unique(mask) if label > 0]
@@ -68,8 +74,7 @@ def test_mmdet_reads_voc2012_with_masks(voc):
         for found, label, box in zip(instances.masks.masks, expected, instances.bboxes):
             assert np.array_equal(found, mask == label)
             ys, xs = np.nonzero(mask == label)
-            assert box.tensor.flatten().tolist() == [
-                xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+            assert box.tensor.flatten().tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
         assert instances.source_ids[:, 1].tolist() == list(range(len(expected)))
 
 
@@ -78,6 +83,7 @@ def test_mmdet_reads_voc2012_with_masks(voc):
 
 class _Python2Pickler(pickle._Pickler):
     """Writes text and bytes as Python 2's str, as the archives have them."""
+
     dispatch = dict(pickle._Pickler.dispatch)
 
     def _save_str(self, obj):
@@ -107,8 +113,10 @@ class MadeCIFAR100(CIFAR100):
     test_list = [[name, None] for name, _ in CIFAR100.test_list]
 
 
-@pytest.fixture(params=[(MadeCIFAR10, 'labels', 10), (MadeCIFAR100, 'fine_labels', 100)],
-                ids=['cifar10', 'cifar100'])
+@pytest.fixture(
+    params=[(MadeCIFAR10, 'labels', 10), (MadeCIFAR100, 'fine_labels', 100)],
+    ids=['cifar10', 'cifar100'],
+)
 def cifar(request, tmp_path):
     """Pickles of three images each: rows of 1024 red, 1024 green and 1024 blue bytes."""
     cls, key, count = request.param
@@ -138,8 +146,12 @@ def cifar(request, tmp_path):
 def test_cifar_pickles(cifar, split):
     cls, root, expected = cifar
     init_default_scope('mmpretrain')
-    dataset = cls(data_root=str(root), split=split, download=False, pipeline=[
-        dict(type='lt_mm.InvertiblePipeline', transforms=[dict(type='PackInputs')])])
+    dataset = cls(
+        data_root=str(root),
+        split=split,
+        download=False,
+        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=[dict(type='PackInputs')])],
+    )
     images, labels = expected[split]
     assert len(dataset) == len(images)
     assert len(dataset.CLASSES) == (10 if cls is MadeCIFAR10 else 100)
@@ -180,8 +192,7 @@ def assert_folders_are_read(root, classes):
         item = val[i]
         path = Path(item['data_samples'].img_path)
         assert item['data_samples'].gt_label == classes.index(path.parent.name)
-        data = preprocessor(dict(inputs=[item['inputs']],
-                                 data_samples=[item['data_samples']]))
+        data = preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))
         rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
         expected = torch.from_numpy((rgb - mean) / std).permute(2, 0, 1).float()
         torch.testing.assert_close(data['inputs'][0], expected)

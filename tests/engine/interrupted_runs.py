@@ -2,6 +2,7 @@
 
 Processes are forked from a server that has imported everything once.
 """
+
 import contextlib
 import copy
 import multiprocessing
@@ -27,6 +28,7 @@ BATCHES = 6
 @HOOKS.register_module()
 class Trace(Hook):
     """Writes what was trained on and validated, so that it outlives the process."""
+
     priority = 'VERY_LOW'
 
     def __init__(self, name='trace'):
@@ -90,17 +92,24 @@ def write_pictures(root):
 
 def write_config(pictures, folder, seed_steps=True, hooks=(), **more):
     """A tiny classifier with dropout, momentum, and random augmentations."""
-    cfg = classifier_config(pictures, folder, **{
-        'train_dataloader.batch_size': 4,
-        'train_dataloader.sampler.num_repeats': 2,
-        'train_cfg.max_epochs': 3,
-        'model.backbone.drop_path_rate': 0.2,
-        'default_hooks.checkpoint.max_keep_ckpts': 1,
-        'custom_imports': dict(imports=['tests.engine.interrupted_runs']),
-        'custom_hooks': [dict(type='Trace'), *hooks,
-                         dict(type='lt_mm.ResumeHook', seed_steps=seed_steps)],
-        **copy.deepcopy(more)  # merging takes _delete_ out of them
-    })
+    cfg = classifier_config(
+        pictures,
+        folder,
+        **{
+            'train_dataloader.batch_size': 4,
+            'train_dataloader.sampler.num_repeats': 2,
+            'train_cfg.max_epochs': 3,
+            'model.backbone.drop_path_rate': 0.2,
+            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            'custom_imports': dict(imports=['tests.engine.interrupted_runs']),
+            'custom_hooks': [
+                dict(type='Trace'),
+                *hooks,
+                dict(type='lt_mm.ResumeHook', seed_steps=seed_steps),
+            ],
+            **copy.deepcopy(more),  # merging takes _delete_ out of them
+        },
+    )
     path = folder / 'config.py'
     cfg.dump(str(path))
     return path
@@ -110,11 +119,19 @@ def validation(pictures):
     """Settings of a validation of 3 batches after each epoch."""
     return {
         'val_dataloader': dict(
-            _delete_=True, batch_size=4, num_workers=0, persistent_workers=False,
+            _delete_=True,
+            batch_size=4,
+            num_workers=0,
+            persistent_workers=False,
             sampler=dict(type='DefaultSampler', shuffle=False),
-            dataset=dict(type='CustomDataset', data_root=str(pictures), pipeline=[
-                dict(type='LoadImageFromFile'), dict(type='PackInputs')])),
-        'val_cfg': dict(), 'val_evaluator': dict(type='Accuracy', topk=(1, )),
+            dataset=dict(
+                type='CustomDataset',
+                data_root=str(pictures),
+                pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+            ),
+        ),
+        'val_cfg': dict(),
+        'val_evaluator': dict(type='Accuracy', topk=(1,)),
     }
 
 
@@ -133,7 +150,8 @@ def run(config, work_dir, interrupt=None, write_event=None, options=None):
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([__name__])
     process = context.Process(
-        target=_train, args=(str(config), str(work_dir), interrupt, write_event, options))
+        target=_train, args=(str(config), str(work_dir), interrupt, write_event, options)
+    )
     process.start()
     process.join(timeout=120)
     if process.exitcode is None:
@@ -168,8 +186,11 @@ def _train(config, work_dir, interrupt, write_event, options):
     options = dict(options or {})
     if write_event is not None:
         _kill_at_write_event(write_event)
-    with open(f'{work_dir}/output.txt', 'a') as file, \
-            contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with (
+        open(f'{work_dir}/output.txt', 'a') as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
         if interrupt is not None:
             hooks = launch.load_config(config).custom_hooks
             options['custom_hooks'] = [*hooks, dict(type='Interrupt', **interrupt)]
@@ -177,6 +198,7 @@ def _train(config, work_dir, interrupt, write_event, options):
             launch.train(config, work_dir=work_dir, resume='auto', cfg_options=options)
         except Exception:  # the traceback belongs in the file; the exit code says the rest
             import traceback
+
             traceback.print_exc()
             sys.exit(1)
 
@@ -193,7 +215,6 @@ def _kill_at_write_event(number):
         os.kill(os.getpid(), signal.SIGKILL)
 
     class HalfWritten:
-
         def __init__(self, file):
             self.file = file
 
@@ -208,7 +229,7 @@ def _kill_at_write_event(number):
 
         def write(self, content):
             if is_due():
-                self.file.write(content[:len(content) // 2])
+                self.file.write(content[: len(content) // 2])
                 self.file.flush()
                 die()
             self.file.write(content)
@@ -223,6 +244,6 @@ def _kill_at_write_event(number):
             die()
 
     os_replace = os.replace
-    checkpoints.open = lambda *args: HalfWritten(open(*args))
+    checkpoints.open = lambda *args: HalfWritten(open(*args))  # noqa: SIM115 (the caller closes it)
     checkpoints.os.replace = replace
     checkpoints._sync_folder = sync_folder

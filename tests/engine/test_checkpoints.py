@@ -1,4 +1,5 @@
 """Checkpoints: written whole, chosen whole, loaded without running code."""
+
 import os
 import pickle
 from collections import OrderedDict
@@ -11,16 +12,21 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as stock_module
-from mmengine.runner import load_checkpoint
 from torch import nn
 
 from lt_mm.engine import launch
-from lt_mm.engine.checkpoints import (AtomicBackend, AtomicCheckpointHook,
-                                        UntrustedCheckpointError, checkpoint_loading,
-                                        find_resumable, is_complete, load_weights_only,
-                                        write_last_checkpoint)
+from lt_mm.engine.checkpoints import (
+    AtomicBackend,
+    AtomicCheckpointHook,
+    UntrustedCheckpointError,
+    checkpoint_loading,
+    find_resumable,
+    is_complete,
+    load_weights_only,
+    write_last_checkpoint,
+)
 from lt_mm.registry import HOOKS
 from tests.engine.interrupted_runs import write_config, write_pictures
 
@@ -32,7 +38,7 @@ class Malicious:
         self.path = str(path)
 
     def __reduce__(self):
-        return os.mkdir, (self.path, )
+        return os.mkdir, (self.path,)
 
 
 class CallsThroughGetattr:
@@ -43,14 +49,19 @@ class CallsThroughGetattr:
 
 
 def checkpoint(num_iters=3, **more):
-    return dict(meta=dict(epoch=1, iter=num_iters), optimizer={}, message_hub={},
-                state_dict=nn.Linear(2, 1).state_dict(), **more)
+    return dict(
+        meta=dict(epoch=1, iter=num_iters),
+        optimizer={},
+        message_hub={},
+        state_dict=nn.Linear(2, 1).state_dict(),
+        **more,
+    )
 
 
 def write(path, content=None, share=1.0):
     torch.save(content or checkpoint(), path)
     content = Path(path).read_bytes()
-    Path(path).write_bytes(content[:int(share * len(content))])
+    Path(path).write_bytes(content[: int(share * len(content))])
     return str(path)
 
 
@@ -60,8 +71,9 @@ def damage(path, content):
     weight = content['state_dict']['weight'].numpy().tobytes()
     written[written.index(weight)] ^= 1
     path.write_bytes(written)
-    assert not torch.equal(torch.load(path)['state_dict']['weight'],
-                           content['state_dict']['weight'])
+    assert not torch.equal(
+        torch.load(path)['state_dict']['weight'], content['state_dict']['weight']
+    )
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
@@ -84,10 +96,15 @@ class FakeRunner(SimpleNamespace):
     def __init__(self, work_dir):
         info = {}
         super().__init__(
-            work_dir=str(work_dir), epoch=0, iter=0, seen=[],
+            work_dir=str(work_dir),
+            epoch=0,
+            iter=0,
+            seen=[],
             logger=SimpleNamespace(info=print, warning=print),
-            message_hub=SimpleNamespace(runtime_info=info, get_info=info.get,
-                                        update_info=info.__setitem__))
+            message_hub=SimpleNamespace(
+                runtime_info=info, get_info=info.get, update_info=info.__setitem__
+            ),
+        )
 
     def save_checkpoint(self, out_dir, filename, *args, backend_args, **kwargs):
         self.seen.append(sorted(path.name for path in Path(out_dir).glob('*.pth')))
@@ -149,9 +166,14 @@ def test_without_it_the_complete_one_with_most_iterations_is(tmp_path, last):
 def test_what_mmengine_puts_into_checkpoints_is_loaded(tmp_path):
     history = HistoryBuffer([1.0, 3.0], [1, 1])
     content = checkpoint(
-        log_scalars=OrderedDict(loss=history), best=np.float64(0.5), count=np.int64(3),
-        palette=np.arange(6, dtype=np.uint8).reshape(2, 3), names=np.array(['a', 'bc']),
-        mask=np.array([True, False]), dataset_meta=ConfigDict(a=dict(b=[1, 2])))
+        log_scalars=OrderedDict(loss=history),
+        best=np.float64(0.5),
+        count=np.int64(3),
+        palette=np.arange(6, dtype=np.uint8).reshape(2, 3),
+        names=np.array(['a', 'bc']),
+        mask=np.array([True, False]),
+        dataset_meta=ConfigDict(a=dict(b=[1, 2])),
+    )
     loaded = load_weights_only(write(tmp_path / 'a.pth', content))
     assert loaded['log_scalars']['loss'].mean() == 2.0
     assert loaded['best'] == 0.5 and loaded['count'] == 3
@@ -164,7 +186,7 @@ def test_what_mmengine_puts_into_checkpoints_is_loaded(tmp_path):
 def test_numpys_names_of_both_major_versions_are_known(tmp_path):
     """A file of numpy 1 is loaded with numpy 2, and the other way round."""
     content = pickle.dumps(np.arange(3.0), protocol=2)
-    here, = {name for name in (b'numpy._core', b'numpy.core') if name in content}
+    (here,) = {name for name in (b'numpy._core', b'numpy.core') if name in content}
     for name in (b'numpy._core.multiarray', b'numpy.core.multiarray'):
         path = tmp_path / 'legacy.pth'
         torch.save(np.arange(3.0), path, _use_new_zipfile_serialization=False)
@@ -212,8 +234,10 @@ def test_getattr_in_a_checkpoint_reaches_nothing_else(tmp_path):
 
 def test_weights_from_addresses_are_guarded_too(malicious, monkeypatch):
     """``torchvision://`` and the like end in torch's own loader of addresses."""
-    monkeypatch.setattr('mmengine.runner.checkpoint.load_url',
-                        lambda url, **kwargs: torch.load(malicious, weights_only=False))
+    monkeypatch.setattr(
+        'mmengine.runner.checkpoint.load_url',
+        lambda url, **kwargs: torch.load(malicious, weights_only=False),
+    )
     with checkpoint_loading(), pytest.raises(UntrustedCheckpointError, match='https://'):
         load_checkpoint(nn.Linear(2, 1), 'https://example.com/malicious.pth')
 
@@ -266,21 +290,28 @@ def test_no_way_into_the_tools_runs_code(malicious, tmp_path, setting):
 
 def test_tools_make_interruptions_harmless(built, tmp_path):
     train(tmp_path)
-    train(tmp_path, "stock = dict(type='CheckpointHook', interval=7)\n"
-                    'default_hooks = dict(checkpoint=stock)\n'
-                    "custom_hooks = [dict(type='ResumeHook', seed_steps=True)]\n")
+    train(
+        tmp_path,
+        "stock = dict(type='CheckpointHook', interval=7)\n"
+        'default_hooks = dict(checkpoint=stock)\n'
+        "custom_hooks = [dict(type='ResumeHook', seed_steps=True)]\n",
+    )
     train(tmp_path, "default_hooks = dict(checkpoint=dict(type='Other'))\n")
     hooks = [dict(type='lt_mm.PreemptionHook'), dict(type='lt_mm.ResumeHook')]
     assert [cfg.custom_hooks for cfg in built] == [
-        hooks, [dict(type='ResumeHook', seed_steps=True), hooks[0]], hooks]
+        hooks,
+        [dict(type='ResumeHook', seed_steps=True), hooks[0]],
+        hooks,
+    ]
     assert [cfg.default_hooks.checkpoint for cfg in built] == [
         dict(type='lt_mm.AtomicCheckpointHook', interval=1),
-        dict(type='lt_mm.AtomicCheckpointHook', interval=7), dict(type='Other')]
+        dict(type='lt_mm.AtomicCheckpointHook', interval=7),
+        dict(type='Other'),
+    ]
     assert all(HOOKS.get(hook['type'].split('.')[1]) for hook in hooks)
 
 
-def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(
-        built, tmp_path):
+def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(built, tmp_path):
     text = "load_from = 'pretrained.pth'\n"
     train(tmp_path, text, resume='auto')
     saved = write(tmp_path / 'epoch_1.pth')
@@ -288,4 +319,8 @@ def test_resume_without_a_checkpoint_starts_from_the_weights_of_the_config(
     train(tmp_path, text, resume='other.pth')
     train(tmp_path, 'resume = True\n')
     assert [(cfg.resume, cfg.load_from) for cfg in built] == [
-        (False, 'pretrained.pth'), (True, saved), (True, 'other.pth'), (True, saved)]
+        (False, 'pretrained.pth'),
+        (True, saved),
+        (True, 'other.pth'),
+        (True, saved),
+    ]

@@ -1,4 +1,5 @@
 """Runs that are killed or asked to stop end as if nothing had happened."""
+
 import json
 import multiprocessing
 import os
@@ -25,9 +26,17 @@ from torch.utils.data import DataLoader
 from lt_mm.engine.checkpoints import find_resumable, load_weights_only
 from lt_mm.engine.hooks.preemption_hook import REQUEUE_EXIT_CODE, SIGNALS, PreemptionHook
 from lt_mm.engine.hooks.resume_hook import ResumeHook, _Batch
-from tests.engine.interrupted_runs import (BATCHES, assert_same_weights, output, run,
-                                             trace, validation, write_config,
-                                             write_pictures)
+from tests.engine.interrupted_runs import (
+    BATCHES,
+    assert_same_weights,
+    output,
+    run,
+    trace,
+    validation,
+    write_config,
+    write_pictures,
+)
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -35,14 +44,18 @@ def iter_based():
     return {
         'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=10, val_interval=4),
         'train_dataloader.sampler.type': 'lt_mm.InfiniteGroupedRepeatAugSampler',
-        'default_hooks.checkpoint': dict(
-            type='CheckpointHook', by_epoch=False, interval=5),
+        'default_hooks.checkpoint': dict(type='CheckpointHook', by_epoch=False, interval=5),
     }
 
 
-WRITE_EVENTS = ('half of a checkpoint', 'a checkpoint without its name',
-                'a new checkpoint', 'half of last_checkpoint',
-                'last_checkpoint without its name', 'a new last_checkpoint')
+WRITE_EVENTS = (
+    'half of a checkpoint',
+    'a checkpoint without its name',
+    'a new checkpoint',
+    'half of last_checkpoint',
+    'last_checkpoint without its name',
+    'a new last_checkpoint',
+)
 
 
 @pytest.fixture(scope='module')
@@ -62,16 +75,17 @@ def uninterrupted(pictures, tmp_path_factory):
 def test_killed_while_it_trains_and_while_it_writes(uninterrupted, tmp_path):
     """Events: 0-2 of epoch_1.pth, 3-5 of last_checkpoint, and so on."""
     config, reference = uninterrupted
-    kills = [dict(write_event=0),  # half of the first checkpoint
-             dict(write_event=3),  # half of the first last_checkpoint
-             dict(interrupt=dict(number=signal.SIGKILL, at=BATCHES + 2)),
-             dict(write_event=1)]  # the second checkpoint, before it has its name
+    kills = [
+        dict(write_event=0),  # half of the first checkpoint
+        dict(write_event=3),  # half of the first last_checkpoint
+        dict(interrupt=dict(number=signal.SIGKILL, at=BATCHES + 2)),
+        dict(write_event=1),
+    ]  # the second checkpoint, before it has its name
     for kill in kills:
         assert run(config, tmp_path, **kill) == -signal.SIGKILL, output(tmp_path)
     assert run(config, tmp_path) == 0, output(tmp_path)
     # Nothing to go on from; epoch_1.pth without last_checkpoint; epoch_1.pth twice.
-    assert trace(tmp_path, 'start') == [
-        f'start {n * BATCHES}' for n in (0, 0, 1, 1, 1)]
+    assert trace(tmp_path, 'start') == [f'start {n * BATCHES}' for n in (0, 0, 1, 1, 1)]
     assert_same_weights(tmp_path / 'epoch_3.pth', reference / 'epoch_3.pth')
     assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
 
@@ -118,24 +132,32 @@ def check_preempted(config, reference, work_dir, interrupt, num_done, last):
     assert not saved.exists()
 
 
-@pytest.mark.parametrize('at', [
-    2 * BATCHES - 1, pytest.param(BATCHES + 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('at', [2 * BATCHES - 1, pytest.param(BATCHES + 2, marks=pytest.mark.slow)])
 def test_preempted_in_an_epoch_and_at_its_last_step(uninterrupted, tmp_path, at):
     interrupt = dict(number=signal.SIGTERM, at=at)
     check_preempted(*uninterrupted, tmp_path, interrupt, at + 1, 'epoch_3.pth')
 
 
-@pytest.mark.parametrize('stage, at', [
-    ('val', BATCHES), pytest.param('train', BATCHES - 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'stage, at', [('val', BATCHES), pytest.param('train', BATCHES - 1, marks=pytest.mark.slow)]
+)
 def test_preempted_in_a_validation_of_averaged_weights(pictures, tmp_path, stage, at):
     config = write_config(
-        pictures, tmp_path, hooks=[dict(type='EMAHook', momentum=0.1)],
-        **{**validation(pictures), 'train_cfg.max_epochs': 2})
+        pictures,
+        tmp_path,
+        hooks=[dict(type='EMAHook', momentum=0.1)],
+        **{**validation(pictures), 'train_cfg.max_epochs': 2},
+    )
     assert run(config, tmp_path / 'reference') == 0, output(tmp_path / 'reference')
     assert len(trace(tmp_path / 'reference', 'val')) == 2
-    check_preempted(config, tmp_path / 'reference', tmp_path / 'run',
-                    dict(number=signal.SIGUSR1, at=at, stage=stage), BATCHES,
-                    'epoch_2.pth')
+    check_preempted(
+        config,
+        tmp_path / 'reference',
+        tmp_path / 'run',
+        dict(number=signal.SIGUSR1, at=at, stage=stage),
+        BATCHES,
+        'epoch_2.pth',
+    )
 
 
 @pytest.mark.parametrize('at', [3, pytest.param(1, marks=pytest.mark.slow)])
@@ -144,90 +166,145 @@ def test_preempted_in_an_iteration_based_loop(pictures, tmp_path, at):
     config = write_config(pictures, tmp_path, **validation(pictures), **iter_based())
     assert run(config, tmp_path / 'reference') == 0, output(tmp_path / 'reference')
     assert len(trace(tmp_path / 'reference', 'val')) == 3
-    check_preempted(config, tmp_path / 'reference', tmp_path / 'run',
-                    dict(number=signal.SIGTERM, at=at), at + 1, 'iter_10.pth')
+    check_preempted(
+        config,
+        tmp_path / 'reference',
+        tmp_path / 'run',
+        dict(number=signal.SIGTERM, at=at),
+        at + 1,
+        'iter_10.pth',
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('persistent', [False, True])
 def test_processes_that_load_data(uninterrupted, pictures, tmp_path, persistent):
     """The whole process group gets the signal; the draws are those without workers."""
-    config = write_config(pictures, tmp_path, **{
-        'train_dataloader.num_workers': 2,
-        'train_dataloader.persistent_workers': persistent})
-    check_preempted(config, uninterrupted[1], tmp_path / 'run', dict(
-        number=signal.SIGTERM, at=BATCHES + 1, group=True), BATCHES + 2, 'epoch_3.pth')
+    config = write_config(
+        pictures,
+        tmp_path,
+        **{'train_dataloader.num_workers': 2, 'train_dataloader.persistent_workers': persistent},
+    )
+    check_preempted(
+        config,
+        uninterrupted[1],
+        tmp_path / 'run',
+        dict(number=signal.SIGTERM, at=BATCHES + 1, group=True),
+        BATCHES + 2,
+        'epoch_3.pth',
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(_InfiniteDataloaderIterator, 'skip_iter'),
-                    reason='refused with mmengine < 0.10.8')
+@pytest.mark.skipif(
+    not hasattr(_InfiniteDataloaderIterator, 'skip_iter'), reason='refused with mmengine < 0.10.8'
+)
 def test_processes_that_load_data_of_an_iteration_based_loop(pictures, tmp_path):
     (tmp_path / 'workers').mkdir()
     config = write_config(pictures, tmp_path, **iter_based())
     assert run(config, tmp_path / 'reference') == 0, output(tmp_path / 'reference')
-    config = write_config(pictures, tmp_path / 'workers', **{
-        **iter_based(), 'train_dataloader.num_workers': 2})
-    check_preempted(config, tmp_path / 'reference', tmp_path / 'run', dict(
-        number=signal.SIGTERM, at=6, group=True), 7, 'iter_10.pth')
+    config = write_config(
+        pictures, tmp_path / 'workers', **{**iter_based(), 'train_dataloader.num_workers': 2}
+    )
+    check_preempted(
+        config,
+        tmp_path / 'reference',
+        tmp_path / 'run',
+        dict(number=signal.SIGTERM, at=6, group=True),
+        7,
+        'iter_10.pth',
+    )
 
 
 @pytest.mark.slow
 def test_epochs_resume_exactly_with_the_stock_seeds_of_workers(pictures, tmp_path):
     """Without seed_steps: MMEngine seeds new workers alike in every epoch."""
-    config = write_config(pictures, tmp_path, seed_steps=False, **{
-        'train_dataloader.num_workers': 2, 'model.backbone.drop_path_rate': 0.0})
+    config = write_config(
+        pictures,
+        tmp_path,
+        seed_steps=False,
+        **{'train_dataloader.num_workers': 2, 'model.backbone.drop_path_rate': 0.0},
+    )
     assert run(config, tmp_path / 'reference') == 0
     kill = dict(number=signal.SIGKILL, at=BATCHES + 1)
     assert run(config, tmp_path / 'run', kill) == -signal.SIGKILL
     assert run(config, tmp_path / 'run') == 0
     assert trace(tmp_path / 'run', 'start') == ['start 0', f'start {BATCHES}']
-    assert_same_weights(tmp_path / 'run' / 'epoch_3.pth',
-                        tmp_path / 'reference' / 'epoch_3.pth')
+    assert_same_weights(tmp_path / 'run' / 'epoch_3.pth', tmp_path / 'reference' / 'epoch_3.pth')
 
 
 @pytest.mark.slow
 def test_accumulated_gradients_are_used_before_the_run_stops(pictures, tmp_path):
-    config = write_config(
-        pictures, tmp_path, **{'optim_wrapper.accumulative_counts': 3})
+    config = write_config(pictures, tmp_path, **{'optim_wrapper.accumulative_counts': 3})
     assert run(config, tmp_path / 'reference') == 0
-    check_preempted(config, tmp_path / 'reference', tmp_path / 'run',
-                    dict(number=signal.SIGTERM, at=6), 9, 'epoch_3.pth')
+    check_preempted(
+        config,
+        tmp_path / 'reference',
+        tmp_path / 'run',
+        dict(number=signal.SIGTERM, at=6),
+        9,
+        'epoch_3.pth',
+    )
 
 
 @pytest.mark.slow
 def test_samples_without_seeds_in_the_config(pictures, tmp_path):
     """The sampler draws a seed, which the checkpoint keeps: no sample twice."""
-    config = write_config(pictures, tmp_path, seed_steps=False,
-                          randomness=dict(seed=None))
+    config = write_config(pictures, tmp_path, seed_steps=False, randomness=dict(seed=None))
     interrupt = dict(number=signal.SIGTERM, at=BATCHES + 2)
     assert run(config, tmp_path / 'run', interrupt) == REQUEUE_EXIT_CODE
     assert run(config, tmp_path / 'run') == 0
     steps = trace(tmp_path / 'run', 'step')
     assert [int(step.split()[1]) for step in steps] == list(range(3 * BATCHES))
     for epoch in range(3):
-        seen = sorted(index for step in steps[epoch * BATCHES:(epoch + 1) * BATCHES]
-                      for index in json.loads(step.split(maxsplit=2)[2]))
+        seen = sorted(
+            index
+            for step in steps[epoch * BATCHES : (epoch + 1) * BATCHES]
+            for index in json.loads(step.split(maxsplit=2)[2])
+        )
         assert seen == sorted(2 * list(range(2 * BATCHES)))
 
 
 def torchrun(config, work_dir, **more):
     command = [
-        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-        '2', 'tools/train.py', str(config), '--launcher', 'pytorch', '--work-dir',
-        str(work_dir), '--resume']
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        '2',
+        'tools/train.py',
+        str(config),
+        '--launcher',
+        'pytorch',
+        '--work-dir',
+        str(work_dir),
+        '--resume',
+    ]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, env=dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1',
-                            PYTHONPATH=str(REPOSITORY)), **more)
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(
+            os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', PYTHONPATH=str(REPOSITORY)
+        ),
+        **more,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', ['train', 'val'])
 def test_two_processes_of_which_one_gets_the_signal(pictures, tmp_path, stage):
     """Both stop at the same step; the signal goes to one, and to the launcher later."""
-    interrupt = dict(type='Interrupt', number=signal.SIGTERM.value, rank=1, stage=stage,
-                     at=1 if stage == 'train' else BATCHES // 2)
+    interrupt = dict(
+        type='Interrupt',
+        number=signal.SIGTERM.value,
+        rank=1,
+        stage=stage,
+        at=1 if stage == 'train' else BATCHES // 2,
+    )
     (tmp_path / 'stopped').mkdir()
     options = {**validation(pictures), 'train_cfg.max_epochs': 2}
     config = write_config(pictures, tmp_path, **options)
@@ -246,12 +323,12 @@ def test_two_processes_of_which_one_gets_the_signal(pictures, tmp_path, stage):
     whole = torchrun(config, tmp_path / 'reference')
     assert whole.wait(timeout=240) == 0
     for rank in range(2):
-        kinds = ('step', 'val') if rank == 0 else ('step', )  # metrics are rank 0's
-        found, expected = (trace(tmp_path / name, *kinds, name=f'trace{rank}')
-                           for name in ('run', 'reference'))
+        kinds = ('step', 'val') if rank == 0 else ('step',)  # metrics are rank 0's
+        found, expected = (
+            trace(tmp_path / name, *kinds, name=f'trace{rank}') for name in ('run', 'reference')
+        )
         assert found == expected
-    assert_same_weights(tmp_path / 'run' / 'epoch_2.pth',
-                        tmp_path / 'reference' / 'epoch_2.pth')
+    assert_same_weights(tmp_path / 'run' / 'epoch_2.pth', tmp_path / 'reference' / 'epoch_2.pth')
 
 
 # ---------------------------------------------------------------- the hooks alone
@@ -270,20 +347,27 @@ class Sources(torch.utils.data.Dataset):
         return dict(width=2 + index % 3, height=3)
 
 
-def make_runner(epoch=0, iteration=0, loop_type=EpochBasedTrainLoop, num_workers=0,
-                sampler=None):
+def make_runner(epoch=0, iteration=0, loop_type=EpochBasedTrainLoop, num_workers=0, sampler=None):
     """A runner with batches of two of one shape, four an epoch and one of the rest."""
     sampler = sampler or DefaultSampler(Sources(), shuffle=True, seed=1)
     loader = DataLoader(
-        sampler.dataset, collate_fn=list, num_workers=num_workers,
-        batch_sampler=AspectRatioBatchSampler(sampler, batch_size=2))
+        sampler.dataset,
+        collate_fn=list,
+        num_workers=num_workers,
+        batch_sampler=AspectRatioBatchSampler(sampler, batch_size=2),
+    )
     loop = loop_type.__new__(loop_type)
     loop.dataloader, loop._epoch, loop._iter = loader, epoch, iteration
     if loop_type is not EpochBasedTrainLoop:
         loop.dataloader_iterator = None
     runner = SimpleNamespace(
-        epoch=epoch, iter=iteration, seed=0, train_loop=loop, val_loop=None,
-        logger=SimpleNamespace(info=print, warning=print))
+        epoch=epoch,
+        iter=iteration,
+        seed=0,
+        train_loop=loop,
+        val_loop=None,
+        logger=SimpleNamespace(info=print, warning=print),
+    )
     return runner, loader
 
 
@@ -329,10 +413,14 @@ def test_the_sampler_gets_the_seed_of_the_checkpoint():
 
 
 SCHEDULERS = dict(
-    OneCycleLR=dict(eta_max=1.0, total_steps=8), ReduceOnPlateauLR=dict(monitor='loss'),
-    CosineAnnealingLR=dict(T_max=8), CosineRestartLR=dict(
-        periods=[4, 4], restart_weights=[1, 1], eta_min=0),
-    LinearLR=dict(end=4), MultiStepLR=dict(milestones=[2, 5]), PolyLR=dict(eta_min=0.1))
+    OneCycleLR=dict(eta_max=1.0, total_steps=8),
+    ReduceOnPlateauLR=dict(monitor='loss'),
+    CosineAnnealingLR=dict(T_max=8),
+    CosineRestartLR=dict(periods=[4, 4], restart_weights=[1, 1], eta_min=0),
+    LinearLR=dict(end=4),
+    MultiStepLR=dict(milestones=[2, 5]),
+    PolyLR=dict(eta_min=0.1),
+)
 
 
 @pytest.mark.parametrize('by_optimizer', [False, True])
@@ -355,8 +443,11 @@ def test_schedulers_go_on_from_a_checkpoint_without_code(name, by_optimizer, tmp
     optimizer, scheduler = build()
     rates(optimizer, scheduler, 3)
     states = [scheduler.state_dict()]
-    checkpoint = dict(meta={}, optimizer=optimizer.state_dict(),
-                      param_schedulers=dict(backbone=states) if by_optimizer else states)
+    checkpoint = dict(
+        meta={},
+        optimizer=optimizer.state_dict(),
+        param_schedulers=dict(backbone=states) if by_optimizer else states,
+    )
     ResumeHook().before_save_checkpoint(make_runner()[0], checkpoint)
     torch.save(checkpoint, tmp_path / 'a.pth')
     saved = load_weights_only(str(tmp_path / 'a.pth'))
@@ -390,7 +481,7 @@ def test_workers_of_an_unknown_sampler_in_an_iteration_based_loop_are_refused():
 def test_batches_of_another_kind_are_refused():
     runner, _ = make_runner()
     runner.train_loop.dataloader = DataLoader(Sources(), batch_sampler=[[0, 1], [2, 3]])
-    with pytest.raises(ValueError, match="BatchSampler.*list"):
+    with pytest.raises(ValueError, match='BatchSampler.*list'):
         resume(runner, seed_steps=True)
 
 
@@ -406,7 +497,7 @@ def test_seeded_data_go_to_workers_that_are_not_forked():
 def test_signals_in_another_thread_are_not_promised():
     messages, hook, (runner, _) = [], PreemptionHook(), make_runner()
     runner.logger.warning = messages.append
-    thread = threading.Thread(target=hook.before_train, args=(runner, ))
+    thread = threading.Thread(target=hook.before_train, args=(runner,))
     before = signal.getsignal(signal.SIGTERM)
     thread.start()
     thread.join()
@@ -418,7 +509,8 @@ def test_handlers_are_for_the_training_and_this_process_alone():
     before = [signal.signal(number, signal.SIG_DFL) for number in SIGNALS]
     hook.before_train(runner)
     child = multiprocessing.get_context('fork').Process(
-        target=signal.raise_signal, args=(signal.SIGTERM, ))
+        target=signal.raise_signal, args=(signal.SIGTERM,)
+    )
     child.start()
     child.join(timeout=60)
     assert child.exitcode == -signal.SIGTERM

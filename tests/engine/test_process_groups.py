@@ -1,4 +1,5 @@
 """What a rank reads from its launcher, the ports, and real launches on the CPU."""
+
 import json
 import os
 import re
@@ -11,17 +12,24 @@ import torch.distributed as torch_dist
 from mmengine.config import Config
 
 from lt_mm.engine import launch, process_groups
-from lt_mm.engine.process_groups import (LaunchError, check_port,
-                                           prepare_process_group, read_ranks)
-from tests.launch_data import (REPOSITORY, assert_trained_alike, finish, start,
-                               write_config)
+from lt_mm.engine.process_groups import LaunchError, check_port, prepare_process_group, read_ranks
+from tests.launch_data import REPOSITORY, assert_trained_alike, finish, start, write_config
 
-TORCHRUN = dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', MASTER_ADDR='node7',
-                MASTER_PORT='29511')
-SLURM = dict(SLURM_PROCID='1', SLURM_NTASKS='2', SLURM_LOCALID='1',
-             SLURM_NODELIST='node7', SLURM_JOB_ID='1234', SLURM_STEP_ID='0')
-MPI = dict(OMPI_COMM_WORLD_RANK='1', OMPI_COMM_WORLD_SIZE='2',
-           OMPI_COMM_WORLD_LOCAL_RANK='1', OMPI_COMM_WORLD_LOCAL_SIZE='2')
+TORCHRUN = dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', MASTER_ADDR='node7', MASTER_PORT='29511')
+SLURM = dict(
+    SLURM_PROCID='1',
+    SLURM_NTASKS='2',
+    SLURM_LOCALID='1',
+    SLURM_NODELIST='node7',
+    SLURM_JOB_ID='1234',
+    SLURM_STEP_ID='0',
+)
+MPI = dict(
+    OMPI_COMM_WORLD_RANK='1',
+    OMPI_COMM_WORLD_SIZE='2',
+    OMPI_COMM_WORLD_LOCAL_RANK='1',
+    OMPI_COMM_WORLD_LOCAL_SIZE='2',
+)
 ENVIRONMENTS = dict(pytorch=TORCHRUN, slurm=SLURM, mpi=MPI)
 EPHEMERAL = range(32768, 61000)
 
@@ -69,9 +77,15 @@ def test_ranks_of_mpi():
     assert read_ranks('mpi', MPI) == (1, 2, 1, '127.0.0.1', 29500)
 
 
-@pytest.mark.parametrize('launcher, name', [
-    (launcher, name) for launcher, environ in ENVIRONMENTS.items() for name in environ
-    if name not in ('OMPI_COMM_WORLD_LOCAL_SIZE', )])
+@pytest.mark.parametrize(
+    'launcher, name',
+    [
+        (launcher, name)
+        for launcher, environ in ENVIRONMENTS.items()
+        for name in environ
+        if name not in ('OMPI_COMM_WORLD_LOCAL_SIZE',)
+    ],
+)
 def test_missing_variable_is_named_with_the_command_that_sets_it(launcher, name):
     environ = {key: value for key, value in ENVIRONMENTS[launcher].items() if key != name}
     with pytest.raises(LaunchError, match=f'{name} is not set') as error:
@@ -80,13 +94,16 @@ def test_missing_variable_is_named_with_the_command_that_sets_it(launcher, name)
     assert command in str(error.value)
 
 
-@pytest.mark.parametrize('launcher, change, words', [
-    ('slurm', dict(SLURM_NTASKS='two'), "SLURM_NTASKS is 'two'; expected a number"),
-    ('mpi', dict(OMPI_COMM_WORLD_RANK=''), 'OMPI_COMM_WORLD_RANK is not set'),
-    ('pytorch', dict(RANK='4'), 'RANK=4, WORLD_SIZE=4'),
-    ('pytorch', dict(MASTER_PORT='http'), "MASTER_PORT is 'http'"),
-    ('lsf', {}, "launcher is 'lsf'; expected one of none, pytorch, slurm, mpi"),
-])
+@pytest.mark.parametrize(
+    'launcher, change, words',
+    [
+        ('slurm', dict(SLURM_NTASKS='two'), "SLURM_NTASKS is 'two'; expected a number"),
+        ('mpi', dict(OMPI_COMM_WORLD_RANK=''), 'OMPI_COMM_WORLD_RANK is not set'),
+        ('pytorch', dict(RANK='4'), 'RANK=4, WORLD_SIZE=4'),
+        ('pytorch', dict(MASTER_PORT='http'), "MASTER_PORT is 'http'"),
+        ('lsf', {}, "launcher is 'lsf'; expected one of none, pytorch, slurm, mpi"),
+    ],
+)
 def test_wrong_values_are_named(launcher, change, words):
     with pytest.raises(LaunchError) as error:
         read_ranks(launcher, {**ENVIRONMENTS.get(launcher, {}), **change})
@@ -150,8 +167,9 @@ def test_port_of_the_user_wins():
     assert read_ranks('mpi', dict(MPI, MASTER_PORT='29555')).master_port == 29555
 
 
-@pytest.mark.parametrize('reserved, port', [
-    ('12000-12001', 12000), ('12003,12007', 12003), ('12005', 12005)])
+@pytest.mark.parametrize(
+    'reserved, port', [('12000-12001', 12000), ('12003,12007', 12003), ('12005', 12005)]
+)
 def test_port_that_slurm_reserved(reserved, port):
     assert slurm_port(1234, SLURM_STEP_RESV_PORTS=reserved) == port
 
@@ -171,9 +189,14 @@ def test_derived_ports_differ_and_lie_outside_the_ephemeral_range():
 def test_ports_of_two_mpiruns_differ_and_are_alike_for_all_ranks():
     first, second = (
         read_ranks('mpi', dict(MPI, PMIX_NAMESPACE=name)).master_port
-        for name in ('prterun-node1-311@1', 'prterun-node1-312@1'))
-    rank0 = dict(MPI, PMIX_NAMESPACE='prterun-node1-311@1', OMPI_COMM_WORLD_RANK='0',
-                 OMPI_COMM_WORLD_LOCAL_RANK='0')
+        for name in ('prterun-node1-311@1', 'prterun-node1-312@1')
+    )
+    rank0 = dict(
+        MPI,
+        PMIX_NAMESPACE='prterun-node1-311@1',
+        OMPI_COMM_WORLD_RANK='0',
+        OMPI_COMM_WORLD_LOCAL_RANK='0',
+    )
     assert read_ranks('mpi', rank0).master_port == first != second
     assert not {first, second} & set(EPHEMERAL)
 
@@ -208,14 +231,20 @@ def test_with_a_card_the_group_is_left_to_mmengine(launched, with_a_card):
     prepare_process_group(cfg)
     assert not torch_dist.is_initialized() and 'model_wrapper_cfg' not in cfg
     found = {name: os.environ[name] for name in TORCHRUN}
-    assert found == dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='1', MASTER_ADDR='node7',
-                         MASTER_PORT=str(slurm_port(1234)))
+    assert found == dict(
+        RANK='1',
+        WORLD_SIZE='2',
+        LOCAL_RANK='1',
+        MASTER_ADDR='node7',
+        MASTER_PORT=str(slurm_port(1234)),
+    )
 
 
 def test_port_of_mmengines_dist_cfg_is_kept(launched, with_a_card):
     launched(SLURM)
-    prepare_process_group(Config(dict(
-        launcher='slurm', env_cfg=dict(dist_cfg=dict(backend='nccl', port=29577)))))
+    prepare_process_group(
+        Config(dict(launcher='slurm', env_cfg=dict(dist_cfg=dict(backend='nccl', port=29577))))
+    )
     assert os.environ['MASTER_PORT'] == '29577'
 
 
@@ -235,19 +264,35 @@ def test_no_launcher_sets_nothing(launched):
 
 
 def test_one_rank_starts_on_gloo(launched):
-    launched(dict(MPI, OMPI_COMM_WORLD_RANK='0', OMPI_COMM_WORLD_LOCAL_RANK='0',
-                  OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_LOCAL_SIZE='1',
-                  PMIX_NAMESPACE=f'test-{os.getpid()}', CUDA_VISIBLE_DEVICES=''))
-    cfg = Config(dict(launcher='mpi', find_unused_parameters=True,
-                      env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=90))))
+    launched(
+        dict(
+            MPI,
+            OMPI_COMM_WORLD_RANK='0',
+            OMPI_COMM_WORLD_LOCAL_RANK='0',
+            OMPI_COMM_WORLD_SIZE='1',
+            OMPI_COMM_WORLD_LOCAL_SIZE='1',
+            PMIX_NAMESPACE=f'test-{os.getpid()}',
+            CUDA_VISIBLE_DEVICES='',
+        )
+    )
+    cfg = Config(
+        dict(
+            launcher='mpi',
+            find_unused_parameters=True,
+            env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=90)),
+        )
+    )
     if process_groups.get_device() != 'cpu':
         pytest.skip('MMEngine starts the group itself where there is a card')
     try:
         prepare_process_group(cfg)
         assert torch_dist.get_backend() == 'gloo' and torch_dist.get_world_size() == 1
         assert cfg.model_wrapper_cfg == dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=True)
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+        )
     finally:
         torch_dist.destroy_process_group()
 
@@ -257,18 +302,33 @@ def test_one_rank_starts_on_gloo(launched):
 
 def test_two_processes_with_the_variables_of_mpi_train(tmp_path):
     config, work_dir = write_config(tmp_path), tmp_path / 'work'
-    finish([
-        start([sys.executable, REPOSITORY / 'tools' / 'train.py', config,
-               '--launcher', 'mpi', '--work-dir', work_dir],
-              OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_LOCAL_SIZE='2',
-              OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank,
-              PMIX_NAMESPACE=f'test-{os.getpid()}') for rank in '01'])
+    finish(
+        [
+            start(
+                [
+                    sys.executable,
+                    REPOSITORY / 'tools' / 'train.py',
+                    config,
+                    '--launcher',
+                    'mpi',
+                    '--work-dir',
+                    work_dir,
+                ],
+                OMPI_COMM_WORLD_SIZE='2',
+                OMPI_COMM_WORLD_LOCAL_SIZE='2',
+                OMPI_COMM_WORLD_RANK=rank,
+                OMPI_COMM_WORLD_LOCAL_RANK=rank,
+                PMIX_NAMESPACE=f'test-{os.getpid()}',
+            )
+            for rank in '01'
+        ]
+    )
     assert_trained_alike(work_dir)
 
 
 needs_mpirun = pytest.mark.skipif(
-    shutil.which('mpirun') is None,
-    reason='mpirun is not installed (Debian: openmpi-bin)')
+    shutil.which('mpirun') is None, reason='mpirun is not installed (Debian: openmpi-bin)'
+)
 
 
 def start_mpirun(folder, command):
@@ -278,24 +338,31 @@ def start_mpirun(folder, command):
     same millisecond both make it: "A call to mkdir was unable to create ...".
     """
     folder.mkdir()
-    return start(['mpirun', '--allow-run-as-root', '--oversubscribe', '-n', '2',
-                  *command], TMPDIR=str(folder))
+    return start(
+        ['mpirun', '--allow-run-as-root', '--oversubscribe', '-n', '2', *command],
+        TMPDIR=str(folder),
+    )
 
 
 @needs_mpirun
 def test_ranks_and_ports_of_two_real_mpiruns(tmp_path):
     """Each rank writes its environment to a file."""
-    write = ('import json, os, sys, tempfile; '
-             'json.dump(dict(os.environ), open(tempfile.mktemp(dir=sys.argv[1]), "w"))')
+    write = (
+        'import json, os, sys, tempfile; '
+        'json.dump(dict(os.environ), open(tempfile.mktemp(dir=sys.argv[1]), "w"))'
+    )
     folders = [tmp_path / 'first', tmp_path / 'second']
     for folder in folders:
         folder.mkdir()
-    finish([start_mpirun(tmp_path / f'{folder.name}_mpi',
-                         [sys.executable, '-c', write, folder]) for folder in folders])
+    finish(
+        [
+            start_mpirun(tmp_path / f'{folder.name}_mpi', [sys.executable, '-c', write, folder])
+            for folder in folders
+        ]
+    )
     ports = set()
     for folder in folders:
-        ranks = sorted(read_ranks('mpi', json.loads(path.read_text()))
-                       for path in folder.iterdir())
+        ranks = sorted(read_ranks('mpi', json.loads(path.read_text())) for path in folder.iterdir())
         port = ranks[0].master_port
         assert ranks == [(0, 2, 0, '127.0.0.1', port), (1, 2, 1, '127.0.0.1', port)]
         ports.add(port)
@@ -306,20 +373,42 @@ def test_ranks_and_ports_of_two_real_mpiruns(tmp_path):
 @needs_mpirun
 def test_mpirun_trains_and_evaluates(tmp_path):
     dataset = dict(
-        type='CustomDataset', data_root=str(tmp_path / 'pictures'),
-        pipeline=[dict(type=name) for name in ('LoadImageFromFile', 'PackInputs')])
+        type='CustomDataset',
+        data_root=str(tmp_path / 'pictures'),
+        pipeline=[dict(type=name) for name in ('LoadImageFromFile', 'PackInputs')],
+    )
     config = write_config(
-        tmp_path, test_cfg=dict(),
+        tmp_path,
+        test_cfg=dict(),
         test_evaluator=dict(_delete_=True, type='Accuracy', topk=1),
         test_dataloader=dict(
-            _delete_=True, batch_size=4, num_workers=0, dataset=dataset,
-            sampler=dict(type='DefaultSampler', shuffle=False)))
+            _delete_=True,
+            batch_size=4,
+            num_workers=0,
+            dataset=dataset,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+    )
     work_dir = tmp_path / 'work'
 
     def mpirun(tool, *arguments):
-        return finish([start_mpirun(tmp_path / f'{tool}_mpi', [
-            sys.executable, REPOSITORY / 'tools' / tool, config, *arguments,
-            '--launcher', 'mpi', '--work-dir', work_dir])])[0]
+        return finish(
+            [
+                start_mpirun(
+                    tmp_path / f'{tool}_mpi',
+                    [
+                        sys.executable,
+                        REPOSITORY / 'tools' / tool,
+                        config,
+                        *arguments,
+                        '--launcher',
+                        'mpi',
+                        '--work-dir',
+                        work_dir,
+                    ],
+                )
+            ]
+        )[0]
 
     mpirun('train.py')
     ranks = assert_trained_alike(work_dir)
@@ -327,8 +416,7 @@ def test_mpirun_trains_and_evaluates(tmp_path):
     checkpoint = work_dir / 'epoch_1.pth'
     found = re.findall(r'accuracy/top1: ([\d.]+)', mpirun('test.py', checkpoint))
     alone = launch.test(str(config), str(checkpoint), work_dir=str(tmp_path / 'alone'))
-    assert [float(value) for value in found] == [
-        pytest.approx(alone['accuracy/top1'], abs=1e-3)]
+    assert [float(value) for value in found] == [pytest.approx(alone['accuracy/top1'], abs=1e-3)]
 
 
 @pytest.mark.slow
@@ -338,28 +426,49 @@ def test_torchrun_on_two_nodes_trains(tmp_path):
     listener, port = port_in_use()
     listener.close()
     agents = [
-        start(['bash', REPOSITORY / 'tools' / 'dist_train.sh', config, '1',
-               '--work-dir', work_dir,
-               '--cfg-options', 'optim_wrapper.optimizer.lr=0.02'],
-              NNODES='2', NODE_RANK=node, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-        for node in '01']
+        start(
+            [
+                'bash',
+                REPOSITORY / 'tools' / 'dist_train.sh',
+                config,
+                '1',
+                '--work-dir',
+                work_dir,
+                '--cfg-options',
+                'optim_wrapper.optimizer.lr=0.02',
+            ],
+            NNODES='2',
+            NODE_RANK=node,
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port),
+        )
+        for node in '01'
+    ]
     finish(agents)
     ranks = assert_trained_alike(work_dir, local_ranks=(0, 0))
     assert ranks[0]['port'] == port
     assert 'lr=0.02' in (work_dir / 'small.py').read_text()
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['none.py', '2'], 'the config none.py does not exist'),
-    ([], 'usage: tools/dist_train.sh CONFIG NUM_PROCESSES'),
-    ([str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'), 'two'], "'two'"),
-    ([str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'), '2'],
-     'is taken by another process; choose one'),
-])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['none.py', '2'], 'the config none.py does not exist'),
+        ([], 'usage: tools/dist_train.sh CONFIG NUM_PROCESSES'),
+        ([str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'), 'two'], "'two'"),
+        (
+            [str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'), '2'],
+            'is taken by another process; choose one',
+        ),
+    ],
+)
 def test_dist_train_refuses(arguments, words):
     listener, port = port_in_use()
     with listener:
-        agent = start(['bash', REPOSITORY / 'tools' / 'dist_train.sh', *arguments],
-                      NNODES='2', MASTER_PORT=str(port))
+        agent = start(
+            ['bash', REPOSITORY / 'tools' / 'dist_train.sh', *arguments],
+            NNODES='2',
+            MASTER_PORT=str(port),
+        )
         output = agent.communicate(timeout=60)[0]
     assert agent.returncode == 2 and words in output

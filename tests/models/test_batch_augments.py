@@ -1,4 +1,5 @@
 """Grouped batch augments: against the stock ones, and in a real classifier's step."""
+
 import copy
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier, RandomBatchAugment
 from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
-from mmpretrain.structures import DataSample
 
-from lt_mm.models.batch_augments import (Cutout, GroupedClsDataPreprocessor,
-                                           GroupedCutMix, GroupedMixup)
+from lt_mm.models.batch_augments import (
+    Cutout,
+    GroupedClsDataPreprocessor,
+    GroupedCutMix,
+    GroupedMixup,
+)
 from lt_mm.models.heads.loss_transform_head import MissingRecordError
-from tests.models.heads.head_data import build_cls_head, cls_samples, total
+from tests.models.heads.head_data import cls_samples, total
 
 CIFAR_CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'cifar'
 # Unequal groups, not contiguous; sources in order of appearance: 9, 4, 7, 2.
@@ -48,13 +52,14 @@ def batch(ids=IDS, size=(8, 6)):
 
 
 def preprocessor(augments, probs=None, **options):
-    options = dict(num_classes=3, mean=[10., 20., 30.], std=[2., 3., 4.]) | options
-    return MODELS.build(dict(type=GROUPED, batch_augments=dict(
-        augments=augments, probs=probs), **options))
+    options = dict(num_classes=3, mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0]) | options
+    return MODELS.build(
+        dict(type=GROUPED, batch_augments=dict(augments=augments, probs=probs), **options)
+    )
 
 
 def without_augments(ids=IDS):
-    stock = ClsDataPreprocessor(num_classes=3, mean=[10., 20., 30.], std=[2., 3., 4.])
+    stock = ClsDataPreprocessor(num_classes=3, mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0])
     return stock(batch(ids), training=True)['inputs']
 
 
@@ -73,29 +78,40 @@ def test_names_with_the_scope_resolve_from_any_scope(scope):
 
 
 def test_bare_names_resolve_in_the_scope_of_mmpretrain():
-    built = RandomBatchAugment([dict(type='GroupedMixup', alpha=0.2),
-                                dict(type='GroupedCutMix', alpha=1.0),
-                                dict(type='Cutout', length=2)]).augments
+    built = RandomBatchAugment(
+        [
+            dict(type='GroupedMixup', alpha=0.2),
+            dict(type='GroupedCutMix', alpha=1.0),
+            dict(type='Cutout', length=2),
+        ]
+    ).augments
     assert [type(augment) for augment in built] == [GroupedMixup, GroupedCutMix, Cutout]
-    assert isinstance(MODELS.build(dict(type='GroupedClsDataPreprocessor')),
-                      GroupedClsDataPreprocessor)
+    assert isinstance(
+        MODELS.build(dict(type='GroupedClsDataPreprocessor')), GroupedClsDataPreprocessor
+    )
 
 
 # -- values ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('seed', range(4))
-@pytest.mark.parametrize('name, options', [
-    ('Mixup', dict(alpha=0.7)), ('CutMix', dict(alpha=1.0)),
-    ('CutMix', dict(alpha=1.0, cutmix_minmax=[0.3, 0.8])),
-    ('CutMix', dict(alpha=0.2, correct_lam=False)),
-])
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('Mixup', dict(alpha=0.7)),
+        ('CutMix', dict(alpha=1.0)),
+        ('CutMix', dict(alpha=1.0, cutmix_minmax=[0.3, 0.8])),
+        ('CutMix', dict(alpha=0.2, correct_lam=False)),
+    ],
+)
 def test_groups_of_one_give_the_stock_result(name, options, seed):
     ids = [5, 3, 8, 1, 0]
-    stock = ClsDataPreprocessor(num_classes=3, batch_augments=dict(
-        augments=[dict(type=name, **options)], probs=[0.8]))
-    grouped = preprocessor([dict(type=f'lt_mm.Grouped{name}', **options)], [0.8],
-                           mean=None, std=None)
+    stock = ClsDataPreprocessor(
+        num_classes=3, batch_augments=dict(augments=[dict(type=name, **options)], probs=[0.8])
+    )
+    grouped = preprocessor(
+        [dict(type=f'lt_mm.Grouped{name}', **options)], [0.8], mean=None, std=None
+    )
     seeded(seed)
     expected = stock(batch(ids), training=True)
     seeded(seed)
@@ -110,8 +126,7 @@ def partner_rows(samples, ids=IDS):
     rows = []
     for row, sample in enumerate(samples):
         replica = ids[:row].count(ids[row])
-        others = [other for other, source in enumerate(ids)
-                  if source == sample.mixed_source_id]
+        others = [other for other, source in enumerate(ids) if source == sample.mixed_source_id]
         rows.append(others[replica % len(others)])
     return rows
 
@@ -134,10 +149,14 @@ def test_mixup_of_groups(seed):
     for row, (sample, other) in enumerate(zip(samples, partner_rows(samples))):
         lam = sample.mix_lambda
         torch.testing.assert_close(
-            found['inputs'][row].double(), lam * clean[row] + (1 - lam) * clean[other],
-            rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(sample.gt_score, lam * one_hot(LABELS[row])
-                                   + (1 - lam) * one_hot(LABELS[other]))
+            found['inputs'][row].double(),
+            lam * clean[row] + (1 - lam) * clean[other],
+            rtol=1e-5,
+            atol=1e-5,
+        )
+        torch.testing.assert_close(
+            sample.gt_score, lam * one_hot(LABELS[row]) + (1 - lam) * one_hot(LABELS[other])
+        )
         assert sample.gt_label == LABELS[row]
 
 
@@ -154,8 +173,9 @@ def test_cutmix_of_groups(seed):
         pasted = (found['inputs'][row] == clean[other]).all(dim=0)
         assert (own | pasted).all()
         lam = sample.mix_lambda
-        torch.testing.assert_close(sample.gt_score, lam * one_hot(LABELS[row])
-                                   + (1 - lam) * one_hot(LABELS[other]))
+        torch.testing.assert_close(
+            sample.gt_score, lam * one_hot(LABELS[row]) + (1 - lam) * one_hot(LABELS[other])
+        )
         if other != row:
             boxes.add(tuple((~own).flatten().tolist()))
             # lambda is the real share of the image's own pixels.
@@ -173,13 +193,13 @@ def test_a_batch_of_one_source_stays_what_it_is(augment):
         assert sample.mixed_source_id == 4
 
 
-@pytest.mark.parametrize('options, length', [
-    (dict(length=3), 3), (dict(ratio=0.5), 3), (dict(length=30), 30)])
+@pytest.mark.parametrize(
+    'options, length', [(dict(length=3), 3), (dict(ratio=0.5), 3), (dict(length=30), 30)]
+)
 def test_cutout_cuts_a_square_of_its_own_from_each_image(options, length):
     ids = list(range(40))
     clean = without_augments(ids)
-    found = preprocessor([dict(type='lt_mm.Cutout', **options)])(
-        batch(ids), training=True)
+    found = preprocessor([dict(type='lt_mm.Cutout', **options)])(batch(ids), training=True)
     masks = (found['inputs'] != clean).any(dim=1)
     assert (found['inputs'].permute(0, 2, 3, 1)[masks] == 0).all()
     for mask, sample in zip(masks, found['data_samples']):
@@ -199,8 +219,11 @@ def test_cutout_probability_and_the_stock_preprocessor():
     ids = list(range(200))
     clean = without_augments(ids)
     stock = ClsDataPreprocessor(
-        num_classes=3, mean=[10., 20., 30.], std=[2., 3., 4.], batch_augments=dict(
-            augments=[dict(type='lt_mm.Cutout', length=4, prob=0.3)]))
+        num_classes=3,
+        mean=[10.0, 20.0, 30.0],
+        std=[2.0, 3.0, 4.0],
+        batch_augments=dict(augments=[dict(type='lt_mm.Cutout', length=4, prob=0.3)]),
+    )
     found = stock(batch(ids), training=True)
     share = (found['inputs'] != clean).flatten(1).any(dim=1).float().mean()
     assert 0.2 < share < 0.4
@@ -226,7 +249,7 @@ def test_nothing_is_augmented_outside_training_or_without_augments():
     evaluated = preprocessor([MIXUP])(batch(), training=False)
     assert torch.equal(evaluated['inputs'], clean)
     assert 'mix_lambda' not in evaluated['data_samples'][0]
-    plain = MODELS.build(dict(type=GROUPED, mean=[10., 20., 30.], std=[2., 3., 4.]))
+    plain = MODELS.build(dict(type=GROUPED, mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0]))
     found = plain(batch(), training=True)
     assert torch.equal(found['inputs'], clean)
     assert 'gt_score' not in found['data_samples'][0]
@@ -240,7 +263,7 @@ def test_augments_exchanged_by_a_hook_take_effect():
     data_preprocessor.batch_augments = RandomBatchAugment([MIXUP])
     found = data_preprocessor(batch(), training=True)
     assert found['data_samples'][0].mix_lambda < 1
-    data_preprocessor.batch_augments = RandomBatchAugment([dict(type='Mixup', alpha=1.)])
+    data_preprocessor.batch_augments = RandomBatchAugment([dict(type='Mixup', alpha=1.0)])
     with pytest.raises(TypeError, match='batch augment Mixup does not know'):
         data_preprocessor(batch(), training=True)
 
@@ -269,12 +292,17 @@ def test_samples_without_a_record():
         preprocessor([MIXUP])(data, training=True)
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(), 'length is None and ratio is None'),
-    (dict(length=4, ratio=0.5), 'length is 4'),
-    (dict(length=0), 'length is 0'), (dict(length=2.5), 'length is 2.5'),
-    (dict(ratio=1.5), 'ratio is 1.5'), (dict(length=4, prob=-1), 'prob is -1'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(), 'length is None and ratio is None'),
+        (dict(length=4, ratio=0.5), 'length is 4'),
+        (dict(length=0), 'length is 0'),
+        (dict(length=2.5), 'length is 2.5'),
+        (dict(ratio=1.5), 'ratio is 1.5'),
+        (dict(length=4, prob=-1), 'prob is -1'),
+    ],
+)
 def test_bad_arguments_of_cutout_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         Cutout(**options)
@@ -291,14 +319,18 @@ def classifier(augments, preprocessor_type=GROUPED, loss=SOFT_CE, wrap=True, **o
     if wrap:
         head = dict(type='lt_mm.LossTransformHead', head=head, **options)
     torch.manual_seed(0)
-    model = MODELS.build(dict(
-        type='ImageClassifier',
-        backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=2, stem_channels=2),
-        neck=dict(type='GlobalAveragePooling'),
-        head=head,
-        train_cfg=dict(augments=augments),
-        data_preprocessor=dict(type=preprocessor_type, num_classes=3,
-                               mean=[100.] * 3, std=[50.] * 3)))
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=2, stem_channels=2),
+            neck=dict(type='GlobalAveragePooling'),
+            head=head,
+            train_cfg=dict(augments=augments),
+            data_preprocessor=dict(
+                type=preprocessor_type, num_classes=3, mean=[100.0] * 3, std=[50.0] * 3
+            ),
+        )
+    )
     assert isinstance(model, ImageClassifier)
     return model
 
@@ -310,8 +342,11 @@ def train_step(model, ids=IDS, seed=0):
 
 
 @pytest.mark.parametrize('loss', [SOFT_CE, LABEL_SMOOTH, dict(type='CrossEntropyLoss')])
-@pytest.mark.parametrize('augments', [[MIXUP], [CUTMIX], [CUTOUT], [CUTOUT, CUTMIX, MIXUP]],
-                         ids=['mixup', 'cutmix', 'cutout', 'all'])
+@pytest.mark.parametrize(
+    'augments',
+    [[MIXUP], [CUTMIX], [CUTOUT], [CUTOUT, CUTMIX, MIXUP]],
+    ids=['mixup', 'cutmix', 'cutout', 'all'],
+)
 def test_train_step(augments, loss):
     stock = train_step(classifier(augments, loss=loss, wrap=False))
     model = classifier(augments, loss=loss)
@@ -363,9 +398,15 @@ def test_stock_cutout_under_the_stock_preprocessor_is_not_mixing():
 
 
 @pytest.mark.parametrize('lt', ['', '_lt'])
-@pytest.mark.parametrize('name, names', [
-    ('cutout', ['Cutout']), ('cutmix', ['CutMix', None]), ('mixup', ['Mixup']),
-    ('all', ['Cutout', 'CutMix', 'Mixup'])])
+@pytest.mark.parametrize(
+    'name, names',
+    [
+        ('cutout', ['Cutout']),
+        ('cutmix', ['CutMix', None]),
+        ('mixup', ['Mixup']),
+        ('all', ['Cutout', 'CutMix', 'Mixup']),
+    ],
+)
 def test_configs(name, names, lt):
     """Plain and wrapped: the same augments, with the same probabilities."""
     cfg = Config.fromfile(str(CIFAR_CONFIGS / f'resnet20_cifar10_{name}{lt}.py'))
@@ -393,13 +434,24 @@ def test_the_runner_trains_a_config(tmp_path):
     pipeline = cfg.train_dataloader.dataset.pipeline
     pipeline[0].transforms.insert(0, dict(type='LoadImageFromFile'))
     cfg.train_dataloader.dataset = dict(
-        type='CustomDataset', data_root=str(tmp_path / 'train'), pipeline=pipeline)
-    cfg.merge_from_dict({
-        'train_dataloader.batch_size': 8, 'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False, 'model.backbone.depth': 8,
-        'train_cfg.max_epochs': 1, 'work_dir': str(tmp_path), 'randomness': dict(seed=0),
-        **{f'{split}_{part}': None for split in ('val', 'test')
-           for part in ('dataloader', 'cfg', 'evaluator')}})
+        type='CustomDataset', data_root=str(tmp_path / 'train'), pipeline=pipeline
+    )
+    cfg.merge_from_dict(
+        {
+            'train_dataloader.batch_size': 8,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'model.backbone.depth': 8,
+            'train_cfg.max_epochs': 1,
+            'work_dir': str(tmp_path),
+            'randomness': dict(seed=0),
+            **{
+                f'{split}_{part}': None
+                for split in ('val', 'test')
+                for part in ('dataloader', 'cfg', 'evaluator')
+            },
+        }
+    )
     runner = Runner.from_cfg(cfg)
     runner.train()
     scalars = runner.message_hub.log_scalars

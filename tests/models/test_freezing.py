@@ -1,4 +1,5 @@
 """Frozen parts: in training with the real Runner, and as modules."""
+
 import copy
 import pickle
 from pathlib import Path
@@ -12,17 +13,18 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.models.freezing import Frozen, freeze
-from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.registry import MODELS
 from tests.apis.test_training import detector_options
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SGD = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.1)
 ADAMW = dict(type='AdamW', lr=0.001, weight_decay=0.1)
-NECK = dict(type='mmdet.FPN', in_channels=[4, 8], out_channels=4, num_outs=3,
-            norm_cfg=dict(type='BN'))
+NECK = dict(
+    type='mmdet.FPN', in_channels=[4, 8], out_channels=4, num_outs=3, norm_cfg=dict(type='BN')
+)
 
 
 @pytest.fixture(scope='module')
@@ -35,16 +37,27 @@ def shapes(tmp_path_factory):
 def detector_config(shapes, work_dir, frozen, **more):
     """The small demo with batch normalisation in its neck too, and parts frozen."""
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_demo.py'))
-    no_evaluation = {f'{split}_{kind}': None for split in ('val', 'test')
-                     for kind in ('dataloader', 'cfg', 'evaluator')}
-    cfg.merge_from_dict(detector_options(
-        shapes, work_dir=str(work_dir), custom_hooks=[], **more, **{
-            'train_dataloader.batch_size': 2,
-            'model.neck.norm_cfg': dict(type='BN'),
-            'model.train_cfg.rpn_proposal.max_per_img': 20,
-            'optim_wrapper.clip_grad': None,
-            'param_scheduler': [],
-            'default_hooks.checkpoint.interval': 1}))
+    no_evaluation = {
+        f'{split}_{kind}': None
+        for split in ('val', 'test')
+        for kind in ('dataloader', 'cfg', 'evaluator')
+    }
+    cfg.merge_from_dict(
+        detector_options(
+            shapes,
+            work_dir=str(work_dir),
+            custom_hooks=[],
+            **more,
+            **{
+                'train_dataloader.batch_size': 2,
+                'model.neck.norm_cfg': dict(type='BN'),
+                'model.train_cfg.rpn_proposal.max_per_img': 20,
+                'optim_wrapper.clip_grad': None,
+                'param_scheduler': [],
+                'default_hooks.checkpoint.interval': 1,
+            },
+        )
+    )
     cfg.merge_from_dict(no_evaluation)
     for step in cfg.train_dataloader.dataset.pipeline:
         if step.type in ('RandomResize', 'RandomCrop'):
@@ -78,18 +91,32 @@ def by_part(state, other):
     return changed
 
 
-@pytest.mark.parametrize('frozen, optimizer, more', [
-    (('neck', 'rpn_head'), SGD, {}),
-    (('backbone', 'neck', 'rpn_head'), ADAMW, {
-        'custom_hooks': [dict(type='EMAHook', momentum=0.5)],
-        'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=2.0, custom_keys={
-            'neck': dict(lr_mult=3.0)})}),
-], ids=['neck-sgd', 'backbone-adamw'])
+@pytest.mark.parametrize(
+    'frozen, optimizer, more',
+    [
+        (('neck', 'rpn_head'), SGD, {}),
+        (
+            ('backbone', 'neck', 'rpn_head'),
+            ADAMW,
+            {
+                'custom_hooks': [dict(type='EMAHook', momentum=0.5)],
+                'optim_wrapper.paramwise_cfg': dict(
+                    norm_decay_mult=2.0, custom_keys={'neck': dict(lr_mult=3.0)}
+                ),
+            },
+        ),
+    ],
+    ids=['neck-sgd', 'backbone-adamw'],
+)
 def test_frozen_parts_are_bit_equal_after_training_and_resuming(
-        shapes, checkpoint, tmp_path, frozen, optimizer, more):
-    cfg = detector_config(shapes, tmp_path, frozen, **{
-        'optim_wrapper.optimizer': dict(_delete_=True, **optimizer),
-        'load_from': checkpoint})
+    shapes, checkpoint, tmp_path, frozen, optimizer, more
+):
+    cfg = detector_config(
+        shapes,
+        tmp_path,
+        frozen,
+        **{'optim_wrapper.optimizer': dict(_delete_=True, **optimizer), 'load_from': checkpoint},
+    )
     cfg.merge_from_dict(more)
     before = torch.load(checkpoint, weights_only=False)['state_dict']
     runner = Runner.from_cfg(copy.deepcopy(cfg))
@@ -99,8 +126,11 @@ def test_frozen_parts_are_bit_equal_after_training_and_resuming(
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     _check(before, saved['state_dict'], frozen)
     if 'custom_hooks' in more:
-        averaged = {key.removeprefix('module.'): value
-                    for key, value in saved['ema_state_dict'].items() if key != 'steps'}
+        averaged = {
+            key.removeprefix('module.'): value
+            for key, value in saved['ema_state_dict'].items()
+            if key != 'steps'
+        }
         _check(before, averaged, frozen)
     cfg.merge_from_dict({'train_cfg.max_epochs': 2, 'resume': True, 'load_from': None})
     resumed = Runner.from_cfg(cfg)
@@ -123,8 +153,14 @@ def _check(before, after, frozen):
 
 def test_without_freezing_all_of_it_moves(shapes, checkpoint, tmp_path):
     """The control of the test above: what is compared there does change."""
-    runner = Runner.from_cfg(detector_config(shapes, tmp_path, (), **{
-        'optim_wrapper.optimizer': dict(_delete_=True, **SGD), 'load_from': checkpoint}))
+    runner = Runner.from_cfg(
+        detector_config(
+            shapes,
+            tmp_path,
+            (),
+            **{'optim_wrapper.optimizer': dict(_delete_=True, **SGD), 'load_from': checkpoint},
+        )
+    )
     runner.train()
     before = torch.load(checkpoint, weights_only=False)['state_dict']
     changed = by_part(before, runner.model.state_dict())
@@ -145,11 +181,12 @@ def test_a_frozen_detector_predicts_as_the_stock_one(shapes, checkpoint, tmp_pat
         assert torch.equal(one, other)
     frozen.train()
     assert [name for name, part in frozen.named_children() if part.training] == [
-        'data_preprocessor', 'roi_head']
+        'data_preprocessor',
+        'roi_head',
+    ]
     # Frozen first, initialised second.
     frozen.init_weights()
-    assert not any(p.requires_grad for part in parts
-                   for p in getattr(frozen, part).parameters())
+    assert not any(p.requires_grad for part in parts for p in getattr(frozen, part).parameters())
 
 
 def _raw(model, images):
@@ -159,8 +196,7 @@ def _raw(model, images):
 
 
 def maps():
-    return [torch.rand(2, 4, 8, 8, requires_grad=True),
-            torch.rand(2, 8, 4, 4, requires_grad=True)]
+    return [torch.rand(2, 4, 8, 8, requires_grad=True), torch.rand(2, 8, 4, 4, requires_grad=True)]
 
 
 def test_frozen_module_is_the_stock_module():
@@ -172,8 +208,7 @@ def test_frozen_module_is_the_stock_module():
         torch.manual_seed(3)
         neck.init_weights()
     frozen_state = frozen.state_dict()
-    assert all(torch.equal(value, frozen_state[key])
-               for key, value in stock.state_dict().items())
+    assert all(torch.equal(value, frozen_state[key]) for key, value in stock.state_dict().items())
     x = maps()
     for one, other in zip(frozen.train()(x), stock.eval()(x)):
         assert torch.equal(one, other)
@@ -186,12 +221,14 @@ def test_gradient_goes_through_a_frozen_module():
     assert all(parameter.grad is None for parameter in frozen.parameters())
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
-                         ids=['deepcopy', 'pickle'])
-@pytest.mark.parametrize('cfg', [
-    NECK,
-    dict(type='lt_mm.TorchvisionBackbone', name='shufflenet_v2_x0_5', nodes=['stage2']),
-], ids=['FPN', 'TorchvisionBackbone'])
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['deepcopy', 'pickle']
+)
+@pytest.mark.parametrize(
+    'cfg',
+    [NECK, dict(type='lt_mm.TorchvisionBackbone', name='shufflenet_v2_x0_5', nodes=['stage2'])],
+    ids=['FPN', 'TorchvisionBackbone'],
+)
 def test_copies_are_frozen_too(cfg, copied):
     frozen = Frozen(dict(cfg))
     twin = copied(frozen).train()
@@ -204,9 +241,10 @@ def test_copies_are_frozen_too(cfg, copied):
 
 def test_parts_of_a_module():
     init_default_scope('mmdet')
-    backbone = Frozen(dict(type='ResNet', depth=18, base_channels=4, norm_eval=False,
-                           stem_channels=4),
-                      parts=['conv1', 'bn1', 'layer1.0'])
+    backbone = Frozen(
+        dict(type='ResNet', depth=18, base_channels=4, norm_eval=False, stem_channels=4),
+        parts=['conv1', 'bn1', 'layer1.0'],
+    )
     backbone.train()
     frozen = ('conv1.', 'bn1.', 'layer1.0.')
     for name, parameter in backbone.named_parameters():
@@ -223,13 +261,13 @@ def test_parts_of_a_module():
 @pytest.fixture
 def process_group(tmp_path):
     torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
 
 class _StemAndNeck(nn.Module):
-
     def __init__(self, neck):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 1)

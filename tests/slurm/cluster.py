@@ -3,6 +3,7 @@
 Both nodes are this machine, on which SLURM's daemon for a node runs twice. Their names,
 node1 and node2, are SLURM's alone: no host has them.
 """
+
 import contextlib
 import getpass
 import os
@@ -11,8 +12,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
 
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'squeue')
 _START_SECONDS = 30
@@ -54,7 +55,7 @@ PartitionName=urgent Nodes=node[1-2] PriorityTier=2 PreemptMode=OFF
 """
 
 
-def why_unavailable() -> Optional[str]:
+def why_unavailable() -> str | None:
     """Why a cluster cannot be started here; None where it can."""
     missing = [program for program in PROGRAMS if _find(program) is None]
     if missing:
@@ -74,26 +75,27 @@ class Cluster:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = dict(_without_slurm(os.environ),
-                                SLURM_CONF=str(root / 'slurm.conf'))
+        self.environment = dict(_without_slurm(os.environ), SLURM_CONF=str(root / 'slurm.conf'))
 
     def run(self, *command: str) -> str:
         """Standard output of one of SLURM's commands."""
-        done = subprocess.run(command, env=self.environment, capture_output=True,
-                              text=True, timeout=60)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, f'{command}: {done.stderr}'
         return done.stdout
 
     def state(self, job: str) -> str:
         """The job's state, such as RUNNING, as ``scontrol show job`` gives it."""
         fields = self.run('scontrol', '--oneliner', 'show', 'job', job).split()
-        return next(field.partition('=')[2] for field in fields
-                    if field.startswith('JobState='))
+        return next(field.partition('=')[2] for field in fields if field.startswith('JobState='))
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
-        return '\n'.join(f'--- {path.name}\n{path.read_text()[-3000:]}'
-                         for path in sorted(self.root.glob('*.log')))
+        return '\n'.join(
+            f'--- {path.name}\n{path.read_text()[-3000:]}'
+            for path in sorted(self.root.glob('*.log'))
+        )
 
 
 @contextlib.contextmanager
@@ -108,13 +110,27 @@ def running_cluster() -> Iterator[Cluster]:
     root = Path(tempfile.mkdtemp(prefix='lt-slurm-', dir='/tmp'))
     root.chmod(0o755)
     cluster = Cluster(root)
-    daemons: List[subprocess.Popen] = []
+    daemons: list[subprocess.Popen] = []
     try:
         _write_configuration(root)
-        daemons.append(_start(cluster, 'munged', '--foreground', '--force', *(
-            f'--{option}={root}/munge.{ending}' for option, ending in (
-                ('socket', 'socket'), ('key-file', 'key'), ('pid-file', 'pid'),
-                ('seed-file', 'seed'), ('log-file', 'log')))))
+        daemons.append(
+            _start(
+                cluster,
+                'munged',
+                '--foreground',
+                '--force',
+                *(
+                    f'--{option}={root}/munge.{ending}'
+                    for option, ending in (
+                        ('socket', 'socket'),
+                        ('key-file', 'key'),
+                        ('pid-file', 'pid'),
+                        ('seed-file', 'seed'),
+                        ('log-file', 'log'),
+                    )
+                ),
+            )
+        )
         _wait_for(cluster, daemons, (root / 'munge.socket').exists)
         daemons.append(_start(cluster, 'slurmctld', '-D'))
         for node in ('node1', 'node2'):
@@ -136,19 +152,26 @@ def running_cluster() -> Iterator[Cluster]:
 
 def _kill_jobs(cluster: Cluster) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(['scancel', '--signal=KILL', '--full', '--user=root'], timeout=10,
-                       env=cluster.environment, capture_output=True)
+        subprocess.run(
+            ['scancel', '--signal=KILL', '--full', '--user=root'],
+            timeout=10,
+            env=cluster.environment,
+            capture_output=True,
+        )
 
 
-def _find(program: str) -> Optional[str]:
+def _find(program: str) -> str | None:
     # Debian's users have no sbin in their PATH.
     return shutil.which(program, path=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
 
 
-def _without_slurm(environ) -> Dict[str, str]:
+def _without_slurm(environ) -> dict[str, str]:
     """Without what a surrounding job says, which SLURM's commands would obey."""
-    return {key: value for key, value in environ.items()
-            if not key.startswith(('SLURM', 'SBATCH', 'SRUN', 'SQUEUE'))}
+    return {
+        key: value
+        for key, value in environ.items()
+        if not key.startswith(('SLURM', 'SBATCH', 'SRUN', 'SQUEUE'))
+    }
 
 
 def _write_configuration(root: Path) -> None:
@@ -156,13 +179,17 @@ def _write_configuration(root: Path) -> None:
     (root / 'spool').mkdir()
     (root / 'munge.key').write_bytes(os.urandom(128))
     (root / 'munge.key').chmod(0o400)
-    (root / 'slurm.conf').write_text(_SLURM_CONF.format(
-        name=root.name.lower().replace('_', ''), root=root,
-        host=socket.gethostname().partition('.')[0],
-        ports=_free_ports(3)))
+    (root / 'slurm.conf').write_text(
+        _SLURM_CONF.format(
+            name=root.name.lower().replace('_', ''),
+            root=root,
+            host=socket.gethostname().partition('.')[0],
+            ports=_free_ports(3),
+        )
+    )
 
 
-def _free_ports(count: int) -> List[int]:
+def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -175,21 +202,29 @@ def _free_ports(count: int) -> List[int]:
 
 def _start(cluster: Cluster, program: str, *arguments: str) -> subprocess.Popen:
     with open(cluster.root / f'{program}.out.log', 'a') as output:
-        return subprocess.Popen([_find(program), *arguments], env=cluster.environment,
-                                stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        return subprocess.Popen(
+            [_find(program), *arguments],
+            env=cluster.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
 
 
 def _idle(cluster: Cluster) -> bool:
-    found = subprocess.run(['sinfo', '--noheader', '--format=%D %T', '-p', 'normal'],
-                           env=cluster.environment, capture_output=True, text=True)
+    found = subprocess.run(
+        ['sinfo', '--noheader', '--format=%D %T', '-p', 'normal'],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+    )
     return found.stdout.split() == ['2', 'idle']
 
 
-def _wait_for(cluster: Cluster, daemons: List[subprocess.Popen], ready) -> None:
+def _wait_for(cluster: Cluster, daemons: list[subprocess.Popen], ready) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not ready():
         stopped = [daemon.args[0] for daemon in daemons if daemon.poll() is not None]
         if stopped or time.monotonic() > deadline:
-            raise RuntimeError(f'SLURM does not start here, stopped: {stopped}\n'
-                               f'{cluster.logs()}')
+            raise RuntimeError(f'SLURM does not start here, stopped: {stopped}\n{cluster.logs()}')
         time.sleep(0.1)

@@ -3,6 +3,7 @@
 All of them in one module, with one cluster. Its ports and folders are its own, so that
 another copy of these tests may run beside it.
 """
+
 import contextlib
 import json
 import os
@@ -16,8 +17,13 @@ import pytest
 from mmengine.config import Config
 
 from lt_mm.engine.process_groups import read_ranks
-from tests.launch_data import (REPOSITORY, STEPS_AN_EPOCH, assert_trained_alike,
-                               environment, write_config)
+from tests.launch_data import (
+    REPOSITORY,
+    STEPS_AN_EPOCH,
+    assert_trained_alike,
+    environment,
+    write_config,
+)
 from tests.slurm.cluster import running_cluster, why_unavailable
 
 SCRIPT = REPOSITORY / 'tools' / 'slurm_train.sh'
@@ -51,15 +57,22 @@ class Job:
 
     def __init__(self, cluster, config, work_dir, *arguments, path='', **settings):
         self.cluster, self.work_dir = cluster, Path(work_dir)
-        variables = environment(SLURM_CONF=cluster.environment['SLURM_CONF'], **{
-            **dict(GPUS='0', NTASKS='2', CPUS_PER_TASK='1', MASTER_ADDR='127.0.0.1'),
-            **settings})
+        variables = environment(
+            SLURM_CONF=cluster.environment['SLURM_CONF'],
+            **{
+                **dict(GPUS='0', NTASKS='2', CPUS_PER_TASK='1', MASTER_ADDR='127.0.0.1'),
+                **settings,
+            },
+        )
         variables['PATH'] = f'{path}:{variables["PATH"]}'
         self.script = subprocess.Popen(
-            ['bash', str(SCRIPT), 'normal', 'small', str(config), str(work_dir),
-             *arguments],
-            env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True)
+            ['bash', str(SCRIPT), 'normal', 'small', str(config), str(work_dir), *arguments],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
         said = [self.script.stdout.readline() for _ in range(2)]
         found = re.fullmatch(r'\[slurm_train\] submitted job (\d+)\n', said[0])
         assert found, said
@@ -85,8 +98,7 @@ class Job:
         deadline = time.monotonic() + RESULT_SECONDS
         while not reached():
             if time.monotonic() > deadline or self.state() in ('FAILED', 'NODE_FAIL'):
-                pytest.fail('\n'.join([
-                    f'job is {self.state()}', self.text(), self.cluster.logs()]))
+                pytest.fail('\n'.join([f'job is {self.state()}', self.text(), self.cluster.logs()]))
             time.sleep(0.1)
 
     def text(self):
@@ -99,14 +111,19 @@ class Job:
         return [tuple(map(int, line.split())) for line in lines]
 
     def wait_for_step(self, start, count=1):
-        self.wait_until(
-            lambda: sum(found == start for found, _ in self.steps()) >= count)
+        self.wait_until(lambda: sum(found == start for found, _ in self.steps()) >= count)
 
 
 def preempt(cluster):
     """Submits a job that needs both nodes and goes first."""
-    cluster.run('sbatch', '--partition=urgent', '--exclusive', '--nodes=2',
-                '--output=/dev/null', '--wrap=true')
+    cluster.run(
+        'sbatch',
+        '--partition=urgent',
+        '--exclusive',
+        '--nodes=2',
+        '--output=/dev/null',
+        '--wrap=true',
+    )
 
 
 # -------------------------------------------------------------------------- trainings
@@ -115,14 +132,21 @@ def preempt(cluster):
 def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
     config = write_config(tmp_path)
     jobs = [
-        submit(config, tmp_path / name, '--cfg-options',
-            'optim_wrapper.optimizer.lr=0.02', 'notes.scales=[(64, 48), (32, 24)]',
-            'notes.text=$HOME"*"', SBATCH_ARGS='--nodelist=node1')
-        for name in ('first one', 'second')]
+        submit(
+            config,
+            tmp_path / name,
+            '--cfg-options',
+            'optim_wrapper.optimizer.lr=0.02',
+            'notes.scales=[(64, 48), (32, 24)]',
+            'notes.text=$HOME"*"',
+            SBATCH_ARGS='--nodelist=node1',
+        )
+        for name in ('first one', 'second')
+    ]
     jobs[0].wait_until(lambda: jobs[0].state() == jobs[1].state() == 'RUNNING')
     ports = set()
     for job in jobs:
-        job.wait_until(lambda: job.state() == 'COMPLETED')
+        job.wait_until(lambda job=job: job.state() == 'COMPLETED')
         assert job.exit_code() == 0
         ports.add(assert_trained_alike(job.work_dir)[0]['port'])
         assert job.steps(0) == job.steps(1) == [(0, 1), (0, 2), (0, 3)]
@@ -133,17 +157,18 @@ def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
     assert len(ports) == 2
 
 
-def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(
-        cluster, submit, tmp_path):
+def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(cluster, submit, tmp_path):
     """On two nodes: warned as before the time limit, then preempted, then left alone."""
     epochs = 6
-    config = write_config(tmp_path, **{
-        'train_cfg.max_epochs': epochs,
-        'train_dataloader.num_workers': 1,
-        'custom_hooks': [dict(type='WriteRankRecords', pause=0.25)],
-    })
-    job = submit(config, tmp_path / 'work',
-                 SBATCH_ARGS='--nodes=2 --ntasks-per-node=1')
+    config = write_config(
+        tmp_path,
+        **{
+            'train_cfg.max_epochs': epochs,
+            'train_dataloader.num_workers': 1,
+            'custom_hooks': [dict(type='WriteRankRecords', pause=0.25)],
+        },
+    )
+    job = submit(config, tmp_path / 'work', SBATCH_ARGS='--nodes=2 --ntasks-per-node=1')
     job.wait_for_step(start=0, count=4)
     cluster.run('scancel', '--signal=USR1', job.id)
     job.wait_for_step(start=1)
@@ -157,8 +182,9 @@ def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(
         assert {start for start, _ in steps} == {0, 1, 2}
     scalars = sorted(job.work_dir.glob('*/vis_data/scalars.json'))
     assert len(scalars) == 3
-    assert every_step == [json.loads(line)['step'] for path in scalars
-                          for line in path.read_text().splitlines()]
+    assert every_step == [
+        json.loads(line)['step'] for path in scalars for line in path.read_text().splitlines()
+    ]
     text = job.text()
     assert text.count('SIGUSR1: stopped after') == 1
     assert text.count('SIGTERM: stopped after') == 1
@@ -192,15 +218,23 @@ for i in {1..600}; do [ -n "$SLURM_RESTART_COUNT" ] || sleep 0.1; done
 """
 
 
-@pytest.mark.parametrize('warned_by', [
-    'scancel',
-    pytest.param('time limit', marks=pytest.mark.slow)])  # SLURM checks it every 30 s
+@pytest.mark.parametrize(
+    'warned_by', ['scancel', pytest.param('time limit', marks=pytest.mark.slow)]
+)  # SLURM checks it every 30 s
 def test_warned_job_is_requeued_when_all_ranks_have_ended(
-        cluster, submit, stub, tmp_path, warned_by):
+    cluster, submit, stub, tmp_path, warned_by
+):
     path, config = stub(WAITS_FOR_A_SIGNAL)
     options = dict(SBATCH_ARGS='--time=1 --comment=none', GRACE='59')
-    job = submit(config, tmp_path / 'work', '--resume', 'start.pth', '--amp',
-              path=path, **(options if warned_by == 'time limit' else {}))
+    job = submit(
+        config,
+        tmp_path / 'work',
+        '--resume',
+        'start.pth',
+        '--amp',
+        path=path,
+        **(options if warned_by == 'time limit' else {}),
+    )
     if warned_by == 'scancel':
         job.wait_until(lambda: job.text().count('train.py') == 2)
         cluster.run('scancel', '--signal=USR1', job.id)
@@ -233,16 +267,16 @@ def test_ranks_and_ports_of_real_steps(cluster, monkeypatch):
     monkeypatch.setenv('SLURM_CONF', cluster.environment['SLURM_CONF'])
 
     def ranks(*options):
-        text = cluster.run('srun', '--ntasks=2', *options, 'bash', '-c',
-                           'echo $(env | grep ^SLURM)')
+        text = cluster.run(
+            'srun', '--ntasks=2', *options, 'bash', '-c', 'echo $(env | grep ^SLURM)'
+        )
         return sorted(
             read_ranks('slurm', dict(pair.split('=', 1) for pair in line.split()))
-            for line in text.splitlines())
+            for line in text.splitlines()
+        )
 
     one_node, two_nodes = ranks('--nodelist=node2'), ranks('--nodes=2')
-    assert [rank[:4] for rank in one_node] == [
-        (0, 2, 0, 'node2'), (1, 2, 1, 'node2')]
-    assert [rank[:4] for rank in two_nodes] == [
-        (0, 2, 0, 'node1'), (1, 2, 0, 'node1')]
+    assert [rank[:4] for rank in one_node] == [(0, 2, 0, 'node2'), (1, 2, 1, 'node2')]
+    assert [rank[:4] for rank in two_nodes] == [(0, 2, 0, 'node1'), (1, 2, 0, 'node1')]
     ports = [{rank.master_port for rank in step} for step in (one_node, two_nodes)]
     assert [len(step) for step in ports] == [1, 1] and ports[0] != ports[1]

@@ -1,4 +1,5 @@
 """Boxes that record what is done to them."""
+
 import copy
 import pickle
 
@@ -19,12 +20,17 @@ HOMOGRAPHY = np.array([[1.1, 0.2, 5], [-0.1, 0.9, 3], [1e-3, 0, 1]])
 pytestmark = pytest.mark.filterwarnings('ignore:To copy construct from a tensor')
 
 MOVES = [
-    ('flip_', (SHAPE, )), ('flip_', (SHAPE, 'vertical')), ('flip_', (SHAPE, 'diagonal')),
-    ('translate_', ((3.5, -7), )), ('translate_', (np.array([-3, 2]), )),
-    ('translate_', (torch.tensor([1, 2]), )), ('rescale_', ((0.5, 3), )),
-    ('rotate_', ((40, 30), 33.0)), ('project_', (HOMOGRAPHY, )),
-    ('project_', (torch.tensor(HOMOGRAPHY, dtype=torch.float32), )),
-    ('resize_', ((0.5, 3), )),
+    ('flip_', (SHAPE,)),
+    ('flip_', (SHAPE, 'vertical')),
+    ('flip_', (SHAPE, 'diagonal')),
+    ('translate_', ((3.5, -7),)),
+    ('translate_', (np.array([-3, 2]),)),
+    ('translate_', (torch.tensor([1, 2]),)),
+    ('rescale_', ((0.5, 3),)),
+    ('rotate_', ((40, 30), 33.0)),
+    ('project_', (HOMOGRAPHY,)),
+    ('project_', (torch.tensor(HOMOGRAPHY, dtype=torch.float32),)),
+    ('resize_', ((0.5, 3),)),
 ]
 
 
@@ -46,7 +52,6 @@ def _masks(rows):
 
 
 class TestMoves:
-
     @pytest.mark.parametrize('method, args', MOVES)
     def test_record_equals_coordinates(self, method, args):
         boxes = _traced()
@@ -73,8 +78,7 @@ class TestMoves:
         boxes = _traced()
         boxes.translate_((10, 0))
         boxes.rescale_((2, 2))
-        np.testing.assert_array_equal(
-            boxes.trace.image_matrix, [[2, 0, 20], [0, 2, 0], [0, 0, 1]])
+        np.testing.assert_array_equal(boxes.trace.image_matrix, [[2, 0, 20], [0, 2, 0], [0, 0, 1]])
         boxes.flip_((120, 200))
         np.testing.assert_allclose(boxes.tensor.numpy(), _moved(boxes))
 
@@ -110,15 +114,26 @@ class TestMoves:
 
 
 class TestRows:
-
-    @pytest.mark.parametrize('index, kept', [
-        (1, [1]), (-1, [2]), (np.int64(0), [0]), (slice(0, 2), [0, 1]),
-        (slice(None, None, 2), [0, 2]), ([2, 0], [2, 0]), ([], []),
-        (np.array([True, False, True]), [0, 2]), (np.array([2, 2]), [2, 2]),
-        (np.array([], dtype=int), []), (torch.tensor([1, 0]), [1, 0]),
-        (torch.tensor([False, True, False]), [1]), (torch.tensor(1), [1]),
-        (torch.tensor([], dtype=torch.long), []), (np.array([-1]), [2]),
-    ])
+    @pytest.mark.parametrize(
+        'index, kept',
+        [
+            (1, [1]),
+            (-1, [2]),
+            (np.int64(0), [0]),
+            (slice(0, 2), [0, 1]),
+            (slice(None, None, 2), [0, 2]),
+            ([2, 0], [2, 0]),
+            ([], []),
+            (np.array([True, False, True]), [0, 2]),
+            (np.array([2, 2]), [2, 2]),
+            (np.array([], dtype=int), []),
+            (torch.tensor([1, 0]), [1, 0]),
+            (torch.tensor([False, True, False]), [1]),
+            (torch.tensor(1), [1]),
+            (torch.tensor([], dtype=torch.long), []),
+            (np.array([-1]), [2]),
+        ],
+    )
     def test_indexing(self, index, kept):
         boxes = _traced()
         boxes.translate_((1, 0))
@@ -128,10 +143,16 @@ class TestRows:
         np.testing.assert_allclose(picked.tensor.numpy(), _moved(picked))
         assert picked.is_recorded()
 
-    @pytest.mark.parametrize('duplicate', [
-        copy.deepcopy, TracedBoxes.clone, TracedBoxes.detach, TracedBoxes.cpu,
-        lambda boxes: pickle.loads(pickle.dumps(boxes))
-    ])
+    @pytest.mark.parametrize(
+        'duplicate',
+        [
+            copy.deepcopy,
+            TracedBoxes.clone,
+            TracedBoxes.detach,
+            TracedBoxes.cpu,
+            lambda boxes: pickle.loads(pickle.dumps(boxes)),
+        ],
+    )
     def test_copies_are_recorded_and_independent(self, duplicate):
         boxes = _traced()
         boxes.clip_(SHAPE)  # counts as a write to the tensor
@@ -147,11 +168,17 @@ class TestRows:
         copied = copy.deepcopy(dict(one=boxes, two=boxes))
         assert copied['one'] is copied['two']
 
-    @pytest.mark.parametrize('change', [
-        lambda boxes: boxes.to(torch.float64), lambda boxes: boxes.reshape(-1, 4),
-        lambda boxes: boxes.empty_boxes(), lambda boxes: boxes.fake_boxes((3, 4)),
-        lambda boxes: boxes.split(2)[0], lambda boxes: TracedBoxes(boxes.tensor),
-    ])
+    @pytest.mark.parametrize(
+        'change',
+        [
+            lambda boxes: boxes.to(torch.float64),
+            lambda boxes: boxes.reshape(-1, 4),
+            lambda boxes: boxes.empty_boxes(),
+            lambda boxes: boxes.fake_boxes((3, 4)),
+            lambda boxes: boxes.split(2)[0],
+            lambda boxes: TracedBoxes(boxes.tensor),
+        ],
+    )
     def test_what_is_made_from_numbers_is_untraced(self, change):
         assert not change(_traced()).is_recorded()
 
@@ -168,7 +195,6 @@ class TestRows:
 
 
 class TestMerging:
-
     def test_every_row_keeps_its_source(self):
         first, second = _traced(ROWS[:2], 4), _traced(ROWS[1:], 9)
         first.flip_(SHAPE)
@@ -198,8 +224,9 @@ class TestMerging:
         boxes = _traced()
         assert boxes.cat([boxes, _traced([], 9)]).trace.image_matrix is None
 
-    @pytest.mark.parametrize('other', [HorizontalBoxes(torch.tensor(ROWS)),
-                                       TracedBoxes(torch.tensor(ROWS))])
+    @pytest.mark.parametrize(
+        'other', [HorizontalBoxes(torch.tensor(ROWS)), TracedBoxes(torch.tensor(ROWS))]
+    )
     def test_with_untraced_boxes_nothing_is_traced(self, other):
         assert not TracedBoxes.cat([_traced(), other]).is_recorded()
 
@@ -211,11 +238,11 @@ class TestMerging:
 
 
 class TestFromMasks:
-
     def test_coordinates_equal_the_stock_type(self):
         masks = _masks(ROWS)
-        assert torch.equal(masks.get_bboxes(TracedBoxes).tensor,
-                           masks.get_bboxes(HorizontalBoxes).tensor)
+        assert torch.equal(
+            masks.get_bboxes(TracedBoxes).tensor, masks.get_bboxes(HorizontalBoxes).tensor
+        )
 
     def test_inherits_row_by_row(self):
         boxes = _traced()
@@ -280,10 +307,8 @@ WRITES = [_same_numbers, _same_numbers_in_place, _through_numpy, _in_place]
 
 
 class TestWrittenBehind:
-
     @pytest.mark.parametrize('write', WRITES)
-    @pytest.mark.parametrize('method, args', [*MOVES, ('clip_', (SHAPE, )),
-                                              ('__getitem__', (0, ))])
+    @pytest.mark.parametrize('method, args', [*MOVES, ('clip_', (SHAPE,)), ('__getitem__', (0,))])
     def test_refused(self, method, args, write):
         boxes = _traced()
         write(boxes)
@@ -292,8 +317,9 @@ class TestWrittenBehind:
             getattr(boxes, method)(*args)
 
     @pytest.mark.parametrize('write', WRITES)
-    @pytest.mark.parametrize('duplicate', [
-        TracedBoxes.clone, lambda boxes: pickle.loads(pickle.dumps(boxes))])
+    @pytest.mark.parametrize(
+        'duplicate', [TracedBoxes.clone, lambda boxes: pickle.loads(pickle.dumps(boxes))]
+    )
     def test_a_copy_does_not_hide_it(self, duplicate, write):
         boxes = _traced()
         write(boxes)
@@ -316,7 +342,6 @@ class TestWrittenBehind:
 
 
 class TestTrace:
-
     def test_start(self):
         trace = Trace.start(torch.tensor(ROWS), 7)
         assert trace.source_ids.dtype == np.int64

@@ -1,4 +1,5 @@
 """Recorded instances: a stock class that travels between processes by value."""
+
 import copy
 import pickle
 from multiprocessing.reduction import ForkingPickler
@@ -25,11 +26,15 @@ def _sent(instances):
 def _made(count=2):
     torch.manual_seed(0)
     return RecordedInstances.made_of(
-        dict(bboxes=HorizontalBoxes(torch.rand(count, 4)), labels=torch.arange(count),
-             source_matrices=torch.rand(count, 3, 3).double(),
-             is_good=torch.arange(count) > 0,
-             masks=BitmapMasks(np.ones((count, 4, 5), np.uint8), 4, 5)),
-        dict(source_id=7, source_matrix=np.eye(3)))
+        dict(
+            bboxes=HorizontalBoxes(torch.rand(count, 4)),
+            labels=torch.arange(count),
+            source_matrices=torch.rand(count, 3, 3).double(),
+            is_good=torch.arange(count) > 0,
+            masks=BitmapMasks(np.ones((count, 4, 5), np.uint8), 4, 5),
+        ),
+        dict(source_id=7, source_matrix=np.eye(3)),
+    )
 
 
 def _assert_equal(found, expected):
@@ -46,11 +51,19 @@ def _assert_equal(found, expected):
 
 
 @pytest.mark.parametrize('count', [0, 1, 2])
-@pytest.mark.parametrize('duplicate', [
-    _sent, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made)),
-    lambda made: made.to('cpu'), lambda made: made[torch.arange(len(made.labels))],
-    lambda made: made.clone(), lambda made: InstanceData.cat([made])],
-    ids=['sent', 'deepcopy', 'pickle', 'to', 'index', 'clone', 'cat'])
+@pytest.mark.parametrize(
+    'duplicate',
+    [
+        _sent,
+        copy.deepcopy,
+        lambda made: pickle.loads(pickle.dumps(made)),
+        lambda made: made.to('cpu'),
+        lambda made: made[torch.arange(len(made.labels))],
+        lambda made: made.clone(),
+        lambda made: InstanceData.cat([made]),
+    ],
+    ids=['sent', 'deepcopy', 'pickle', 'to', 'index', 'clone', 'cat'],
+)
 def test_duplicates_are_equal(duplicate, count):
     _assert_equal(duplicate(_made(count)), _made(count))
 
@@ -65,8 +78,11 @@ def test_what_was_sent_can_be_written_into():
 
 def test_tensors_that_numpy_cannot_hold():
     made = RecordedInstances.made_of(
-        dict(half=torch.tensor([1.5], dtype=torch.bfloat16),
-             leaf=torch.ones(1, requires_grad=True)), {})
+        dict(
+            half=torch.tensor([1.5], dtype=torch.bfloat16), leaf=torch.ones(1, requires_grad=True)
+        ),
+        {},
+    )
     found = _sent(made)
     assert found.half.dtype == torch.bfloat16 and found.half.item() == 1.5
     assert found.leaf.requires_grad and found.leaf.item() == 1
@@ -75,7 +91,7 @@ def test_tensors_that_numpy_cannot_hold():
 def test_workers_share_only_the_image():
     init_default_scope('mmdet')
     dataset = MadeDataset([make_sample(ignored=[1])], [pipeline_of([])])
-    (batch, ) = DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate)
+    (batch,) = DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate)
     assert batch['inputs'][0].is_shared()
     sample = batch['data_samples'][0]
     for instances in (sample.gt_instances, sample.ignored_instances):

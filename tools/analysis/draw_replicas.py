@@ -1,4 +1,5 @@
 """Draws the replicas of an image and their predictions restored to the source."""
+
 import argparse
 
 from lt_mm.apis.draw_replicas import draw_replicas

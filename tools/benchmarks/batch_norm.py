@@ -4,8 +4,9 @@ In training mode batch norm takes its statistics from the micro-batch, here from
 replica of every source, instead of from the joint batch. A ResNet-20 on made images,
 whose replicas are shifted and mirrored, is compared after one step with the rate 1.
 """
+
 import copy
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -18,16 +19,16 @@ from lt_mm.engine.loops.micro_batches import joint_step
 SOURCES = 64
 
 
-def measure(timer: Timer, quick: bool) -> List[Row]:
+def measure(timer: Timer, quick: bool) -> list[Row]:
     """Relative differences between a joint step and one in micro-batches."""
     rows = []
-    for replicas in (2, ) if quick else (2, 4):
+    for replicas in (2,) if quick else (2, 4):
         for training in (False, True):
             rows += _differences(timer.device, replicas, training)
     return rows
 
 
-def _differences(device: torch.device, replicas: int, training: bool) -> List[Row]:
+def _differences(device: torch.device, replicas: int, training: bool) -> list[Row]:
     torch.manual_seed(0)
     data = _batch(SOURCES, replicas)
     model = _model(device)
@@ -40,25 +41,44 @@ def _differences(device: torch.device, replicas: int, training: bool) -> List[Ro
     joint_step(flat, data, _optim(flat), replicas)
     mode = 'training' if training else 'eval'
     note = f'{SOURCES} sources, m = {replicas}, batch norm in {mode} mode'
-    rows = [_row('gradient', note, [
-        (a - b, a - before) for a, b, before in zip(
-            joint.parameters(), flat.parameters(), model.parameters())])]
+    rows = [
+        _row(
+            'gradient',
+            note,
+            [
+                (a - b, a - before)
+                for a, b, before in zip(joint.parameters(), flat.parameters(), model.parameters())
+            ],
+        )
+    ]
     if training:
-        variances = [[module.running_var for module in each.modules()
-                      if isinstance(module, torch.nn.BatchNorm2d)]
-                     for each in (joint, flat)]
-        rows.append(_row('running variances', note,
-                         [(a - b, a) for a, b in zip(*variances)]))
+        variances = [
+            [
+                module.running_var
+                for module in each.modules()
+                if isinstance(module, torch.nn.BatchNorm2d)
+            ]
+            for each in (joint, flat)
+        ]
+        rows.append(_row('running variances', note, [(a - b, a) for a, b in zip(*variances)]))
     return rows
 
 
-def _row(what: str, note: str, pairs: List[Any]) -> Row:
+def _row(what: str, note: str, pairs: list[Any]) -> Row:
     """Norm of all differences by the norm of all values."""
-    difference, size = (torch.cat([pair[k].detach().flatten() for pair in pairs]).norm()
-                        for k in (0, 1))
+    difference, size = (
+        torch.cat([pair[k].detach().flatten() for pair in pairs]).norm() for k in (0, 1)
+    )
     ratio = float(difference / size)
-    return Row(f'ResNet-20, {what}: difference in micro-batches', 'joint step', ratio,
-               ratio, ratio, 'x its norm', note=note)
+    return Row(
+        f'ResNet-20, {what}: difference in micro-batches',
+        'joint step',
+        ratio,
+        ratio,
+        ratio,
+        'x its norm',
+        note=note,
+    )
 
 
 def _optim(model: torch.nn.Module, rate: float = 1.0) -> OptimWrapper:
@@ -67,25 +87,31 @@ def _optim(model: torch.nn.Module, rate: float = 1.0) -> OptimWrapper:
 
 def _model(device: torch.device) -> torch.nn.Module:
     init_default_scope('mmpretrain')
-    head = dict(type='LinearClsHead', num_classes=10, in_channels=64,
-                loss=dict(type='CrossEntropyLoss'))
-    return MODELS.build(dict(
-        type='ImageClassifier', backbone=dict(type='lt_mm.CifarResNet', depth=20),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='lt_mm.LossTransformHead', head=head, rho=1.0),
-        data_preprocessor=dict(type='ClsDataPreprocessor', mean=[127] * 3, std=[60] * 3)
-    )).to(device)
+    head = dict(
+        type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss')
+    )
+    return MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='lt_mm.CifarResNet', depth=20),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='lt_mm.LossTransformHead', head=head, rho=1.0),
+            data_preprocessor=dict(type='ClsDataPreprocessor', mean=[127] * 3, std=[60] * 3),
+        )
+    ).to(device)
 
 
-def _batch(sources: int, replicas: int) -> Dict[str, Any]:
+def _batch(sources: int, replicas: int) -> dict[str, Any]:
     """Blurred noise, a colour a class, with replicas in a row."""
     inputs, samples = [], []
     for source in range(sources):
-        image = torch.nn.functional.interpolate(
-            torch.rand(1, 3, 8, 8), size=32, mode='bilinear')[0] * 255
+        image = (
+            torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=32, mode='bilinear')[0]
+            * 255
+        )
         image[source % 3] *= 0.3 + 0.07 * (source % 10)
         for _ in range(replicas):
-            moved = image.roll(torch.randint(-4, 5, (2, )).tolist(), dims=(1, 2))
+            moved = image.roll(torch.randint(-4, 5, (2,)).tolist(), dims=(1, 2))
             inputs.append(moved.flip(2) if torch.rand(()) < 0.5 else moved)
             sample = DataSample().set_gt_label(source % 10)
             sample.set_metainfo(dict(source_id=source, source_shape=(32, 32)))

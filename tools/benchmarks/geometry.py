@@ -1,4 +1,5 @@
 """Boxes back to the source, each by a matrix of its own."""
+
 import numpy as np
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
@@ -14,20 +15,37 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
     n = 10_000 if quick else 100_000
     boxes, matrices = _draw(n, timer.device)
     restored = boxes_to_source(boxes, matrices)
-    np.testing.assert_allclose(_loop(boxes, matrices)[:IN_THE_LOOP],
-                               restored[:IN_THE_LOOP].cpu(), atol=1e-2)
-    time = timer.compare(lambda: boxes_to_source(boxes, matrices),
-                         lambda: _loop(boxes, matrices))
+    np.testing.assert_allclose(
+        _loop(boxes, matrices)[:IN_THE_LOOP], restored[:IN_THE_LOOP].cpu(), atol=1e-2
+    )
+    time = timer.compare(lambda: boxes_to_source(boxes, matrices), lambda: _loop(boxes, matrices))
     share = n / IN_THE_LOOP
     faster, low, high = (share * value for value in time.faster)
-    rows = [Row(f'{n} boxes restored', "MMDetection's project_ in a loop", faster, low,
-                high, 'x faster', note=f'{1e3 * time.a:.1f} ms and {share * time.b:.1f} s '
-                f'(from {IN_THE_LOOP} boxes)')]
-    vectorised = timer.compare(lambda: boxes_to_source(boxes, matrices),
-                               lambda: _by_corners(boxes, matrices))
-    rows.append(Row(f'{n} boxes restored', 'torch.linalg.inv and four corners',
-                    vectorised.ratio, vectorised.low, vectorised.high, 'x time',
-                    note=f'{1e3 * vectorised.a:.1f} and {1e3 * vectorised.b:.1f} ms'))
+    rows = [
+        Row(
+            f'{n} boxes restored',
+            "MMDetection's project_ in a loop",
+            faster,
+            low,
+            high,
+            'x faster',
+            note=f'{1e3 * time.a:.1f} ms and {share * time.b:.1f} s (from {IN_THE_LOOP} boxes)',
+        )
+    ]
+    vectorised = timer.compare(
+        lambda: boxes_to_source(boxes, matrices), lambda: _by_corners(boxes, matrices)
+    )
+    rows.append(
+        Row(
+            f'{n} boxes restored',
+            'torch.linalg.inv and four corners',
+            vectorised.ratio,
+            vectorised.low,
+            vectorised.high,
+            'x time',
+            note=f'{1e3 * vectorised.a:.1f} and {1e3 * vectorised.b:.1f} ms',
+        )
+    )
     return rows
 
 

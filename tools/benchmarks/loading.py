@@ -3,20 +3,21 @@
 The images are made: JPEGs of 1280 x 960 pixels, with about as many bytes a pixel as
 COCO's photos have. The pipeline is that of MMDetection's Faster R-CNN.
 """
+
 import copy
 import itertools
 import math
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from mmdet.registry import DATA_SAMPLERS, TRANSFORMS
 from mmdet.utils import register_all_modules
 from mmengine.dataset import BaseDataset, Compose, pseudo_collate
-from timing import Ratio, Row, Timer, quartiles
+from timing import Ratio, Row, Timer
 from torch.utils.data import DataLoader
 
 import lt_mm  # noqa: F401  (fills the registries)
@@ -45,10 +46,17 @@ class MadeImages(BaseDataset):
         num_boxes: Boxes of each image.
         pipeline: The transforms.
     """
+
     METAINFO = dict(classes=('one', 'two', 'three'))
 
-    def __init__(self, folder: Path, count: int, size: tuple[int, int] = SIZE,
-                 num_boxes: int = NUM_BOXES, pipeline: tuple = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        size: tuple[int, int] = SIZE,
+        num_boxes: int = NUM_BOXES,
+        pipeline: tuple = (),
+    ) -> None:
         self.folder, self.count = folder, count
         self.size, self.num_boxes = size, num_boxes
         super().__init__(pipeline=pipeline)
@@ -61,15 +69,23 @@ class MadeImages(BaseDataset):
         height, width = self.size
         path = self.folder / f'{height}-{index}.jpg'
         if not path.exists():
-            cv2.imwrite(str(path), _picture(np.random.default_rng(index), self.size),
-                        [cv2.IMWRITE_JPEG_QUALITY, 95])
+            cv2.imwrite(
+                str(path),
+                _picture(np.random.default_rng(index), self.size),
+                [cv2.IMWRITE_JPEG_QUALITY, 95],
+            )
         sides = random.uniform(0.05, 0.4, (self.num_boxes, 2)) * (width, height)
         low = random.uniform(0, 1, (self.num_boxes, 2)) * ((width, height) - sides)
         boxes = np.concatenate([low, low + sides], axis=1).tolist()
         return dict(
-            img_path=str(path), img_id=index, height=height, width=width,
-            instances=[dict(bbox=box, bbox_label=row % 3, ignore_flag=0)
-                       for row, box in enumerate(boxes)])
+            img_path=str(path),
+            img_id=index,
+            height=height,
+            width=width,
+            instances=[
+                dict(bbox=box, bbox_label=row % 3, ignore_flag=0) for row, box in enumerate(boxes)
+            ],
+        )
 
 
 def _picture(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -78,8 +94,9 @@ def _picture(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     clouds = np.zeros((height, width, 3), np.float32)
     for side in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         coarse = random.standard_normal((height // side + 1, width // side + 1, 3))
-        clouds += side**0.3 * cv2.resize(coarse.astype(np.float32), (width, height),
-                                          interpolation=cv2.INTER_CUBIC)
+        clouds += side**0.3 * cv2.resize(
+            coarse.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+        )
     clouds *= 45 / clouds.std()
     return (clouds - clouds.mean() + 118).clip(0, 255).astype(np.uint8)
 
@@ -91,7 +108,7 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         count = 4 * NUM_REPEATS if quick else 12 * NUM_REPEATS
         data = MadeImages(Path(folder), count)
-        bytes_a_pixel = (Path(data[0]['img_path']).stat().st_size / math.prod(SIZE))
+        bytes_a_pixel = Path(data[0]['img_path']).stat().st_size / math.prod(SIZE)
         size = f'1280x960 JPEGs, {bytes_a_pixel:.2f} bytes a pixel, {NUM_BOXES} boxes'
         return [
             _loaders(timer, data, f'one worker, {size}'),
@@ -108,8 +125,7 @@ def _stock(resize: dict = FIXED) -> Compose:
 
 
 def _invertible(resize: dict = FIXED) -> Callable[[dict], Any]:
-    return TRANSFORMS.build(
-        dict(type='lt_mm.InvertiblePipeline', transforms=_transforms(resize)))
+    return TRANSFORMS.build(dict(type='lt_mm.InvertiblePipeline', transforms=_transforms(resize)))
 
 
 def _transforms(resize: dict) -> list[dict]:
@@ -123,13 +139,21 @@ def _loaders(timer: Timer, data: MadeImages, note: str) -> Row:
         for pipeline, sampler in [
             (_invertible(), dict(type='lt_mm.GroupedRepeatAugSampler', mode='v1')),
             (_stock(), dict(type='mmpretrain.RepeatAugSampler')),
-        ])
+        ]
+    )
     found = timer.compare(lambda: next(ours), lambda: next(stock))
     faster, low, high = found.faster
     rates = [f'{len(data) / seconds:.0f}' for seconds in (found.a, found.b)]
-    return Row(f'images/s of a loader, m = {NUM_REPEATS}', "RepeatAugSampler's",
-               faster, low, high, 'x faster', '>= 1.8',
-               f'{rates[0]} against {rates[1]} images/s; {note}')
+    return Row(
+        f'images/s of a loader, m = {NUM_REPEATS}',
+        "RepeatAugSampler's",
+        faster,
+        low,
+        high,
+        'x faster',
+        '>= 1.8',
+        f'{rates[0]} against {rates[1]} images/s; {note}',
+    )
 
 
 def _epochs(data: MadeImages, pipeline: Callable, sampler: dict) -> Iterator[int]:
@@ -137,17 +161,29 @@ def _epochs(data: MadeImages, pipeline: Callable, sampler: dict) -> Iterator[int
     data = copy.copy(data)
     data.pipeline = pipeline
     loader = DataLoader(
-        data, batch_size=NUM_REPEATS, num_workers=1, persistent_workers=True,
+        data,
+        batch_size=NUM_REPEATS,
+        num_workers=1,
+        persistent_workers=True,
         collate_fn=pseudo_collate,
-        sampler=DATA_SAMPLERS.build(sampler, default_args=dict(dataset=data)))
+        sampler=DATA_SAMPLERS.build(sampler, default_args=dict(dataset=data)),
+    )
     while True:
         yield sum(len(batch['inputs']) for batch in loader)
 
 
 def _no_repetition(timer: Timer, data: MadeImages, note: str) -> Row:
     found = _compare(timer, data, 1, FIXED)
-    return Row('InvertiblePipeline, m = 1', "stock Compose's", found.ratio, found.low,
-               found.high, 'x time', '<= 1.05', f'{_milliseconds(found)}; {note}')
+    return Row(
+        'InvertiblePipeline, m = 1',
+        "stock Compose's",
+        found.ratio,
+        found.low,
+        found.high,
+        'x time',
+        '<= 1.05',
+        f'{_milliseconds(found)}; {note}',
+    )
 
 
 def _with_resize(timer: Timer, data: MadeImages, resize: dict, name: str) -> Row:
@@ -162,19 +198,25 @@ def _with_resize(timer: Timer, data: MadeImages, resize: dict, name: str) -> Row
     shared = sum(shares[:num_shared])
     bound = 1 / (1 - shared * (1 - 1 / NUM_REPEATS))
     return Row(
-        f'InvertiblePipeline with {name}, m = {NUM_REPEATS}', "stock Compose's", faster,
-        low, high, 'x faster', '',
+        f'InvertiblePipeline with {name}, m = {NUM_REPEATS}',
+        "stock Compose's",
+        faster,
+        low,
+        high,
+        'x faster',
+        '',
         f'{_milliseconds(found)}; shares of the stock time: decoding {shares[0]:.0%}, '
         f'annotations {shares[1]:.0%}, {name} {shares[2]:.0%}, flip {shares[3]:.0%}, '
-        f'packing {shares[4]:.0%}; at most {bound:.2f} x where {shared:.0%} is shared')
+        f'packing {shares[4]:.0%}; at most {bound:.2f} x where {shared:.0%} is shared',
+    )
 
 
 def _compare(timer: Timer, data: MadeImages, repeats: int, resize: dict) -> Ratio:
     """One source a call, with so many replicas."""
-    ours, stock = (_sources(data, pipeline, repeats)
-                   for pipeline in (_invertible(resize), _stock(resize)))
-    return timer.compare(lambda: next(ours), lambda: next(stock),
-                         rounds=4 * timer.rounds)
+    ours, stock = (
+        _sources(data, pipeline, repeats) for pipeline in (_invertible(resize), _stock(resize))
+    )
+    return timer.compare(lambda: next(ours), lambda: next(stock), rounds=4 * timer.rounds)
 
 
 def _sources(data: MadeImages, pipeline: Callable, repeats: int) -> Iterator[None]:
@@ -191,8 +233,7 @@ def _shares(data: MadeImages, resize: dict) -> list[float]:
     for index in range(len(data)):
         results = [data.get_data_info(index)]
         for place, transform in enumerate(transforms):
-            seconds[index, place] = timer.once(
-                lambda: results.append(transform(results[-1])))
+            seconds[index, place] = timer.once(lambda: results.append(transform(results[-1])))
     medians = np.median(seconds, axis=0)
     return (medians / medians.sum()).tolist()
 
@@ -205,27 +246,30 @@ def _growth_with_instances(timer: Timer, folder: Path, quick: bool) -> list[Row]
     rows = []
     for count in (1, 10, 100) if quick else (1, 3, 10, 30, 100, 300, 1000):
         data = MadeImages(folder, 4, SMALL_SIZE, count)
-        for name, pipeline in (('InvertiblePipeline', _invertible()),
-                               ('stock Compose', _stock())):
+        for name, pipeline in (('InvertiblePipeline', _invertible()), ('stock Compose', _stock())):
             source = _sources(data, pipeline, NUM_REPEATS)
-            rows.append(_point(timer, source, NUM_REPEATS, name, count,
-                               f'ms against instances (320x240, m = {NUM_REPEATS})'))
+            rows.append(
+                _point(
+                    timer,
+                    source,
+                    NUM_REPEATS,
+                    name,
+                    count,
+                    f'ms against instances (320x240, m = {NUM_REPEATS})',
+                )
+            )
     return rows
 
 
 def _growth_with_repeats(timer: Timer, data: MadeImages, quick: bool) -> list[Row]:
     rows = []
     for repeats in (1, 4) if quick else (1, 2, 4, 8, 16, 32):
-        for name, pipeline in (('InvertiblePipeline', _invertible()),
-                               ('stock Compose', _stock())):
+        for name, pipeline in (('InvertiblePipeline', _invertible()), ('stock Compose', _stock())):
             source = _sources(data, pipeline, repeats)
-            rows.append(_point(timer, source, repeats, name, repeats,
-                               'ms against m (1280x960)'))
+            rows.append(_point(timer, source, repeats, name, repeats, 'ms against m (1280x960)'))
     return rows
 
 
-def _point(timer: Timer, source: Iterator[None], images: int, what: str, x: int,
-           curve: str) -> Row:
-    median, low, high = (
-        1e3 * seconds / images for seconds in timer.seconds(lambda: next(source)))
+def _point(timer: Timer, source: Iterator[None], images: int, what: str, x: int, curve: str) -> Row:
+    median, low, high = (1e3 * seconds / images for seconds in timer.seconds(lambda: next(source)))
     return Row(what, '', median, low, high, 'ms an image', curve=curve, x=x)

@@ -6,6 +6,7 @@ A benchmark is a module beside this file. Writes ``table.md``, ``table.csv`` and
 ``plot.png`` into ``work_dirs/benchmarks``. The exit code is 1 where a benchmark failed,
 not where a target is missed.
 """
+
 import argparse
 import csv
 import importlib
@@ -20,18 +21,21 @@ from timing import Row, Timer, machine
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / 'work_dirs' / 'benchmarks'
-NAMES = sorted(module.name for module in pkgutil.iter_modules([str(HERE)])
-               if module.name not in ('run', 'timing'))
+NAMES = sorted(
+    module.name
+    for module in pkgutil.iter_modules([str(HERE)])
+    if module.name not in ('run', 'timing')
+)
 PANELS_A_LINE = 3
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('names', nargs='*', metavar='NAMES',
-                        help=f'of {", ".join(NAMES)}; all unless given')
+    parser.add_argument(
+        'names', nargs='*', metavar='NAMES', help=f'of {", ".join(NAMES)}; all unless given'
+    )
     parser.add_argument('--quick', action='store_true', help='small sizes, few rounds')
-    parser.add_argument('--device',
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='of torch on the CPU')
     parser.add_argument('--out', type=Path, default=OUT)
     args = parser.parse_args()
@@ -67,15 +71,16 @@ def write(out: Path, where: str, quick: bool, rows: dict[str, list[Row]]) -> Non
         writer = csv.DictWriter(file, ['benchmark', *Row.__dataclass_fields__, 'met'])
         writer.writeheader()
         for name, own in rows.items():
-            writer.writerows(
-                dict(asdict(row), benchmark=name, met=row.met) for row in own)
+            writer.writerows(dict(asdict(row), benchmark=name, met=row.met) for row in own)
     plot(out / 'plot.png', [row for own in rows.values() for row in own])
 
 
 def markdown(rows: dict[str, list[Row]]) -> str:
     """A line for each row that is no point of a curve; quartiles in brackets."""
-    lines = ['| Benchmark | What | Against | Median [quartiles] | Target | Note |',
-             '|---|---|---|---|---|---|']
+    lines = [
+        '| Benchmark | What | Against | Median [quartiles] | Target | Note |',
+        '|---|---|---|---|---|---|',
+    ]
     for name, own in rows.items():
         for row in own:
             if row.curve:
@@ -85,15 +90,18 @@ def markdown(rows: dict[str, list[Row]]) -> str:
                 target += ' met' if row.met else ' **missed**'
             lines.append(
                 f'| {name} | {row.what} | {row.against} | {row.ratio:.3g} {row.unit} '
-                f'[{row.low:.3g}, {row.high:.3g}] | {target} | {row.note} |')
+                f'[{row.low:.3g}, {row.high:.3g}] | {target} | {row.note} |'
+            )
     return '\n'.join(lines) + '\n'
 
 
 def plot(path: Path, rows: list[Row]) -> None:
     """Ratios as bars with their targets, and a panel for each family of curves."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     bars = [row for row in rows if row.target and row.unit != 'exponent']
     panels = sorted({row.curve for row in rows if row.curve})
     if not bars and not panels:
@@ -105,8 +113,11 @@ def plot(path: Path, rows: list[Row]) -> None:
     _draw_bars(figure.add_subplot(grid[0, :]), bars)
     for index, panel in enumerate(panels):
         line, column = divmod(index, PANELS_A_LINE)
-        _draw_curves(figure.add_subplot(grid[1 + line, column]), panel,
-                     [row for row in rows if row.curve == panel])
+        _draw_curves(
+            figure.add_subplot(grid[1 + line, column]),
+            panel,
+            [row for row in rows if row.curve == panel],
+        )
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -117,8 +128,10 @@ def _draw_bars(axes, bars: list[Row]) -> None:
         axes.plot([row.low, row.high], [y, y], color='black')
         bound = float(row.target.split()[1])
         axes.plot([bound, bound], [y - 0.4, y + 0.4], color='black', linestyle='--')
-    axes.set_yticks(range(len(bars)), [
-        f'{row.what} / {row.against}' if row.against else row.what for row in bars])
+    axes.set_yticks(
+        range(len(bars)),
+        [f'{row.what} / {row.against}' if row.against else row.what for row in bars],
+    )
     axes.invert_yaxis()
     if bars:
         axes.set_xscale('log')

@@ -1,4 +1,5 @@
 """The order of an epoch: against MMPretrain's RepeatAugSampler, and its memory."""
+
 from collections import deque
 
 from mmpretrain.datasets.samplers import RepeatAugSampler
@@ -8,13 +9,13 @@ from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
 
 NUM_REPEATS = 4
 
-_ORDER = '''
+_ORDER = """
 from itertools import islice
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
 sampler = GroupedRepeatAugSampler(range({sources}), {repeats}, mode={mode!r}, seed=0)
 for index in islice(sampler, {taken}):
     pass
-'''
+"""
 
 
 def measure(timer: Timer, quick: bool) -> list[Row]:
@@ -27,17 +28,35 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
         for part, run in [('until the first index', _first), ('all indices', _all)]:
             time = timer.compare(lambda: run(sampler), lambda: run(stock), rounds=5)
             faster, low, high = time.faster
-            rows.append(Row(
-                f"order, mode '{what}', {part}", 'RepeatAugSampler', faster, low, high,
-                'x faster', '>= 10' if run is _first else '',
-                f'{sources} x {NUM_REPEATS}; {time.a:.3f} s for {len(sampler)} indices '
-                f'and {time.b:.3f} s for {len(stock)}'))
+            rows.append(
+                Row(
+                    f"order, mode '{what}', {part}",
+                    'RepeatAugSampler',
+                    faster,
+                    low,
+                    high,
+                    'x faster',
+                    '>= 10' if run is _first else '',
+                    f'{sources} x {NUM_REPEATS}; {time.a:.3f} s for {len(sampler)} indices '
+                    f'and {time.b:.3f} s for {len(stock)}',
+                )
+            )
     rows += _memory(10_000_000 if quick else 100_000_000)
     for count in [sources // 4**k for k in range(4, -1, -1)]:
         sampler = GroupedRepeatAugSampler(range(count), NUM_REPEATS, seed=0)
         median, low, high = (1e3 * t for t in timer.seconds(lambda: _all(sampler), 3))
-        rows.append(Row('order, all indices', '', median, low, high, 'ms',
-                        curve=f'Time: sources (m = {NUM_REPEATS})', x=count))
+        rows.append(
+            Row(
+                'order, all indices',
+                '',
+                median,
+                low,
+                high,
+                'ms',
+                curve=f'Time: sources (m = {NUM_REPEATS})',
+                x=count,
+            )
+        )
     return rows
 
 
@@ -57,11 +76,19 @@ def _memory(sources: int) -> list[Row]:
     rows = []
     empty = peak_of_process('import lt_mm.datasets.samplers.repeat_aug') / 1e9
     for mode in ('full', 'v1'):
-        code = _ORDER.format(sources=sources, repeats=NUM_REPEATS, mode=mode,
-                             taken=1_000_000)
+        code = _ORDER.format(sources=sources, repeats=NUM_REPEATS, mode=mode, taken=1_000_000)
         peak = peak_of_process(code) / 1e9
         order = peak - empty
-        rows.append(Row(f"order of {sources:.0e} sources, '{mode}'", '', order, order,
-                        order, 'GB', '<= 1.5',
-                        f'the process {peak:.2f} GB, with imports of {empty:.2f} GB'))
+        rows.append(
+            Row(
+                f"order of {sources:.0e} sources, '{mode}'",
+                '',
+                order,
+                order,
+                order,
+                'GB',
+                '<= 1.5',
+                f'the process {peak:.2f} GB, with imports of {empty:.2f} GB',
+            )
+        )
     return rows

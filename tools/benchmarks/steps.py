@@ -3,9 +3,11 @@
 Models and heads are those of the stock configs, from random initialisation; the images
 are made. A step is forward, backward and update.
 """
+
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -16,8 +18,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from timing import Row, Timer
 
-from lt_mm.engine.loops.micro_batches import joint_step
 from lt_mm.datasets.converters import write_shapes_dataset
+from lt_mm.engine.loops.micro_batches import joint_step
 
 CLASSIFIER = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
@@ -25,34 +27,40 @@ WRAP = dict(type='lt_mm.LossTransformHead', rho=1.0)
 PEAK_TARGET, STEP_TARGET = '<= 1.15', '<= 1.02'
 
 
-def measure(timer: Timer, quick: bool) -> List[Row]:
+def measure(timer: Timer, quick: bool) -> list[Row]:
     """Rows of the table: the cost of the wrapper, then the memory."""
     # Memory at the recipes' sizes of images: with few pixels the gradients of the
     # parameters, which micro-batches add up, weigh more than the activations.
     rows, sources, scale = [], 2 if quick else 8, (416, 320) if quick else (1333, 800)
     for name, model, few, many in (
-            ('ResNet-50', _classifier, _pictures(4), _pictures(sources)),
-            ('Faster R-CNN R50', _detector, _scenes(1, (416, 320)), _scenes(1, scale))):
+        ('ResNet-50', _classifier, _pictures(4), _pictures(sources)),
+        ('Faster R-CNN R50', _detector, _scenes(1, (416, 320)), _scenes(1, scale)),
+    ):
         data = few(2)
-        for amp in (False, True) if timer.device.type == 'cuda' else (False, ):
+        for amp in (False, True) if timer.device.type == 'cuda' else (False,):
             rows.append(_wrapper_cost(timer, name, model, data, amp))
-        rows += _micro_batch_memory(timer, name, model, many, (4, ) if quick else (4, 8))
+        rows += _micro_batch_memory(timer, name, model, many, (4,) if quick else (4, 8))
     return rows
 
 
-def _wrapper_cost(timer: Timer, name: str, model: Callable, data: Dict[str, Any],
-                  amp: bool) -> Row:
-    wrapped, stock = (_stock_step(model(flag, timer.device), data, amp)
-                      for flag in (True, False))
+def _wrapper_cost(timer: Timer, name: str, model: Callable, data: dict[str, Any], amp: bool) -> Row:
+    wrapped, stock = (_stock_step(model(flag, timer.device), data, amp) for flag in (True, False))
     ratio = timer.compare(wrapped, stock)
-    return Row(f'step of {name} with LossTransformHead', 'without, same batch',
-               ratio.ratio, ratio.low, ratio.high, 'x time', STEP_TARGET,
-               f'batch of {len(data["inputs"])}, {"AMP" if amp else "float32"}, '
-               f'{ratio.b:.2f} s without')
+    return Row(
+        f'step of {name} with LossTransformHead',
+        'without, same batch',
+        ratio.ratio,
+        ratio.low,
+        ratio.high,
+        'x time',
+        STEP_TARGET,
+        f'batch of {len(data["inputs"])}, {"AMP" if amp else "float32"}, {ratio.b:.2f} s without',
+    )
 
 
-def _micro_batch_memory(timer: Timer, name: str, model: Callable, batch: Callable,
-                        replicas: Sequence[int]) -> List[Row]:
+def _micro_batch_memory(
+    timer: Timer, name: str, model: Callable, batch: Callable, replicas: Sequence[int]
+) -> list[Row]:
     """Peak of tensors of a step with m replicas, against one with the sources alone."""
     sources = batch(1)
     base = timer.peak_bytes(_stock_step(model(False, timer.device), sources))
@@ -63,16 +71,25 @@ def _micro_batch_memory(timer: Timer, name: str, model: Callable, batch: Callabl
         network = model(True, timer.device)
         optim = _optim(network)
         flat = timer.peak_bytes(lambda: joint_step(network, data, optim, count)) / base
-        rows.append(Row(
-            f'{name}: peak memory in {count} micro-batches, m = {count}',
-            'stock step on the source batch', flat, flat, flat, 'x memory', PEAK_TARGET,
-            f'{len(sources["inputs"])} source(s) of {shape}, {base / 2**20:.0f} MiB; in '
-            f'one batch {joint:.2f} x'))
+        rows.append(
+            Row(
+                f'{name}: peak memory in {count} micro-batches, m = {count}',
+                'stock step on the source batch',
+                flat,
+                flat,
+                flat,
+                'x memory',
+                PEAK_TARGET,
+                f'{len(sources["inputs"])} source(s) of {shape}, {base / 2**20:.0f} MiB; in '
+                f'one batch {joint:.2f} x',
+            )
+        )
     return rows
 
 
-def _stock_step(model: torch.nn.Module, data: Dict[str, Any], amp: bool = False
-                ) -> Callable[[], Any]:
+def _stock_step(
+    model: torch.nn.Module, data: dict[str, Any], amp: bool = False
+) -> Callable[[], Any]:
     optim = _optim(model)
 
     def step() -> None:
@@ -109,15 +126,14 @@ def _built(config: Config, device: torch.device) -> torch.nn.Module:
     return MODELS.build(config.model).to(device).train()
 
 
-def _pictures(sources: int) -> Callable[[int], Dict[str, Any]]:
+def _pictures(sources: int) -> Callable[[int], dict[str, Any]]:
     """Gives recorded batches of a classifier, by the number of replicas."""
 
-    def batch(replicas: int) -> Dict[str, Any]:
+    def batch(replicas: int) -> dict[str, Any]:
         inputs, samples = [], []
         for index in range(sources * replicas):
             sample = DataSample().set_gt_label(index // replicas)
-            sample.set_metainfo(
-                dict(source_id=index // replicas, source_shape=(224, 224)))
+            sample.set_metainfo(dict(source_id=index // replicas, source_shape=(224, 224)))
             samples.append(sample)
             inputs.append(torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8))
         return dict(inputs=inputs, data_samples=samples)
@@ -125,26 +141,39 @@ def _pictures(sources: int) -> Callable[[int], Dict[str, Any]]:
     return batch
 
 
-_MADE: Optional[tempfile.TemporaryDirectory] = None
+_MADE: tempfile.TemporaryDirectory | None = None
 
 
-def _scenes(sources: int, scale: Tuple[int, int]) -> Callable[[int], Dict[str, Any]]:
+def _scenes(sources: int, scale: tuple[int, int]) -> Callable[[int], dict[str, Any]]:
     """Gives recorded batches of a detector, as its data set and pipeline make them."""
 
-    def batch(replicas: int) -> Dict[str, Any]:
+    def batch(replicas: int) -> dict[str, Any]:
         init_default_scope('mmdet')
-        dataset = DATASETS.build(dict(
-            type='CocoDataset', data_root=_made_data(),
-            ann_file='annotations/train.json', data_prefix=dict(img='train/'),
-            metainfo=dict(classes=('circle', 'square', 'triangle')),
-            filter_cfg=dict(filter_empty_gt=True), pipeline=[dict(
-                type='lt_mm.InvertiblePipeline', transforms=[
-                    dict(type='LoadImageFromFile'),
-                    dict(type='LoadAnnotations', with_bbox=True),
-                    dict(type='Resize', scale=scale, keep_ratio=True),
-                    dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')])]))
-        return pseudo_collate([dataset[source] for source in range(sources)
-                               for _ in range(replicas)])
+        dataset = DATASETS.build(
+            dict(
+                type='CocoDataset',
+                data_root=_made_data(),
+                ann_file='annotations/train.json',
+                data_prefix=dict(img='train/'),
+                metainfo=dict(classes=('circle', 'square', 'triangle')),
+                filter_cfg=dict(filter_empty_gt=True),
+                pipeline=[
+                    dict(
+                        type='lt_mm.InvertiblePipeline',
+                        transforms=[
+                            dict(type='LoadImageFromFile'),
+                            dict(type='LoadAnnotations', with_bbox=True),
+                            dict(type='Resize', scale=scale, keep_ratio=True),
+                            dict(type='RandomFlip', prob=0.5),
+                            dict(type='PackDetInputs'),
+                        ],
+                    )
+                ],
+            )
+        )
+        return pseudo_collate(
+            [dataset[source] for source in range(sources) for _ in range(replicas)]
+        )
 
     return batch
 
@@ -153,6 +182,7 @@ def _made_data() -> str:
     global _MADE
     if _MADE is None:
         _MADE = tempfile.TemporaryDirectory()
-        write_shapes_dataset(Path(_MADE.name), num_train=8, num_val=2,
-                             image_size=(320, 416), seed=0)
+        write_shapes_dataset(
+            Path(_MADE.name), num_train=8, num_val=2, image_size=(320, 416), seed=0
+        )
     return _MADE.name

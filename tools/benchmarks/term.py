@@ -1,15 +1,15 @@
 """The consistency term by itself, forward and backward."""
+
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
 from timing import Row, Timer
 from torch import Tensor
 
-from lt_mm.core.consistency import (bernoulli_consistency, box_consistency,
-                                    categorical_consistency)
+from lt_mm.core.consistency import bernoulli_consistency, box_consistency, categorical_consistency
 from lt_mm.core.pairing import groups_across_replicas
 
 NUM_CLASSES = 1000
@@ -18,8 +18,12 @@ EMBEDDING = 128
 
 def measure(timer: Timer, quick: bool) -> list[Row]:
     n = 1024 if quick else 8192
-    return [*_against_cross_entropy(timer, n), _against_bce(timer, n),
-            *_against_supcon(timer, n), *_growth(timer, n, quick)]
+    return [
+        *_against_cross_entropy(timer, n),
+        _against_bce(timer, n),
+        *_against_supcon(timer, n),
+        *_growth(timer, n, quick),
+    ]
 
 
 def _gradient(function: Callable, leaf: Tensor, *args) -> Callable[[], object]:
@@ -30,11 +34,13 @@ def _under_autocast(timer: Timer, function: Callable) -> Callable:
     def run(*args):
         with torch.autocast(timer.device.type, dtype=timer.amp_dtype):
             return function(*args)
+
     return run
 
 
-def _logits(timer: Timer, n: int, num_classes: int = NUM_CLASSES,
-            dtype: torch.dtype = torch.float32) -> Tensor:
+def _logits(
+    timer: Timer, n: int, num_classes: int = NUM_CLASSES, dtype: torch.dtype = torch.float32
+) -> Tensor:
     drawn = torch.randn(n, num_classes, device=timer.device)
     return drawn.to(dtype).requires_grad_()
 
@@ -46,12 +52,14 @@ def _groups(timer: Timer, n: int, m: int) -> Tensor:
 
 def _against_cross_entropy(timer: Timer, n: int) -> list[Row]:
     rows, order = [], torch.randperm(n, device=timer.device)
-    labels = torch.randint(NUM_CLASSES, (n, ), device=timer.device)
+    labels = torch.randint(NUM_CLASSES, (n,), device=timer.device)
     for what, m, dtype, shuffled in [
-            ('m = 2', 2, torch.float32, False), ('m = 4', 4, torch.float32, False),
-            ('m = 32', 32, torch.float32, False),
-            ('m = 4, shuffled', 4, torch.float32, True),
-            ('m = 4, AMP', 4, timer.amp_dtype, False)]:
+        ('m = 2', 2, torch.float32, False),
+        ('m = 4', 4, torch.float32, False),
+        ('m = 32', 32, torch.float32, False),
+        ('m = 4, shuffled', 4, torch.float32, True),
+        ('m = 4, AMP', 4, timer.amp_dtype, False),
+    ]:
         logits, ids = _logits(timer, n, dtype=dtype), _groups(timer, n, m)
         ids = ids[order] if shuffled else ids
         term, plain = categorical_consistency, F.cross_entropy
@@ -60,15 +68,32 @@ def _against_cross_entropy(timer: Timer, n: int) -> list[Row]:
         ours, stock = _gradient(term, logits, ids), _gradient(plain, logits, labels)
         time = timer.compare(ours, stock)
         sizes = f'{n} x {NUM_CLASSES}, {str(dtype)[6:]}'
-        rows.append(Row(
-            f'term, {what}', 'cross_entropy', time.ratio, time.low, time.high, 'x time',
-            '<= 1.6', f'{sizes}; {1e3 * time.a:.1f} and {1e3 * time.b:.1f} ms'))
+        rows.append(
+            Row(
+                f'term, {what}',
+                'cross_entropy',
+                time.ratio,
+                time.low,
+                time.high,
+                'x time',
+                '<= 1.6',
+                f'{sizes}; {1e3 * time.a:.1f} and {1e3 * time.b:.1f} ms',
+            )
+        )
         peak = timer.peak_bytes(ours) / logits.nbytes
         other = timer.peak_bytes(stock) / logits.nbytes
-        rows.append(Row(
-            f'term, {what}: peak', 'the logits', peak, peak, peak, 'x memory',
-            '<= 2.2' if dtype == torch.float32 else '',
-            f'{sizes}; cross_entropy {other:.2f}'))
+        rows.append(
+            Row(
+                f'term, {what}: peak',
+                'the logits',
+                peak,
+                peak,
+                peak,
+                'x memory',
+                '<= 2.2' if dtype == torch.float32 else '',
+                f'{sizes}; cross_entropy {other:.2f}',
+            )
+        )
     return rows
 
 
@@ -77,14 +102,22 @@ def _against_bce(timer: Timer, n: int) -> Row:
     targets = torch.zeros_like(logits)
     time = timer.compare(
         _gradient(bernoulli_consistency, logits, ids),
-        _gradient(F.binary_cross_entropy_with_logits, logits, targets))
-    return Row('term of sigmoids, m = 4', 'binary_cross_entropy_with_logits', time.ratio,
-               time.low, time.high, 'x time',
-               note=f'{n} x 80; {1e3 * time.a:.1f} and {1e3 * time.b:.1f} ms')
+        _gradient(F.binary_cross_entropy_with_logits, logits, targets),
+    )
+    return Row(
+        'term of sigmoids, m = 4',
+        'binary_cross_entropy_with_logits',
+        time.ratio,
+        time.low,
+        time.high,
+        'x time',
+        note=f'{n} x 80; {1e3 * time.a:.1f} and {1e3 * time.b:.1f} ms',
+    )
 
 
 def _against_supcon(timer: Timer, n: int) -> list[Row]:
     from pytorch_metric_learning.losses import SupConLoss
+
     logits, ids = _logits(timer, n), _groups(timer, n, 4)
     embeddings = _logits(timer, n, EMBEDDING)
     ours = _gradient(categorical_consistency, logits, ids)
@@ -94,9 +127,18 @@ def _against_supcon(timer: Timer, n: int) -> list[Row]:
     less = timer.peak_bytes(supcon) / timer.peak_bytes(ours)
     note = f'{n} x {NUM_CLASSES} and {n} x {EMBEDDING}'
     return [
-        Row('term, m = 4', 'SupCon', faster, low, high, 'x faster', '>= 10',
-            f'{note}; {time.a:.3f} and {time.b:.3f} s'),
-        Row('term, m = 4: peak', 'SupCon', less, less, less, 'x less memory', note=note)]
+        Row(
+            'term, m = 4',
+            'SupCon',
+            faster,
+            low,
+            high,
+            'x faster',
+            '>= 10',
+            f'{note}; {time.a:.3f} and {time.b:.3f} s',
+        ),
+        Row('term, m = 4: peak', 'SupCon', less, less, less, 'x less memory', note=note),
+    ]
 
 
 def _growth(timer: Timer, n: int, quick: bool) -> list[Row]:
@@ -104,12 +146,22 @@ def _growth(timer: Timer, n: int, quick: bool) -> list[Row]:
     rows = []
     for size in [n // 2**k for k in range(5, -1, -1)]:
         logits, ids = _logits(timer, size), _groups(timer, size, 4)
-        rows += _points(timer, 'predictions N (C = 1000, m = 4)', 'softmax term', size,
-                        _gradient(categorical_consistency, logits, ids))
+        rows += _points(
+            timer,
+            'predictions N (C = 1000, m = 4)',
+            'softmax term',
+            size,
+            _gradient(categorical_consistency, logits, ids),
+        )
     for m in (1, 2, 4, 8, 16, 32):
         logits, ids = _logits(timer, n), _groups(timer, n, m)
-        rows += _points(timer, f'replicas m (N = {n}, C = 1000)', 'softmax term', m,
-                        _gradient(categorical_consistency, logits, ids))
+        rows += _points(
+            timer,
+            f'replicas m (N = {n}, C = 1000)',
+            'softmax term',
+            m,
+            _gradient(categorical_consistency, logits, ids),
+        )
     for instances in (1, 3, 10, 30, 100, 300, 1000):
         rows += _instances(timer, instances)
     return rows + _exponents(rows)
@@ -120,7 +172,8 @@ def _instances(timer: Timer, instances: int) -> list[Row]:
     images, m, hits = 16, 4, 4
     shape = images, instances, hits
     image, instance, _ = torch.meshgrid(
-        *(torch.arange(size, device=timer.device) for size in shape), indexing='ij')
+        *(torch.arange(size, device=timer.device) for size in shape), indexing='ij'
+    )
     image, instance = image.flatten(), instance.flatten()
     annotations = torch.stack([image // m, instance], dim=1)
     keep = torch.ones_like(image, dtype=torch.bool)
@@ -132,28 +185,40 @@ def _instances(timer: Timer, instances: int) -> list[Row]:
     ids = pair()
     return [
         *_points(timer, panel, 'pairing', instances, pair),
-        *_points(timer, panel, 'softmax term', instances,
-                 _gradient(categorical_consistency, logits, ids)),
-        *_points(timer, panel, 'box term', instances,
-                 _gradient(box_consistency, boxes, ids))]
+        *_points(
+            timer, panel, 'softmax term', instances, _gradient(categorical_consistency, logits, ids)
+        ),
+        *_points(timer, panel, 'box term', instances, _gradient(box_consistency, boxes, ids)),
+    ]
 
 
 def _points(timer: Timer, panel: str, what: str, x: int, run: Callable) -> list[Row]:
     median, low, high = (1e3 * value for value in timer.seconds(run))
     peak = timer.peak_bytes(run) / 1e6
-    return [Row(what, '', median, low, high, 'ms', curve=f'Time: {panel}', x=x),
-            Row(what, '', peak, peak, peak, 'MB', curve=f'Memory: {panel}', x=x)]
+    return [
+        Row(what, '', median, low, high, 'ms', curve=f'Time: {panel}', x=x),
+        Row(what, '', peak, peak, peak, 'MB', curve=f'Memory: {panel}', x=x),
+    ]
 
 
 def _exponents(rows: list[Row]) -> list[Row]:
-    """k in x^k, from the last two points of each curve."""
+    """K in x^k, from the last two points of each curve."""
     found = []
     for panel, what in dict.fromkeys((row.curve, row.what) for row in rows):
-        before, last = [row for row in rows
-                        if (row.curve, row.what) == (panel, what)][-2:]
+        before, last = [row for row in rows if (row.curve, row.what) == (panel, what)][-2:]
         k = math.log(last.ratio / before.ratio) / math.log(last.x / before.x)
         # Of times the noise of the machine allows no sharp bound.
         bound = '<= 1.1' if panel.startswith('Memory') else ''
-        found.append(Row(f'{panel}, {what}', '', k, k, k, 'exponent', bound,
-                         f'from {before.x:g} to {last.x:g}'))
+        found.append(
+            Row(
+                f'{panel}, {what}',
+                '',
+                k,
+                k,
+                k,
+                'exponent',
+                bound,
+                f'from {before.x:g} to {last.x:g}',
+            )
+        )
     return found

@@ -3,14 +3,15 @@
 A benchmark is a module of this folder with ``measure(timer, quick) -> list[Row]``;
 ``run.py`` finds it by its name.
 """
+
 import gc
 import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 import torch
 
@@ -34,6 +35,7 @@ class Row:
             ``what``; empty for a row of the table.
         x: Where the point lies, with a curve.
     """
+
     what: str
     against: str
     ratio: float
@@ -46,7 +48,7 @@ class Row:
     x: float = 0.0
 
     @property
-    def met(self) -> Optional[bool]:
+    def met(self) -> bool | None:
         """Whether the ratio reaches its target; None without one.
 
         Raises:
@@ -64,6 +66,7 @@ class Row:
 @dataclass
 class Ratio:
     """How long ``a`` takes against ``b``: medians in seconds, their ratio, quartiles."""
+
     a: float
     b: float
     ratio: float
@@ -106,14 +109,16 @@ class Timer:
         last.synchronize()
         return first.elapsed_time(last) / 1000
 
-    def seconds(self, function: Callable[[], object], rounds: Optional[int] = None
-                ) -> tuple[float, float, float]:
+    def seconds(
+        self, function: Callable[[], object], rounds: int | None = None
+    ) -> tuple[float, float, float]:
         """Median and quartiles of the seconds that a call takes, after a first one."""
         function()
         return quartiles([self.once(function) for _ in range(rounds or self.rounds)])
 
-    def compare(self, a: Callable[[], object], b: Callable[[], object],
-                rounds: Optional[int] = None) -> Ratio:
+    def compare(
+        self, a: Callable[[], object], b: Callable[[], object], rounds: int | None = None
+    ) -> Ratio:
         """Calls a and b in turn, after a first call of each, which is not counted.
 
         What slows the machine down for a while slows both, and the ratio stays.
@@ -145,12 +150,15 @@ class Timer:
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
         with torch.profiler.profile(
-                activities=[torch.profiler.ProfilerActivity.CPU],
-                profile_memory=True) as profiler:
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profiler:
             function()
         held = most = 0
-        records = [event for event in profiler.profiler.kineto_results.events()
-                   if event.name() == '[memory]']
+        records = [
+            event
+            for event in profiler.profiler.kineto_results.events()
+            if event.name() == '[memory]'
+        ]
         for record in sorted(records, key=lambda record: record.start_ns()):
             held += record.nbytes()
             most = max(most, held)
@@ -171,8 +179,9 @@ def peak_of_process(code: str) -> int:
     Raises:
         RuntimeError: If the code fails, with what it wrote.
     """
-    code += ("\nimport re\n"
-             "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])")
+    code += (
+        "\nimport re\nprint(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f'exit code {done.returncode} of\n{code}\n{done.stderr}')
@@ -184,8 +193,10 @@ def machine(device: torch.device) -> str:
     name = _processor()
     if device.type == 'cuda':
         name = f'{torch.cuda.get_device_name()}, {name}'
-    return (f'{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, '
-            f'Python {platform.python_version()}')
+    return (
+        f'{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, '
+        f'Python {platform.python_version()}'
+    )
 
 
 def _processor() -> str:

@@ -18,8 +18,10 @@ def main() -> None:
     args = parse_args()
     splits = convert_pennfudan(args.source, args.out, args.num_val, args.seed)
     for name, split in splits.items():
-        print(f'{name}: {split.num_images} images ({split.num_empty} without an object), '
-              f'{split.num_instances} instances -> {split.ann_file}')
+        print(
+            f'{name}: {split.num_images} images ({split.num_empty} without an object), '
+            f'{split.num_instances} instances -> {split.ann_file}'
+        )
 
 
 if __name__ == '__main__':

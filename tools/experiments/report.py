@@ -4,27 +4,35 @@ Reads what ``run.py`` recorded and writes ``table.md`` and a PNG for each figure
 study names into the same folder. A figure of predictions needs the checkpoints of its runs,
 and stays as it is without them.
 """
+
 import argparse
 import csv
 import math
 import runpy
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any
 
 from lt_mm.visualization.drawing import new_figure, save_figure
 
-Rows = Dict[str, List[Dict[str, str]]]
+Rows = dict[str, list[dict[str, str]]]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('study', type=Path, help='Python file with the runs')
-    parser.add_argument('--results', type=Path, help='folder of the CSV files '
-                        '(default: docs/studies/<name of the study>)')
-    parser.add_argument('--work-dir', type=Path, help='folder of the checkpoints '
-                        '(default: work_dirs/studies/<name of the study>)')
+    parser.add_argument(
+        '--results',
+        type=Path,
+        help='folder of the CSV files (default: docs/studies/<name of the study>)',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        help='folder of the checkpoints (default: work_dirs/studies/<name of the study>)',
+    )
     args = parser.parse_args()
     args.results = args.results or Path('docs/studies') / args.study.stem
     args.work_dir = args.work_dir or Path('work_dirs/studies') / args.study.stem
@@ -58,38 +66,54 @@ def read(path: Path) -> Rows:
     return rows
 
 
-def table(study: Dict[str, Any], runs: Rows, consistency: Rows) -> str:
+def table(study: dict[str, Any], runs: Rows, consistency: Rows) -> str:
     """Markdown: a table for each section, a line for each run that has results."""
     lines = []
-    headings = ['Run', 'Images seen', 'Seeds', study['metric_name'], 'Difference to', '',
-                *study['measured'].values()]
+    headings = [
+        'Run',
+        'Images seen',
+        'Seeds',
+        study['metric_name'],
+        'Difference to',
+        '',
+        *study['measured'].values(),
+    ]
     for title, entries in study['sections'].items():
-        lines += [f'### {title}', '', f'| {" | ".join(headings)} |',
-                  '|---' * len(headings) + '|']
-        lines += [line(run, reference, runs, consistency, study['measured'])
-                  for run, reference in entries if run in runs]
+        lines += [f'### {title}', '', f'| {" | ".join(headings)} |', '|---' * len(headings) + '|']
+        lines += [
+            line(run, reference, runs, consistency, study['measured'])
+            for run, reference in entries
+            if run in runs
+        ]
         lines.append('')
     return '\n'.join(lines)
 
 
-def line(run: str, reference: Optional[str], runs: Rows, consistency: Rows,
-         names: Iterable[str]) -> str:
+def line(
+    run: str, reference: str | None, runs: Rows, consistency: Rows, names: Iterable[str]
+) -> str:
     values = column(runs[run], 'metric')
     difference = ''
     if reference in runs:
         difference = show_difference(values, column(runs[reference], 'metric'))
     measured = consistency.get(run, [])
-    cells = [f'`{run}`', runs[run][0]['images'], str(len(values)), show(values),
-             f'`{reference}`' if difference else '', difference,
-             *(show(column(measured, name), 3) for name in names)]
+    cells = [
+        f'`{run}`',
+        runs[run][0]['images'],
+        str(len(values)),
+        show(values),
+        f'`{reference}`' if difference else '',
+        difference,
+        *(show(column(measured, name), 3) for name in names),
+    ]
     return '| ' + ' | '.join(cells) + ' |'
 
 
-def column(rows: List[Dict[str, str]], name: str) -> List[float]:
+def column(rows: list[dict[str, str]], name: str) -> list[float]:
     return [float(row[name]) for row in rows if row[name]]
 
 
-def show(values: List[float], digits: int = 1) -> str:
+def show(values: list[float], digits: int = 1) -> str:
     """Mean and, with several seeds, their standard deviation."""
     if not values:
         return ''
@@ -99,22 +123,22 @@ def show(values: List[float], digits: int = 1) -> str:
     return text
 
 
-def difference_of_means(values: List[float], others: List[float]
-                        ) -> Tuple[float, Optional[float]]:
+def difference_of_means(values: list[float], others: list[float]) -> tuple[float, float | None]:
     """Difference of the means of independent runs and its standard error (Welch)."""
     difference = statistics.fmean(values) - statistics.fmean(others)
     if min(len(values), len(others)) < 2:
         return difference, None
-    return difference, math.sqrt(statistics.variance(values) / len(values)
-                                 + statistics.variance(others) / len(others))
+    return difference, math.sqrt(
+        statistics.variance(values) / len(values) + statistics.variance(others) / len(others)
+    )
 
 
-def show_difference(values: List[float], others: List[float]) -> str:
+def show_difference(values: list[float], others: list[float]) -> str:
     difference, error = difference_of_means(values, others)
     return f'{difference:+.1f}' + ('' if error is None else f' (± {error:.1f})')
 
 
-def draw_curves(figure: Dict[str, Any], curves: Rows, metric: str, out: Path) -> None:
+def draw_curves(figure: dict[str, Any], curves: Rows, metric: str, out: Path) -> None:
     """Metric and training loss over images seen: the mean over seeds, and their range."""
     drawing = new_figure(10, 3.6)
     panels = drawing.subplots(1, 2)
@@ -126,41 +150,53 @@ def draw_curves(figure: Dict[str, Any], curves: Rows, metric: str, out: Path) ->
             if not points:
                 continue
             images = sorted(points)
-            axes.plot(images, [statistics.fmean(points[at]) for at in images],
-                      marker='o', markersize=3, label=run)
-            axes.fill_between(images, [min(points[at]) for at in images],
-                              [max(points[at]) for at in images], alpha=0.15)
+            axes.plot(
+                images,
+                [statistics.fmean(points[at]) for at in images],
+                marker='o',
+                markersize=3,
+                label=run,
+            )
+            axes.fill_between(
+                images,
+                [min(points[at]) for at in images],
+                [max(points[at]) for at in images],
+                alpha=0.15,
+            )
         axes.set(xlabel='images seen', ylabel=label)
     panels[0].legend(fontsize=8)
     save_figure(drawing, str(out))
 
 
-def draw_levels(figure: Dict[str, Any], runs: Rows, metric: str, out: Path) -> None:
+def draw_levels(figure: dict[str, Any], runs: Rows, metric: str, out: Path) -> None:
     """Metric of runs over a setting; points are seeds, lines go through their means."""
     drawing = new_figure(5, 3.6)
     axes = drawing.subplots()
     for label, levels in figure['series'].items():
-        levels = {level: column(runs[run], 'metric') for level, run in levels.items()
-                  if run in runs}
-        color = axes.plot(list(levels), [statistics.fmean(v) for v in levels.values()],
-                          label=label)[0].get_color()
+        levels = {
+            level: column(runs[run], 'metric') for level, run in levels.items() if run in runs
+        }
+        color = axes.plot(
+            list(levels), [statistics.fmean(v) for v in levels.values()], label=label
+        )[0].get_color()
         for level, values in levels.items():
             axes.scatter([level] * len(values), values, s=12, color=color)
     if figure.get('log'):
         axes.set_xscale('log')
-        axes.set_xticks(ticks := sorted({level for levels in figure['series'].values()
-                                         for level in levels}),
-                        [str(level) for level in ticks])
+        axes.set_xticks(
+            ticks := sorted({level for levels in figure['series'].values() for level in levels}),
+            [str(level) for level in ticks],
+        )
         axes.minorticks_off()
     axes.set(xlabel=figure['xlabel'], ylabel=metric)
     axes.legend(fontsize=8)
     save_figure(drawing, str(out))
 
 
-def draw_matrices(figure: Dict[str, Any], study: Dict[str, Any], work_dir: Path,
-                  out: Path) -> None:
+def draw_matrices(figure: dict[str, Any], study: dict[str, Any], work_dir: Path, out: Path) -> None:
     """Predicted probabilities of augmented copies of images: a row of panels a run."""
     from lt_mm.apis.consistency import probability_matrix
+
     folders = {run: work_dir / run / f'seed{study["seeds"][0]}' for run in figure['runs']}
     missing = [run for run in folders if not (folders[run] / 'last_checkpoint').exists()]
     if missing:
@@ -173,11 +209,19 @@ def draw_matrices(figure: Dict[str, Any], study: Dict[str, Any], work_dir: Path,
         for axes, image in zip(panels, images):
             config, settings = study['runs'][run][:2]
             matrix = probability_matrix(
-                config, (folder / 'last_checkpoint').read_text(), image,
-                cfg_options=settings, work_dir=str(folder / 'consistency'))
+                config,
+                (folder / 'last_checkpoint').read_text(),
+                image,
+                cfg_options=settings,
+                work_dir=str(folder / 'consistency'),
+            )
             shown = axes.imshow(matrix, vmin=0, vmax=1, cmap='viridis', aspect='auto')
-            axes.set(title=f'{run}, image {image}', xlabel='class', ylabel='copy',
-                     xticks=range(matrix.shape[1]))
+            axes.set(
+                title=f'{run}, image {image}',
+                xlabel='class',
+                ylabel='copy',
+                xticks=range(matrix.shape[1]),
+            )
     drawing.colorbar(shown, ax=grid, label='probability')
     save_figure(drawing, str(out))
 

@@ -1,4 +1,5 @@
 """Convert a torchvision weights file to a checkpoint for MMDetection or MMPretrain."""
+
 import argparse
 
 from lt_mm.apis.torchvision_weights import ARCHITECTURES, convert_file
@@ -6,11 +7,15 @@ from lt_mm.apis.torchvision_weights import ARCHITECTURES, convert_file
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('model', choices=sorted(ARCHITECTURES),
-                        help='name in torchvision.models or torchvision.models.detection')
+    parser.add_argument(
+        'model',
+        choices=sorted(ARCHITECTURES),
+        help='name in torchvision.models or torchvision.models.detection',
+    )
     parser.add_argument('source', metavar='IN.pth', help='file of torchvision')
-    parser.add_argument('target', metavar='OUT.pth',
-                        help="file to write, for `load_from` and init_cfg 'Pretrained'")
+    parser.add_argument(
+        'target', metavar='OUT.pth', help="file to write, for `load_from` and init_cfg 'Pretrained'"
+    )
     return parser.parse_args()
 
 

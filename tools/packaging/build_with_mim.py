@@ -3,17 +3,24 @@
 That is ``lt_mm/.mim``; ``pyproject.toml`` names this class, and cannot name files outside
 of the package. An editable installation has no copies: there mim takes the repository.
 """
+
 from pathlib import Path
 
 from setuptools.command.build_py import build_py
 
-PATTERNS = ['model-index.yml', 'configs/**/*.py', 'configs/**/*.yml', 'configs/**/*.md',
-            'tools/*.py', 'tools/analysis/*.py', 'tools/*_converters/*.py',
-            'tools/packaging/*.py']  # this file, for wheels made from an sdist
+PATTERNS = [
+    'model-index.yml',
+    'configs/**/*.py',
+    'configs/**/*.yml',
+    'configs/**/*.md',
+    'tools/*.py',
+    'tools/analysis/*.py',
+    'tools/*_converters/*.py',
+    'tools/packaging/*.py',
+]  # this file, for wheels made from an sdist
 
 
 class BuildWithMim(build_py):
-
     def run(self):
         super().run()
         for source in _files():

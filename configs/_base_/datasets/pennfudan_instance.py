@@ -2,7 +2,7 @@
 # and simple copy-paste are the paper's; it does not tell the size of the images, so they
 # get the one of MMDetection and torchvision, and the crop takes out a square.
 data_root = 'data/pennfudan/'
-metainfo = dict(classes=('person', ))
+metainfo = dict(classes=('person',))
 image_scale = (1333, 800)
 crop_size = (800, 800)
 
@@ -14,7 +14,7 @@ load_pipeline = [
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2)),
     dict(type='RandomFlip', prob=0.5),
     # CopyPaste wants images of one size.
-    dict(type='Pad', size=crop_size, pad_val=dict(img=(114, 114, 114)))
+    dict(type='Pad', size=crop_size, pad_val=dict(img=(114, 114, 114))),
 ]
 train_pipeline = [dict(type='CopyPaste', max_num_pasted=100), dict(type='PackDetInputs')]
 test_pipeline = [
@@ -23,7 +23,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(
     batch_size=4,
@@ -39,8 +40,11 @@ train_dataloader = dict(
             ann_file='annotations/train.json',
             data_prefix=dict(img='images/'),
             filter_cfg=dict(filter_empty_gt=True),
-            pipeline=load_pipeline),
-        pipeline=train_pipeline))
+            pipeline=load_pipeline,
+        ),
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -54,11 +58,12 @@ val_dataloader = dict(
         ann_file='annotations/val.json',
         data_prefix=dict(img='images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric',
-    ann_file=data_root + 'annotations/val.json',
-    metric=['bbox', 'segm'])
+    type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm']
+)
 test_evaluator = val_evaluator

@@ -4,12 +4,31 @@ _base_ = 'pennfudan_instance.py'
 
 data_root = 'data/voc2012/'
 metainfo = dict(
-    classes=('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',
-             'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant',
-             'sheep', 'sofa', 'train', 'tvmonitor'))
+    classes=(
+        'aeroplane',
+        'bicycle',
+        'bird',
+        'boat',
+        'bottle',
+        'bus',
+        'car',
+        'cat',
+        'chair',
+        'cow',
+        'diningtable',
+        'dog',
+        'horse',
+        'motorbike',
+        'person',
+        'pottedplant',
+        'sheep',
+        'sofa',
+        'train',
+        'tvmonitor',
+    )
+)
 
-train_dataloader = dict(
-    dataset=dict(dataset=dict(data_root=data_root, metainfo=metainfo)))
+train_dataloader = dict(dataset=dict(dataset=dict(data_root=data_root, metainfo=metainfo)))
 val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo))
 test_dataloader = val_dataloader
 

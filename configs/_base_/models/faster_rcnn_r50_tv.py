@@ -11,12 +11,17 @@ model = dict(
             _delete_=True,
             type='lt_mm.TorchvisionAnchorGenerator',
             strides=[4, 8, 16, 32, 64],
-            sizes=[[32], [64], [128], [256], [512]]),
-        loss_bbox=loss_bbox),
+            sizes=[[32], [64], [128], [256], [512]],
+        ),
+        loss_bbox=loss_bbox,
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=2, aligned=False)),
-        bbox_head=dict(loss_bbox=loss_bbox)),
+        bbox_head=dict(loss_bbox=loss_bbox),
+    ),
     train_cfg=dict(
         rpn=dict(assigner=dict(min_pos_iou=0)),
-        rpn_proposal=dict(max_per_img=2000, min_bbox_size=1e-3)),
-    test_cfg=dict(rpn=dict(min_bbox_size=1e-3)))
+        rpn_proposal=dict(max_per_img=2000, min_bbox_size=1e-3),
+    ),
+    test_cfg=dict(rpn=dict(min_bbox_size=1e-3)),
+)

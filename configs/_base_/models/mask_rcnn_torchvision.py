@@ -5,4 +5,5 @@ _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 model = dict(
     backbone=dict(_delete_=True, type='lt_mm.TorchvisionBackbone'),
-    roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)))
+    roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)),
+)

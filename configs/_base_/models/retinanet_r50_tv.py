@@ -9,6 +9,8 @@ model = dict(
             _delete_=True,
             type='lt_mm.TorchvisionAnchorGenerator',
             strides=[8, 16, 32, 64, 128],
-            sizes=[[32, 40, 50], [64, 80, 101], [128, 161, 203], [256, 322, 406],
-                   [512, 645, 812]])),
-    test_cfg=dict(min_bbox_size=-1, max_per_img=300))
+            sizes=[[32, 40, 50], [64, 80, 101], [128, 161, 203], [256, 322, 406], [512, 645, 812]],
+        )
+    ),
+    test_cfg=dict(min_bbox_size=-1, max_per_img=300),
+)

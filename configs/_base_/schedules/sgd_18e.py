@@ -10,10 +10,10 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0005),
-    clip_grad=dict(max_norm=10))
+    clip_grad=dict(max_norm=10),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=30),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=18, milestones=[12, 16],
-         gamma=0.1)
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=18, milestones=[12, 16], gamma=0.1),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=4)

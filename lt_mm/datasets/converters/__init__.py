@@ -2,11 +2,17 @@
 
 from lt_mm.datasets.converters.coco_json import CocoSplit
 from lt_mm.datasets.converters.pennfudan import PENNFUDAN_CLASSES, convert_pennfudan, split_names
-from lt_mm.datasets.converters.shapes import SHAPES_CLASSES, shapes_dataset_exists, write_shapes_dataset
+from lt_mm.datasets.converters.shapes import SHAPES_CLASSES, write_shapes_dataset
 from lt_mm.datasets.converters.voc2012 import VOC_CLASSES, VocSplit, convert_voc2012
 
 __all__ = [
-    'CocoSplit', 'PENNFUDAN_CLASSES', 'SHAPES_CLASSES', 'VOC_CLASSES', 'VocSplit',
-    'convert_pennfudan', 'convert_voc2012', 'shapes_dataset_exists',
-    'split_names', 'write_shapes_dataset'
+    'PENNFUDAN_CLASSES',
+    'SHAPES_CLASSES',
+    'VOC_CLASSES',
+    'CocoSplit',
+    'VocSplit',
+    'convert_pennfudan',
+    'convert_voc2012',
+    'split_names',
+    'write_shapes_dataset',
 ]

@@ -10,18 +10,29 @@ import re
 import zipfile
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Tuple, Union
+from typing import Any
 
 import numpy as np
 
-from lt_mm.datasets.converters.coco_json import (SPLITS, CocoSplit, mask_to_annotation, remove_stale_json,
-                                      write_split)
-from lt_mm.datasets.converters.source_files import (FolderFiles, SourceFiles, decode_image,
-                                         points_outside, read_labels)
+from lt_mm.datasets.converters.coco_json import (
+    SPLITS,
+    CocoSplit,
+    mask_to_annotation,
+    remove_stale_json,
+    write_split,
+)
+from lt_mm.datasets.converters.source_files import (
+    FolderFiles,
+    SourceFiles,
+    decode_image,
+    points_outside,
+    read_labels,
+)
 
 GENERATOR = 'lt_mm.datasets.converters.pennfudan'
-PENNFUDAN_CLASSES = ('person', )
+PENNFUDAN_CLASSES = ('person',)
 DEFAULT_NUM_VAL = 50
 
 _IMAGE = re.compile(r'(?P<root>(?:.*/)?)PNGImages/(?P<name>[^/.][^/]*)\.png')
@@ -29,10 +40,9 @@ _PATTERNS = [depth + part for depth in ('', '*/') for part in ('PNGImages/*', 'P
 _EXPECTED = 'PNGImages/NAME.png with PedMasks/NAME_mask.png, alone or in one folder'
 
 
-def convert_pennfudan(source: Union[str, Path],
-                      out_dir: Union[str, Path],
-                      num_val: int = DEFAULT_NUM_VAL,
-                      seed: int = 0) -> Dict[str, CocoSplit]:
+def convert_pennfudan(
+    source: str | Path, out_dir: str | Path, num_val: int = DEFAULT_NUM_VAL, seed: int = 0
+) -> dict[str, CocoSplit]:
     """Write the data set as `images/*.png`, `annotations/train.json` and `annotations/val.json`.
 
     The split is that of :func:`split_names`. Image files are copied unchanged; image ids number
@@ -62,7 +72,7 @@ def convert_pennfudan(source: Union[str, Path],
         return _write(files, pairs, set(val), out_dir, seed)
 
 
-def split_names(names: Iterable[str], num_val: int, seed: int = 0) -> Tuple[List[str], List[str]]:
+def split_names(names: Iterable[str], num_val: int, seed: int = 0) -> tuple[list[str], list[str]]:
     """Split image names into training and validation, the same on every machine.
 
     Names that differ in their final digits only (FudanPed00001, FudanPed00002) form a group, and
@@ -85,19 +95,22 @@ def split_names(names: Iterable[str], num_val: int, seed: int = 0) -> Tuple[List
         groups[name.rstrip('0123456789')].append(name)
     total = sum(map(len, groups.values()))
     if not 0 < num_val < total:
-        raise ValueError(f'num_val is {num_val} and there are {total} images; give a number from '
-                         f'1 to {total - 1}, so that neither split is empty')
+        raise ValueError(
+            f'num_val is {num_val} and there are {total} images; give a number from '
+            f'1 to {total - 1}, so that neither split is empty'
+        )
     shares = {prefix: len(group) * num_val / total for prefix, group in groups.items()}
     quotas = {prefix: int(share) for prefix, share in shares.items()}
     by_remainder = sorted(shares, key=lambda prefix: (quotas[prefix] - shares[prefix], prefix))
-    for prefix in by_remainder[:num_val - sum(quotas.values())]:
+    for prefix in by_remainder[: num_val - sum(quotas.values())]:
         quotas[prefix] += 1
 
     def digest(name: str) -> str:
         return hashlib.sha256(f'{seed}:{name}'.encode()).hexdigest()
 
-    val = {name for prefix in groups
-           for name in sorted(groups[prefix], key=digest)[:quotas[prefix]]}
+    val = {
+        name for prefix in groups for name in sorted(groups[prefix], key=digest)[: quotas[prefix]]
+    }
     everything = sorted(name for group in groups.values() for name in group)
     return [name for name in everything if name not in val], sorted(val)
 
@@ -115,8 +128,10 @@ class _Zip:
         outside = sorted(filter(points_outside, self.names))
         if outside:
             self._zip.close()
-            raise ValueError(f'{path} has the entry {outside[0]!r}, which points out of the '
-                             'archive; expected relative names only. Use the original archive')
+            raise ValueError(
+                f'{path} has the entry {outside[0]!r}, which points out of the '
+                'archive; expected relative names only. Use the original archive'
+            )
 
     def __enter__(self) -> '_Zip':
         return self
@@ -131,38 +146,48 @@ class _Zip:
             raise self._damaged(f', at its entry {name!r}') from error
 
     def _damaged(self, where: str = '') -> ValueError:
-        return ValueError(f'{self.path} ({self.path.stat().st_size} bytes) is no zip archive, or '
-                          f'a truncated or damaged one{where}; expected PennFudanPed.zip (about '
-                          '54 MB) or the folder unpacked from it. Download it again')
+        return ValueError(
+            f'{self.path} ({self.path.stat().st_size} bytes) is no zip archive, or '
+            f'a truncated or damaged one{where}; expected PennFudanPed.zip (about '
+            '54 MB) or the folder unpacked from it. Download it again'
+        )
 
 
-def _open_source(source: Path) -> Union[FolderFiles, _Zip]:
+def _open_source(source: Path) -> FolderFiles | _Zip:
     if not source.exists():
-        raise FileNotFoundError(f'{source} does not exist; expected PennFudanPed.zip or the '
-                                'folder unpacked from it')
+        raise FileNotFoundError(
+            f'{source} does not exist; expected PennFudanPed.zip or the folder unpacked from it'
+        )
     return FolderFiles(source, _PATTERNS) if source.is_dir() else _Zip(source)
 
 
-def _find_pairs(files: SourceFiles) -> Dict[str, Tuple[str, str]]:
+def _find_pairs(files: SourceFiles) -> dict[str, tuple[str, str]]:
     """By image name, in sorted order, the file names of the image and of its mask."""
     matches = sorted(filter(None, map(_IMAGE.fullmatch, files.names)), key=lambda m: m['name'])
     if not matches:
-        raise ValueError(f'found no PNGImages/*.png in {files.path}; expected {_EXPECTED}. Check '
-                         'that the path is PennFudanPed.zip or the folder unpacked from it')
+        raise ValueError(
+            f'found no PNGImages/*.png in {files.path}; expected {_EXPECTED}. Check '
+            'that the path is PennFudanPed.zip or the folder unpacked from it'
+        )
     roots = sorted({match['root'] for match in matches})
     if len(roots) > 1:
-        raise ValueError(f'{files.path} holds several data sets, in {roots}; expected {_EXPECTED}. '
-                         'Give the path of one of them')
+        raise ValueError(
+            f'{files.path} holds several data sets, in {roots}; expected {_EXPECTED}. '
+            'Give the path of one of them'
+        )
     pairs = {m['name']: (m[0], f'{m["root"]}PedMasks/{m["name"]}_mask.png') for m in matches}
     missing = [mask for _, mask in pairs.values() if mask not in files.names]
     if missing:
-        raise ValueError(f'{files.path} lacks {len(missing)} of {len(pairs)} masks, the first is '
-                         f'{missing[0]}; expected {_EXPECTED}. Unpack or download it again')
+        raise ValueError(
+            f'{files.path} lacks {len(missing)} of {len(pairs)} masks, the first is '
+            f'{missing[0]}; expected {_EXPECTED}. Unpack or download it again'
+        )
     return pairs
 
 
-def _write(files: SourceFiles, pairs: Dict[str, Tuple[str, str]], val: set, out_dir: Path,
-           seed: int) -> Dict[str, CocoSplit]:
+def _write(
+    files: SourceFiles, pairs: dict[str, tuple[str, str]], val: set, out_dir: Path, seed: int
+) -> dict[str, CocoSplit]:
     """Write images, then both json files."""
     image_dir = out_dir / 'images'
     image_dir.mkdir(parents=True, exist_ok=True)
@@ -174,8 +199,7 @@ def _write(files: SourceFiles, pairs: Dict[str, Tuple[str, str]], val: set, out_
         width, height = decode_image(files, image_file, data).size
         labels = read_labels(files, mask_file, (height, width))
         (image_dir / f'{name}.png').write_bytes(data)
-        images[split].append(
-            dict(id=image_id, file_name=f'{name}.png', height=height, width=width))
+        images[split].append(dict(id=image_id, file_name=f'{name}.png', height=height, width=width))
         annotations[split] += [
             mask_to_annotation(labels == label, image_id, category_id=1)
             for label in np.unique(labels[labels > 0])
@@ -184,9 +208,17 @@ def _write(files: SourceFiles, pairs: Dict[str, Tuple[str, str]], val: set, out_
         description='Penn-Fudan pedestrian data set',
         generator=GENERATOR,
         num_val=len(val),
-        seed=seed)
+        seed=seed,
+    )
     return {
-        split: write_split(out_dir, split, image_dir, dict(info, split=split), images[split],
-                           annotations[split], PENNFUDAN_CLASSES)
+        split: write_split(
+            out_dir,
+            split,
+            image_dir,
+            dict(info, split=split),
+            images[split],
+            annotations[split],
+            PENNFUDAN_CLASSES,
+        )
         for split in SPLITS
     }

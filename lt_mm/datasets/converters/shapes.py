@@ -7,15 +7,20 @@ images without any object.
 
 import colorsys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from lt_mm.datasets.converters.coco_json import (SPLITS, CocoSplit, ann_file_of, mask_to_annotation,
-                                      read_info, remove_stale_json, write_split)
+from lt_mm.datasets.converters.coco_json import (
+    SPLITS,
+    CocoSplit,
+    mask_to_annotation,
+    remove_stale_json,
+    write_split,
+)
 
-Range = Union[int, Tuple[int, int]]
+Range = int | tuple[int, int]
 
 GENERATOR = 'lt_mm.datasets.converters.shapes'
 GENERATOR_VERSION = 1  # raise it when the same parameters give other pictures
@@ -61,11 +66,13 @@ class _Object(NamedTuple):
     num_pixels: int
 
 
-def write_shapes_dataset(out_dir: Union[str, Path],
-                         num_train: int = DEFAULT_NUM_TRAIN,
-                         num_val: int = DEFAULT_NUM_VAL,
-                         image_size: Tuple[Range, Range] = DEFAULT_IMAGE_SIZE,
-                         seed: int = 0) -> Dict[str, CocoSplit]:
+def write_shapes_dataset(
+    out_dir: str | Path,
+    num_train: int = DEFAULT_NUM_TRAIN,
+    num_val: int = DEFAULT_NUM_VAL,
+    image_size: tuple[Range, Range] = DEFAULT_IMAGE_SIZE,
+    seed: int = 0,
+) -> dict[str, CocoSplit]:
     """Draw the data set: `train/*.jpg`, `val/*.jpg`, `annotations/train.json` and `val.json`.
 
     The n-th image of a split depends on the seed, the split, n and the image size only, so a
@@ -94,34 +101,16 @@ def write_shapes_dataset(out_dir: Union[str, Path],
     return {split: _write_shapes_split(out_dir, split, infos[split]) for split in SPLITS}
 
 
-def shapes_dataset_exists(out_dir: Union[str, Path],
-                          num_train: int = DEFAULT_NUM_TRAIN,
-                          num_val: int = DEFAULT_NUM_VAL,
-                          image_size: Tuple[Range, Range] = DEFAULT_IMAGE_SIZE,
-                          seed: int = 0) -> bool:
-    """Whether `out_dir` holds the complete data set that these parameters give.
-
-    Args:
-        out_dir: Folder given to :func:`write_shapes_dataset`; the others are its parameters too.
-
-    Raises:
-        ValueError: If a parameter is out of its range.
-    """
-    out_dir = Path(out_dir)
-    infos = _infos(num_train, num_val, image_size, seed)
-    return all(
-        read_info(ann_file_of(out_dir, split)) == info and all(
-            (out_dir / split / _file_name(i)).is_file() for i in range(info['num_images']))
-        for split, info in infos.items())
-
-
-def _infos(num_train: int, num_val: int, image_size: Tuple[Range, Range],
-           seed: int) -> Dict[str, Dict[str, Any]]:
+def _infos(
+    num_train: int, num_val: int, image_size: tuple[Range, Range], seed: int
+) -> dict[str, dict[str, Any]]:
     """Check the parameters and give the `info` of each split's json, which records them."""
     for name, number in (('num_train', num_train), ('num_val', num_val)):
         if number < 2:
-            raise ValueError(f'{name} is {number}; give 2 or more, so that a split has an image '
-                             'with objects and one without')
+            raise ValueError(
+                f'{name} is {number}; give 2 or more, so that a split has an image '
+                'with objects and one without'
+            )
     if seed < 0:
         raise ValueError(f'seed is {seed}; give a number that is not negative')
     size = _size_ranges(image_size)
@@ -133,24 +122,31 @@ def _infos(num_train: int, num_val: int, image_size: Tuple[Range, Range],
             split=split,
             num_images=int(number),
             image_size=size,
-            seed=int(seed))
+            seed=int(seed),
+        )
         for split, number in zip(SPLITS, (num_train, num_val))
     }
 
 
-def _size_ranges(image_size: Tuple[Range, Range]) -> List[List[int]]:
+def _size_ranges(image_size: tuple[Range, Range]) -> list[list[int]]:
     """((least, greatest) height, (least, greatest) width), as lists: json knows no tuples."""
     try:
-        height, width = ([side, side] if isinstance(side, (int, np.integer)) else list(side)
-                         for side in image_size)
+        height, width = (
+            [side, side] if isinstance(side, (int, np.integer)) else list(side)
+            for side in image_size
+        )
         ranges = [[int(low), int(high)] for low, high in (height, width)]
     except (TypeError, ValueError):
-        raise ValueError(f'image_size is {image_size!r}; give (height, width), each a number of '
-                         'pixels or a (least, greatest) pair') from None
+        raise ValueError(
+            f'image_size is {image_size!r}; give (height, width), each a number of '
+            'pixels or a (least, greatest) pair'
+        ) from None
     for low, high in ranges:
         if not MIN_IMAGE_SIDE <= low <= high:
-            raise ValueError(f'image_size is {image_size!r}; every side has to be at least '
-                             f'{MIN_IMAGE_SIDE} pixels, and of a pair the smaller comes first')
+            raise ValueError(
+                f'image_size is {image_size!r}; every side has to be at least '
+                f'{MIN_IMAGE_SIDE} pixels, and of a pair the smaller comes first'
+            )
     return ranges
 
 
@@ -158,7 +154,7 @@ def _file_name(index: int) -> str:
     return f'{index:06d}.jpg'
 
 
-def _write_shapes_split(out_dir: Path, split: str, info: Dict[str, Any]) -> CocoSplit:
+def _write_shapes_split(out_dir: Path, split: str, info: dict[str, Any]) -> CocoSplit:
     """Draw and write one split."""
     image_dir = out_dir / split
     image_dir.mkdir(parents=True, exist_ok=True)
@@ -169,8 +165,7 @@ def _write_shapes_split(out_dir: Path, split: str, info: Dict[str, Any]) -> Coco
         _, jpeg = cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))
         (image_dir / _file_name(index)).write_bytes(jpeg.tobytes())
         height, width = owner.shape
-        images.append(
-            dict(id=index + 1, file_name=_file_name(index), height=height, width=width))
+        images.append(dict(id=index + 1, file_name=_file_name(index), height=height, width=width))
         annotations += [
             mask_to_annotation(owner == i, index + 1, drawn.category_id)
             for i, drawn in enumerate(objects)
@@ -178,8 +173,9 @@ def _write_shapes_split(out_dir: Path, split: str, info: Dict[str, Any]) -> Coco
     return write_split(out_dir, split, image_dir, info, images, annotations, SHAPES_CLASSES)
 
 
-def _draw_image(rng: np.random.Generator, size: List[List[int]],
-                empty: bool) -> Tuple[np.ndarray, List[_Object], np.ndarray]:
+def _draw_image(
+    rng: np.random.Generator, size: list[list[int]], empty: bool
+) -> tuple[np.ndarray, list[_Object], np.ndarray]:
     """Draw one image.
 
     Returns:
@@ -190,7 +186,7 @@ def _draw_image(rng: np.random.Generator, size: List[List[int]],
     height, width = (int(rng.integers(low, high, endpoint=True)) for low, high in size)
     image = _draw_ground(rng, height, width)
     owner = np.full((height, width), -1, dtype=np.int16)
-    objects: List[_Object] = []
+    objects: list[_Object] = []
     if not empty:
         for _ in range(rng.integers(1, MAX_OBJECTS, endpoint=True)):
             _draw_object(rng, image, owner, objects)
@@ -208,8 +204,9 @@ def _draw_ground(rng: np.random.Generator, height: int, width: int) -> np.ndarra
     return ground
 
 
-def _draw_object(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray,
-                 objects: List[_Object]) -> None:
+def _draw_object(
+    rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, objects: list[_Object]
+) -> None:
     """Draw one more object, in place; none where no attempt leaves the others visible."""
     for _ in range(ATTEMPTS):
         category = int(rng.integers(len(_SHAPES)))
@@ -225,14 +222,15 @@ def _draw_object(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray,
             return
 
 
-def _sample_side(rng: np.random.Generator, shape: Tuple[int, int]) -> float:
+def _sample_side(rng: np.random.Generator, shape: tuple[int, int]) -> float:
     """Nominal side of an object in pixels; one in five is small."""
     side = rng.uniform(*SMALL_SIDE) if rng.random() < 0.2 else rng.triangular(*COMMON_SIDE)
     return side * min(shape) / REFERENCE_SIDE
 
 
-def _sample_centre(rng: np.random.Generator, shape: Tuple[int, int], radius: float,
-                   objects: List[_Object]) -> np.ndarray:
+def _sample_centre(
+    rng: np.random.Generator, shape: tuple[int, int], radius: float, objects: list[_Object]
+) -> np.ndarray:
     """(x, y) in pixels: inside of the image, across its border, or onto an earlier object."""
     size = np.array(shape[::-1], dtype=float)
     manner = rng.choice(3, p=(0.55, 0.2, 0.25))
@@ -255,8 +253,9 @@ def _polygon(num_vertices: int, centre: np.ndarray, radius: float, angle: float)
     return vertices.round().astype(np.int32)
 
 
-def _is_acceptable(mask: np.ndarray, polygon: np.ndarray, owner: np.ndarray,
-                   objects: List[_Object]) -> bool:
+def _is_acceptable(
+    mask: np.ndarray, polygon: np.ndarray, owner: np.ndarray, objects: list[_Object]
+) -> bool:
     """Whether enough of the new object lies inside, and enough of each earlier stays visible.
 
     An object that nobody could recognise would have to be annotated, or count as background.
@@ -275,8 +274,13 @@ def _sample_colour(rng: np.random.Generator, hue: float) -> np.ndarray:
     return 255 * np.array(rgb[::-1])
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, polygon: np.ndarray,
-           colour: np.ndarray) -> None:
+def _paint(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    mask: np.ndarray,
+    polygon: np.ndarray,
+    colour: np.ndarray,
+) -> None:
     """Fill an object, shaded from one side to the other, with a dark rim; in place."""
     height, width = mask.shape
     ys, xs = np.mgrid[:height, :width]

@@ -1,8 +1,9 @@
 """Files of a downloaded data set, read by name into memory; nothing is unpacked."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, Sequence, Set, Tuple
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ class SourceFiles(Protocol):
     """
 
     path: Path
-    names: Set[str]
+    names: set[str]
 
     def read(self, name: str) -> bytes:
         """The content of one of `names`."""
@@ -33,8 +34,9 @@ class FolderFiles:
 
     def __init__(self, path: Path, patterns: Sequence[str]) -> None:
         self.path = path
-        self.names = {file.relative_to(path).as_posix()
-                      for pattern in patterns for file in path.glob(pattern)}
+        self.names = {
+            file.relative_to(path).as_posix() for pattern in patterns for file in path.glob(pattern)
+        }
 
     def __enter__(self) -> 'FolderFiles':
         return self
@@ -68,11 +70,12 @@ def decode_image(files: SourceFiles, name: str, data: bytes) -> Image.Image:
         kind = 'JPEG' if name.endswith('.jpg') else 'PNG'
         raise ValueError(
             f'{name} in {files.path} cannot be read as an image ({error}); expected a '
-            f'complete {kind}. Unpack or download it again') from error
+            f'complete {kind}. Unpack or download it again'
+        ) from error
     return image
 
 
-def read_labels(files: SourceFiles, name: str, shape: Tuple[int, int]) -> np.ndarray:
+def read_labels(files: SourceFiles, name: str, shape: tuple[int, int]) -> np.ndarray:
     """Read a mask whose pixels are numbers: a grey or a palette image.
 
     Args:
@@ -91,5 +94,6 @@ def read_labels(files: SourceFiles, name: str, shape: Tuple[int, int]) -> np.nda
         raise ValueError(
             f'the mask {name} in {files.path} is an array of shape {labels.shape}; '
             f'expected one channel and the size of its image, {shape}. Unpack or download '
-            'it again')
+            'it again'
+        )
     return labels

@@ -11,32 +11,67 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any
 
 import cv2
 import numpy as np
 
-from lt_mm.datasets.converters.coco_json import (SPLITS, CocoSplit, mask_to_annotation,
-                                      remove_stale_json, write_split)
-from lt_mm.datasets.converters.source_files import (FolderFiles, SourceFiles, decode_image,
-                                         points_outside, read_labels)
+from lt_mm.datasets.converters.coco_json import (
+    SPLITS,
+    CocoSplit,
+    mask_to_annotation,
+    remove_stale_json,
+    write_split,
+)
+from lt_mm.datasets.converters.source_files import (
+    FolderFiles,
+    SourceFiles,
+    decode_image,
+    points_outside,
+    read_labels,
+)
 
 GENERATOR = 'lt_mm.datasets.converters.voc2012'
-VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat',
-               'chair', 'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person',
-               'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
+VOC_CLASSES = (
+    'aeroplane',
+    'bicycle',
+    'bird',
+    'boat',
+    'bottle',
+    'bus',
+    'car',
+    'cat',
+    'chair',
+    'cow',
+    'diningtable',
+    'dog',
+    'horse',
+    'motorbike',
+    'person',
+    'pottedplant',
+    'sheep',
+    'sofa',
+    'train',
+    'tvmonitor',
+)
 VOID = 255
 INSTANCES = ('components', 'object')
 # A cell of the finest feature map of an FPN is 4 x 4 pixels.
 DEFAULT_MIN_AREA = 16
 
-_PARTS = ('ImageSets/Segmentation/*.txt', 'JPEGImages/*.jpg', 'SegmentationClass/*.png',
-          'SegmentationObject/*.png')
+_PARTS = (
+    'ImageSets/Segmentation/*.txt',
+    'JPEGImages/*.jpg',
+    'SegmentationClass/*.png',
+    'SegmentationObject/*.png',
+)
 _PATTERNS = [depth + part for depth in ('', '*/', '*/*/') for part in _PARTS]
 _LIST = re.compile(r'(?P<root>(?:.*/)?)ImageSets/Segmentation/train\.txt')
 _NAME = re.compile(r'\w[\w-]*')
-_EXPECTED = ('VOCtrainval_11-May-2012.tar, not compressed (about 2 GB), or the folder '
-             'VOC2012 unpacked from it')
+_EXPECTED = (
+    'VOCtrainval_11-May-2012.tar, not compressed (about 2 GB), or the folder '
+    'VOC2012 unpacked from it'
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +85,12 @@ class VocSplit(CocoSplit):
     num_dropped: int
 
 
-def convert_voc2012(source: Union[str, Path],
-                    out_dir: Union[str, Path],
-                    instances: str = 'components',
-                    min_area: int = DEFAULT_MIN_AREA) -> Dict[str, VocSplit]:
+def convert_voc2012(
+    source: str | Path,
+    out_dir: str | Path,
+    instances: str = 'components',
+    min_area: int = DEFAULT_MIN_AREA,
+) -> dict[str, VocSplit]:
     """Write `images/*.jpg`, `annotations/train.json` and `annotations/val.json`.
 
     The splits are the official ones (1464 and 1449 images). Image files are copied
@@ -84,8 +121,10 @@ def convert_voc2012(source: Union[str, Path],
     if instances not in INSTANCES:
         raise ValueError(f'instances is {instances!r}; expected one of {INSTANCES}')
     if min_area < 1:
-        raise ValueError(f'min_area is {min_area}; expected a number of pixels >= 1, where '
-                         '1 keeps every instance')
+        raise ValueError(
+            f'min_area is {min_area}; expected a number of pixels >= 1, where '
+            '1 keeps every instance'
+        )
     source, out_dir = Path(source), Path(out_dir)
     with _open_source(source) as files:
         root = _find_root(files)
@@ -95,7 +134,7 @@ def convert_voc2012(source: Union[str, Path],
         return _write(files, root, names, out_dir, instances, min_area)
 
 
-def connected_components(mask: np.ndarray) -> List[np.ndarray]:
+def connected_components(mask: np.ndarray) -> list[np.ndarray]:
     """Split a mask into its connected components, by OpenCV's union-find.
 
     Pixels that touch at a side or at a corner are connected (8-connectivity).
@@ -118,7 +157,7 @@ class _Tar:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._tar = tarfile.open(path, 'r:')
+            self._tar = tarfile.open(path, 'r:')  # noqa: SIM115 (closed with this object)
             self._members = {member.name: member for member in self._tar if member.isfile()}
         except (tarfile.TarError, EOFError) as error:
             raise self._damaged() from error
@@ -128,7 +167,8 @@ class _Tar:
             self._tar.close()
             raise ValueError(
                 f'{path} has the entry {outside[0]!r}, which points out of the archive; '
-                'expected relative names only. Use the original archive')
+                'expected relative names only. Use the original archive'
+            )
 
     def __enter__(self) -> '_Tar':
         return self
@@ -145,10 +185,11 @@ class _Tar:
     def _damaged(self, where: str = '') -> ValueError:
         return ValueError(
             f'{self.path} ({self.path.stat().st_size} bytes) is no tar archive, or a '
-            f'truncated or compressed one{where}; expected {_EXPECTED}. Download it again')
+            f'truncated or compressed one{where}; expected {_EXPECTED}. Download it again'
+        )
 
 
-def _open_source(source: Path) -> Union[FolderFiles, _Tar]:
+def _open_source(source: Path) -> FolderFiles | _Tar:
     if not source.exists():
         raise FileNotFoundError(f'{source} does not exist; expected {_EXPECTED}')
     return FolderFiles(source, _PATTERNS) if source.is_dir() else _Tar(source)
@@ -158,15 +199,17 @@ def _find_root(files: SourceFiles) -> str:
     """What comes before 'ImageSets/' in the names: '' or with a final slash."""
     roots = sorted(match['root'] for match in map(_LIST.fullmatch, files.names) if match)
     if not roots:
-        raise ValueError(f'found no ImageSets/Segmentation/train.txt in {files.path}; '
-                         f'expected {_EXPECTED}')
+        raise ValueError(
+            f'found no ImageSets/Segmentation/train.txt in {files.path}; expected {_EXPECTED}'
+        )
     if len(roots) > 1:
-        raise ValueError(f'{files.path} holds several data sets, in {roots}; give the path '
-                         'of the folder VOC2012')
+        raise ValueError(
+            f'{files.path} holds several data sets, in {roots}; give the path of the folder VOC2012'
+        )
     return roots[0]
 
 
-def _read_list(files: SourceFiles, root: str, split: str) -> List[str]:
+def _read_list(files: SourceFiles, root: str, split: str) -> list[str]:
     """The sorted names of the images of a split."""
     path = f'{root}ImageSets/Segmentation/{split}.txt'
     if path not in files.names:
@@ -174,39 +217,51 @@ def _read_list(files: SourceFiles, root: str, split: str) -> List[str]:
     names = files.read(path).decode('utf-8').split()
     for name in names:
         if not _NAME.fullmatch(name):
-            raise ValueError(f'{path} in {files.path} names the image {name!r}; expected '
-                             'letters, digits, - and _ only, such as 2007_000032')
+            raise ValueError(
+                f'{path} in {files.path} names the image {name!r}; expected '
+                'letters, digits, - and _ only, such as 2007_000032'
+            )
     if not names:
-        raise ValueError(f'{path} in {files.path} is empty; expected a name a line, such '
-                         'as 2007_000032')
+        raise ValueError(
+            f'{path} in {files.path} is empty; expected a name a line, such as 2007_000032'
+        )
     return sorted(names)
 
 
-def _check_complete(files: SourceFiles, root: str, names: Dict[str, List[str]],
-                    instances: str) -> None:
+def _check_complete(
+    files: SourceFiles, root: str, names: dict[str, list[str]], instances: str
+) -> None:
     """Refuse lists that name an image twice, and images or masks that are not there."""
     counts = Counter(name for split in SPLITS for name in names[split])
     name, count = counts.most_common(1)[0]
     if count > 1:
-        raise ValueError(f'{name} stands {count} times in the lists {SPLITS} of '
-                         f'{files.path}; expected each image in one of them, once')
+        raise ValueError(
+            f'{name} stands {count} times in the lists {SPLITS} of '
+            f'{files.path}; expected each image in one of them, once'
+        )
     wanted = [path for name in sorted(counts) for path in _paths_of(root, name, instances)]
     missing = [path for path in wanted if path not in files.names]
     if missing:
         raise ValueError(
             f'{files.path} lacks {len(missing)} of {len(wanted)} images and masks, the '
-            f'first is {missing[0]}; expected {_EXPECTED}. Unpack or download it again')
+            f'first is {missing[0]}; expected {_EXPECTED}. Unpack or download it again'
+        )
 
 
-def _paths_of(root: str, name: str, instances: str) -> Tuple[str, ...]:
+def _paths_of(root: str, name: str, instances: str) -> tuple[str, ...]:
     """Paths of the image, the class mask and, where it is used, the object mask."""
     paths = (f'{root}JPEGImages/{name}.jpg', f'{root}SegmentationClass/{name}.png')
-    return paths if instances == 'components' else (
-        *paths, f'{root}SegmentationObject/{name}.png')
+    return paths if instances == 'components' else (*paths, f'{root}SegmentationObject/{name}.png')
 
 
-def _write(files: SourceFiles, root: str, names: Dict[str, List[str]], out_dir: Path,
-           instances: str, min_area: int) -> Dict[str, VocSplit]:
+def _write(
+    files: SourceFiles,
+    root: str,
+    names: dict[str, list[str]],
+    out_dir: Path,
+    instances: str,
+    min_area: int,
+) -> dict[str, VocSplit]:
     """Write images, then both json files."""
     image_dir = out_dir / 'images'
     image_dir.mkdir(parents=True, exist_ok=True)
@@ -223,23 +278,28 @@ def _write(files: SourceFiles, root: str, names: Dict[str, List[str]], out_dir: 
         kept = [(mask, label) for mask, label in found if mask.sum() >= min_area]
         dropped[split] += len(found) - len(kept)
         (image_dir / f'{name}.jpg').write_bytes(data)
-        images[split].append(
-            dict(id=image_id, file_name=f'{name}.jpg', height=height, width=width))
-        annotations[split] += [
-            mask_to_annotation(mask, image_id, label) for mask, label in kept]
+        images[split].append(dict(id=image_id, file_name=f'{name}.jpg', height=height, width=width))
+        annotations[split] += [mask_to_annotation(mask, image_id, label) for mask, label in kept]
     written = {}
     for split in SPLITS:
         info = dict(
-            description='PASCAL VOC 2012 segmentation', generator=GENERATOR, split=split,
-            instances=instances, min_area=min_area, num_dropped=dropped[split])
-        coco = write_split(out_dir, split, image_dir, info, images[split],
-                           annotations[split], VOC_CLASSES)
+            description='PASCAL VOC 2012 segmentation',
+            generator=GENERATOR,
+            split=split,
+            instances=instances,
+            min_area=min_area,
+            num_dropped=dropped[split],
+        )
+        coco = write_split(
+            out_dir, split, image_dir, info, images[split], annotations[split], VOC_CLASSES
+        )
         written[split] = VocSplit(**vars(coco), num_dropped=dropped[split])
     return written
 
 
-def _read_instances(files: SourceFiles, mask_files: List[str],
-                    shape: Tuple[int, int]) -> List[Tuple[np.ndarray, int]]:
+def _read_instances(
+    files: SourceFiles, mask_files: list[str], shape: tuple[int, int]
+) -> list[tuple[np.ndarray, int]]:
     """Masks (H, W) bool of the instances of an image, with their classes from 1.
 
     Args:
@@ -253,10 +313,14 @@ def _read_instances(files: SourceFiles, mask_files: List[str],
     if len(strange):
         raise ValueError(
             f'the mask {class_file} in {files.path} has the value {strange[0]}; expected '
-            f'classes from 0 to {len(VOC_CLASSES)}, or {VOID} for void')
+            f'classes from 0 to {len(VOC_CLASSES)}, or {VOID} for void'
+        )
     if not object_files:
-        return [(mask, int(label)) for label in _labels_in(classes)
-                for mask in connected_components(classes == label)]
+        return [
+            (mask, int(label))
+            for label in _labels_in(classes)
+            for mask in connected_components(classes == label)
+        ]
     objects = read_labels(files, object_files[0], shape)
     masks = [objects == number for number in _labels_in(objects)]
     return [(mask, _class_of(files, object_files[0], classes[mask])) for mask in masks]
@@ -267,8 +331,10 @@ def _class_of(files: SourceFiles, name: str, classes: np.ndarray) -> int:
     counts = np.bincount(classes, minlength=VOID + 1)
     counts[[0, VOID]] = 0
     if not counts.any():
-        raise ValueError(f'an object of the mask {name} in {files.path} lies on no class; '
-                         'expected SegmentationObject and SegmentationClass of one image')
+        raise ValueError(
+            f'an object of the mask {name} in {files.path} lies on no class; '
+            'expected SegmentationObject and SegmentationClass of one image'
+        )
     return int(counts.argmax())
 
 

@@ -5,18 +5,25 @@ cannot know the batch size (a ``DataLoader`` iterates its sampler without
 arguments), so whether batches hold whole groups is a property of the loader:
 :func:`check_train_dataloader`.
 """
+
 import itertools
-from collections.abc import Sequence
-from typing import Iterable, Iterator, Optional, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from lt_mm.core.replicas import (
+    Layout,
+    check_batch_size,
+    check_num_sources,
+    check_start_epoch,
+    count_samples,
+    count_units,
+    endless_chunks,
+    epoch_chunks,
+)
 from lt_mm.datasets.checks import check_annotated
-from lt_mm.core.replicas import (Layout, check_batch_size, check_num_sources,
-                                 check_start_epoch, count_samples, count_units,
-                                 endless_chunks, epoch_chunks)
 from lt_mm.registry import DATA_SAMPLERS, register
 
 
@@ -27,17 +34,24 @@ class _ReplicaSampler(Sampler):
         layout: Number of replicas, placement, rank and world size.
     """
 
-    def __init__(self, dataset: Sized, num_repeats: int, placement: str,
-                 shuffle: bool, seed: Optional[int],
-                 repeat_fraction: float) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        num_repeats: int,
+        placement: str,
+        shuffle: bool,
+        seed: int | None,
+        repeat_fraction: float,
+    ) -> None:
         rank, world_size = get_dist_info()
         check_num_sources(len(dataset))
         check_annotated(dataset)
         if repeat_fraction == 0:
-            raise ValueError('repeat_fraction=0 repeats nothing: use a share of '
-                             'the samples in (0, 1], or the stock DefaultSampler')
-        self.layout = Layout(num_repeats, placement, rank, world_size,
-                             repeat_fraction)
+            raise ValueError(
+                'repeat_fraction=0 repeats nothing: use a share of '
+                'the samples in (0, 1], or the stock DefaultSampler'
+            )
+        self.layout = Layout(num_repeats, placement, rank, world_size, repeat_fraction)
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
@@ -88,18 +102,19 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         DataSetError: If no image of a detection data set has an instance.
     """
 
-    def __init__(self,
-                 dataset: Sized,
-                 num_repeats: int = 3,
-                 mode: str = 'full',
-                 placement: str = 'rank',
-                 shuffle: bool = True,
-                 seed: Optional[int] = None,
-                 round_up: bool = True,
-                 repeat_fraction: float = 1.0,
-                 start_epoch: int = 0) -> None:
-        super().__init__(dataset, num_repeats, placement, shuffle, seed,
-                         repeat_fraction)
+    def __init__(
+        self,
+        dataset: Sized,
+        num_repeats: int = 3,
+        mode: str = 'full',
+        placement: str = 'rank',
+        shuffle: bool = True,
+        seed: int | None = None,
+        round_up: bool = True,
+        repeat_fraction: float = 1.0,
+        start_epoch: int = 0,
+    ) -> None:
+        super().__init__(dataset, num_repeats, placement, shuffle, seed, repeat_fraction)
         check_start_epoch(start_epoch, mode)
         self.mode = mode
         self.round_up = round_up
@@ -112,8 +127,16 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         """Iterates the indices of this rank in the current epoch."""
         return _integers(
             epoch_chunks(
-                len(self.dataset), self.layout, self.mode, self.seed,
-                self.epoch, self.shuffle, self.round_up, self.start_epoch))
+                len(self.dataset),
+                self.layout,
+                self.mode,
+                self.seed,
+                self.epoch,
+                self.shuffle,
+                self.round_up,
+                self.start_epoch,
+            )
+        )
 
     def __len__(self) -> int:
         """The number of samples of this rank in an epoch."""
@@ -150,23 +173,23 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         DataSetError: If no image of a detection data set has an instance.
     """
 
-    def __init__(self,
-                 dataset: Sized,
-                 num_repeats: int = 3,
-                 placement: str = 'rank',
-                 shuffle: bool = True,
-                 seed: Optional[int] = None,
-                 repeat_fraction: float = 1.0) -> None:
-        super().__init__(dataset, num_repeats, placement, shuffle, seed,
-                         repeat_fraction)
+    def __init__(
+        self,
+        dataset: Sized,
+        num_repeats: int = 3,
+        placement: str = 'rank',
+        shuffle: bool = True,
+        seed: int | None = None,
+        repeat_fraction: float = 1.0,
+    ) -> None:
+        super().__init__(dataset, num_repeats, placement, shuffle, seed, repeat_fraction)
         self._start = 0
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank from where :meth:`skip` set it."""
         return _integers(
-            endless_chunks(
-                len(self.dataset), self.layout, self.seed, self.shuffle,
-                self._start))
+            endless_chunks(len(self.dataset), self.layout, self.seed, self.shuffle, self._start)
+        )
 
     def skip(self, num_samples: int) -> None:
         """Sets where the stream begins; the loop calls it when it resumes.
@@ -179,8 +202,10 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
             ValueError: If ``num_samples`` is negative.
         """
         if num_samples < 0:
-            raise ValueError(f'num_samples={num_samples} is negative: give the '
-                             'number of samples that were already used')
+            raise ValueError(
+                f'num_samples={num_samples} is negative: give the '
+                'number of samples that were already used'
+            )
         self._start = num_samples
 
     def __len__(self) -> int:
@@ -214,16 +239,15 @@ def check_train_dataloader(dataloader: DataLoader) -> None:
     """
     batch_sampler = dataloader.batch_sampler
     sampler = getattr(batch_sampler, 'sampler', None)
-    if (not isinstance(sampler, _ReplicaSampler)
-            or sampler.layout.placement != 'rank'):
+    if not isinstance(sampler, _ReplicaSampler) or sampler.layout.placement != 'rank':
         return
-    if (sampler.layout.repeat_fraction < 1
-            and type(batch_sampler) is not BatchSampler):
+    if sampler.layout.repeat_fraction < 1 and type(batch_sampler) is not BatchSampler:
         raise ValueError(
             f'repeat_fraction={sampler.layout.repeat_fraction} below a '
             f'{type(batch_sampler).__name__}: it regroups single samples, and '
             'cuts the groups among them apart. Set `train_dataloader.'
-            'batch_sampler` to None, or `repeat_fraction` to 1')
+            'batch_sampler` to None, or `repeat_fraction` to 1'
+        )
     sizes = batch_sampler.batch_size
     # MMDetection's multi-source batch samplers have a size for each source.
     for size in sizes if isinstance(sizes, Sequence) else [sizes]:

@@ -3,9 +3,11 @@
 What is wrong with a whole data set is an error before training instead, see
 :mod:`lt_mm.datasets.checks`.
 """
+
 import logging
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,7 +41,7 @@ class Tally:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._numbers = torch.full((capacity, ), -1, dtype=torch.int64).share_memory_()
+        self._numbers = torch.full((capacity,), -1, dtype=torch.int64).share_memory_()
 
     def add(self, number: int) -> bool:
         """Whether the number (0 or more) is new and was remembered."""
@@ -73,15 +75,15 @@ class SkippedImages:
         ValueError: If an argument is none of these.
     """
 
-    def __init__(self, on_bad_image: str, on_missing_image: str,
-                 limit: Optional[int]) -> None:
-        for name, value in (('on_bad_image', on_bad_image),
-                            ('on_missing_image', on_missing_image)):
+    def __init__(self, on_bad_image: str, on_missing_image: str, limit: int | None) -> None:
+        for name, value in (('on_bad_image', on_bad_image), ('on_missing_image', on_missing_image)):
             if value not in _POLICIES:
                 raise ValueError(f'{name} is {value!r}; expected one of {_POLICIES}')
         if limit is not None and not (isinstance(limit, int) and limit >= 0):
-            raise ValueError(f'max_skipped is {limit!r}; expected a number of images, '
-                             '0 or more, or None for any number')
+            raise ValueError(
+                f'max_skipped is {limit!r}; expected a number of images, '
+                '0 or more, or None for any number'
+            )
         self.on_bad_image = on_bad_image
         self.on_missing_image = on_missing_image
         self.limit = limit
@@ -106,11 +108,15 @@ class SkippedImages:
         missing = isinstance(error, FileNotFoundError)
         option = 'on_missing_image' if missing else 'on_bad_image'
         if getattr(self, option) == 'raise':
-            remedy = ('check data_root and data_prefix of train_dataloader.dataset, or '
-                      'leave such images' if missing else 'repair the file, or leave it')
+            remedy = (
+                'check data_root and data_prefix of train_dataloader.dataset, or leave such images'
+                if missing
+                else 'repair the file, or leave it'
+            )
             raise type(error)(
                 f"{error}; {remedy} out: dict(type='lt_mm.InvertiblePipeline', "
-                f"{option}='skip', ...)") from error
+                f"{option}='skip', ...)"
+            ) from error
         is_new = self._tally.add(source)
         self._in_a_row += 1
         count = len(self._tally)
@@ -119,15 +125,19 @@ class SkippedImages:
                 f'{count} images could not be used, more than max_skipped='
                 f'{self.limit}; the last one: {error}. Repair the files, or allow more: '
                 f"dict(type='lt_mm.InvertiblePipeline', max_skipped={10 * count}, ...), "
-                'None for any number') from error
+                'None for any number'
+            ) from error
         if self._in_a_row >= _IN_A_ROW:
             raise BadImageError(
                 f'{self._in_a_row} images in a row could not be used; the last one: '
                 f'{error}. Check data_root, data_prefix and the transforms of '
-                'train_dataloader.dataset') from error
+                'train_dataloader.dataset'
+            ) from error
         if is_new:
-            warn(f'{error}; left out, and another image takes the place of all its '
-                 f'replicas (images left out so far: {count})')
+            warn(
+                f'{error}; left out, and another image takes the place of all its '
+                f'replicas (images left out so far: {count})'
+            )
 
 
 class AnnotationCleaner:
@@ -165,24 +175,25 @@ class AnnotationCleaner:
             self._report(results, faults)
         return np.array(rows, dtype=np.int64)
 
-    def _report(self, results: dict, faults: Dict[int, str]) -> None:
+    def _report(self, results: dict, faults: dict[int, str]) -> None:
         if not self._tally.add(int(results['sample_idx'])):
             return
-        named = '; '.join(f'number {row}: {fault}'
-                          for row, fault in list(faults.items())[:3])
+        named = '; '.join(f'number {row}: {fault}' for row, fault in list(faults.items())[:3])
         more = f' and {len(faults) - 3} more' if len(faults) > 3 else ''
         end = '; no further ones are named' if self._tally.is_full() else ''
-        warn(f'annotations of {path_of(results)} cannot be used: {named}{more} '
-             f'(such images so far: {len(self._tally)}{end})')
+        warn(
+            f'annotations of {path_of(results)} cannot be used: {named}{more} '
+            f'(such images so far: {len(self._tally)}{end})'
+        )
 
 
-def _shape_of(results: dict) -> Tuple[int, int]:
+def _shape_of(results: dict) -> tuple[int, int]:
     if 'img' in results:
         return results['img'].shape[:2]
     return results['height'], results['width']
 
 
-def box_faults(boxes: Sequence[Any], shape: Tuple[int, int]) -> Dict[int, str]:
+def box_faults(boxes: Sequence[Any], shape: tuple[int, int]) -> dict[int, str]:
     """What is wrong with annotated boxes.
 
     Args:
@@ -192,24 +203,30 @@ def box_faults(boxes: Sequence[Any], shape: Tuple[int, int]) -> Dict[int, str]:
     Returns:
         By row, for the boxes that do not cover a part of the image.
     """
-    faults = {row: _box_fault(box, shape) for row, box in enumerate(boxes)
-              if not _is_box(box, shape)}
+    faults = {
+        row: _box_fault(box, shape) for row, box in enumerate(boxes) if not _is_box(box, shape)
+    }
     return {row: fault for row, fault in faults.items() if fault is not None}
 
 
-def _is_box(box: Any, shape: Tuple[int, int]) -> bool:
+def _is_box(box: Any, shape: tuple[int, int]) -> bool:
     """Whether a box covers a part of the image; False where it is not four numbers."""
     height, width = shape
     try:
         x1, y1, x2, y2 = box
-        return bool(-LARGEST_COORDINATE <= x1 < x2 <= LARGEST_COORDINATE
-                    and -LARGEST_COORDINATE <= y1 < y2 <= LARGEST_COORDINATE
-                    and x1 < width and y1 < height and x2 > 0 and y2 > 0)
+        return bool(
+            -LARGEST_COORDINATE <= x1 < x2 <= LARGEST_COORDINATE
+            and -LARGEST_COORDINATE <= y1 < y2 <= LARGEST_COORDINATE
+            and x1 < width
+            and y1 < height
+            and x2 > 0
+            and y2 > 0
+        )
     except (TypeError, ValueError):
         return False
 
 
-def _box_fault(box: Any, shape: Tuple[int, int]) -> Optional[str]:
+def _box_fault(box: Any, shape: tuple[int, int]) -> str | None:
     try:
         numbers = np.array(box, dtype=np.float64).reshape(4)
     except (TypeError, ValueError):
@@ -228,7 +245,7 @@ def _box_fault(box: Any, shape: Tuple[int, int]) -> Optional[str]:
     return f'the box {numbers.tolist()} {fault}; dropped'
 
 
-def mask_fault(mask: Any, shape: Tuple[int, int]) -> Optional[str]:
+def mask_fault(mask: Any, shape: tuple[int, int]) -> str | None:
     """What is wrong with an annotated mask, so that it must not be decoded.
 
     Args:
@@ -247,8 +264,7 @@ def mask_fault(mask: Any, shape: Tuple[int, int]) -> Optional[str]:
     if not isinstance(counts, (list, str)) or size is None:
         return None
     if tuple(size) != tuple(shape):
-        return (f'its mask is of {size[1]} x {size[0]} pixels, the image of {shape[1]} x '
-                f'{shape[0]}')
+        return f'its mask is of {size[1]} x {size[0]} pixels, the image of {shape[1]} x {shape[0]}'
     runs = _decompressed(counts) if isinstance(counts, str) else counts
     # A mask that is too short would be filled with whatever lies in memory.
     if min(runs, default=0) < 0 or sum(runs) != shape[0] * shape[1]:
@@ -256,7 +272,7 @@ def mask_fault(mask: Any, shape: Tuple[int, int]) -> Optional[str]:
     return None
 
 
-def _polygon_fault(polygons: list) -> Optional[str]:
+def _polygon_fault(polygons: list) -> str | None:
     for polygon in polygons:
         try:
             numbers = np.array(polygon, dtype=np.float64)
@@ -270,9 +286,9 @@ def _polygon_fault(polygons: list) -> Optional[str]:
     return None
 
 
-def _decompressed(counts: str) -> List[int]:
+def _decompressed(counts: str) -> list[int]:
     """The lengths of runs in COCO's compressed form."""
-    runs: List[int] = []
+    runs: list[int] = []
     value = shift = 0
     for byte in counts.encode('utf-8'):
         value |= (byte - 48 & 31) << shift
@@ -303,8 +319,7 @@ def load_image(load: Callable, results: dict) -> dict:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f'there is no image {path}') from error
     except (OSError, cv2.error, AssertionError) as error:
-        raise BadImageError(
-            f'{path} cannot be read as an image ({first_line(error)})') from error
+        raise BadImageError(f'{path} cannot be read as an image ({first_line(error)})') from error
     if output is None:
         raise BadImageError(f'{path} cannot be read as an image')
     if isinstance(load, LoadImageFromFile) and isinstance(path, str):
@@ -323,14 +338,16 @@ def _refuse_truncated(load: LoadImageFromFile, path: str) -> None:
         data = fileio.FileClient.infer_client(load.file_client_args, path).get(path)
     else:
         backend = fileio.get_file_backend(
-            path, backend_args=load.backend_args, enable_singleton=True)
+            path, backend_args=load.backend_args, enable_singleton=True
+        )
         # No end of a thumbnail: in what was decoded, pixels follow the header.
         if isinstance(backend, fileio.LocalBackend) and _last_two(path) == _END:
             return
         data = backend.get(path)
     if data[:2] == b'\xff\xd8' and not _has_end(data):
-        raise BadImageError(f'{path} is a truncated JPEG: {len(data)} bytes without the '
-                            'marker of the end')
+        raise BadImageError(
+            f'{path} is a truncated JPEG: {len(data)} bytes without the marker of the end'
+        )
 
 
 def _last_two(path: str) -> bytes:
@@ -346,15 +363,15 @@ def _has_end(jpeg: bytes) -> bool:
     tell their length, are passed over.
     """
     place = 2
-    while jpeg[place:place + 1] == b'\xff' and jpeg[place + 1:place + 2] != b'\xda':
-        is_filler = jpeg[place + 1:place + 2] == b'\xff'
-        place += 1 if is_filler else 2 + int.from_bytes(jpeg[place + 2:place + 4], 'big')
+    while jpeg[place : place + 1] == b'\xff' and jpeg[place + 1 : place + 2] != b'\xda':
+        is_filler = jpeg[place + 1 : place + 2] == b'\xff'
+        place += 1 if is_filler else 2 + int.from_bytes(jpeg[place + 2 : place + 4], 'big')
     return jpeg.find(_END, place) >= 0
 
 
 def path_of(results: dict) -> str:
     """The path of a sample's image, or words for one that has none."""
-    return results.get('img_path') or f"the image of sample_idx {results['sample_idx']}"
+    return results.get('img_path') or f'the image of sample_idx {results["sample_idx"]}'
 
 
 def first_line(error: Exception) -> str:

@@ -5,10 +5,11 @@ transforms one after the other and follows the boxes through them (see
 :mod:`lt_mm.structures.recorded_boxes`). At packing the record becomes fields of the data
 sample. A transform that breaks the record stops the run with its name.
 """
+
 import copy
 import itertools
-from typing import (Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence,
-                    Tuple)
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,36 +20,79 @@ from mmdet.datasets.transforms import FixScaleResize, FixShapeResize, Resize
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmengine.structures import BaseDataElement, InstanceData
 
-from lt_mm.datasets.transforms.bad_input import (AnnotationCleaner, BadImageError, SkippedImages,
-                                      first_line, load_image, path_of, warn)
-from lt_mm.structures.recorded_instances import RecordedInstances
-from lt_mm.structures.recorded_boxes import LostTraceError, Trace, TracedBoxes
 from lt_mm.core import geometry
+from lt_mm.datasets.transforms.bad_input import (
+    AnnotationCleaner,
+    BadImageError,
+    SkippedImages,
+    first_line,
+    load_image,
+    path_of,
+    warn,
+)
 from lt_mm.registry import TRANSFORMS, register
+from lt_mm.structures.recorded_boxes import LostTraceError, Trace, TracedBoxes
+from lt_mm.structures.recorded_instances import RecordedInstances
 
 # Stock transforms that treat an image without boxes like any other: they either call
 # the box type's method on the empty set or move no pixel. Every other transform may
 # move the pixels of such an image unrecorded, so the image's matrix is then unknown.
-_RECORDED_WITHOUT_BOXES = frozenset([
-    'Resize', 'RandomResize', 'RandomChoiceResize', 'FixScaleResize', 'FixShapeResize',
-    'ResizeShortestEdge', 'RandomFlip', 'RandomShift', 'RandomCrop', 'Expand', 'Pad',
-    'Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'AutoAugment',
-    'RandAugment', 'RandomApply', 'RandomChoice', 'RandomOrder', 'Compose',
-    'PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'AutoContrast', 'Brightness', 'Color',
-    'ColorTransform', 'Contrast', 'Equalize', 'Invert', 'Posterize', 'Sharpness',
-    'Solarize', 'SolarizeAdd', 'CutOut', 'RandomErasing', 'Corrupt',
-    'FilterAnnotations', 'Normalize', 'RandomGrayscale', 'ImageToTensor', 'ToTensor',
-])
+_RECORDED_WITHOUT_BOXES = frozenset(
+    [
+        'Resize',
+        'RandomResize',
+        'RandomChoiceResize',
+        'FixScaleResize',
+        'FixShapeResize',
+        'ResizeShortestEdge',
+        'RandomFlip',
+        'RandomShift',
+        'RandomCrop',
+        'Expand',
+        'Pad',
+        'Rotate',
+        'ShearX',
+        'ShearY',
+        'TranslateX',
+        'TranslateY',
+        'AutoAugment',
+        'RandAugment',
+        'RandomApply',
+        'RandomChoice',
+        'RandomOrder',
+        'Compose',
+        'PhotoMetricDistortion',
+        'YOLOXHSVRandomAug',
+        'AutoContrast',
+        'Brightness',
+        'Color',
+        'ColorTransform',
+        'Contrast',
+        'Equalize',
+        'Invert',
+        'Posterize',
+        'Sharpness',
+        'Solarize',
+        'SolarizeAdd',
+        'CutOut',
+        'RandomErasing',
+        'Corrupt',
+        'FilterAnnotations',
+        'Normalize',
+        'RandomGrayscale',
+        'ImageToTensor',
+        'ToTensor',
+    ]
+)
 # Stock transforms that draw nothing at random, so that replicas of a source can share
 # what they give; subclasses may draw.
 _DETERMINISTIC = (ResizeImage, Resize, FixScaleResize, FixShapeResize)
 # Stock transforms that move no pixel but rebuild the boxes from numbers.
-_IMAGE_ONLY = ('RandomErasing', )
+_IMAGE_ONLY = ('RandomErasing',)
 # Result keys by which stock transforms tell what they did.
 _TELLING_KEYS = ('img_shape', 'flip', 'flip_direction', 'scale_factor')
 # Result keys that a transform need not hand on for the record to stay.
-_OWN_KEYS = frozenset(
-    ['sample_idx', 'source_shape', 'applied_transforms', 'annotation_rows'])
+_OWN_KEYS = frozenset(['sample_idx', 'source_shape', 'applied_transforms', 'annotation_rows'])
 # For so many samples of other sources a source that was left out is remembered.
 _REMEMBER_FOR = 16
 
@@ -62,12 +106,13 @@ class AppliedTransform(NamedTuple):
         image_matrix: (3, 3) float64, view from the source to the image after it; None
             where the transform left the matrix as it was or no single one exists.
     """
+
     name: str
-    changes: Dict[str, Any]
-    image_matrix: Optional[np.ndarray]
+    changes: dict[str, Any]
+    image_matrix: np.ndarray | None
 
 
-def describe_applied(applied: Sequence[AppliedTransform]) -> List[str]:
+def describe_applied(applied: Sequence[AppliedTransform]) -> list[str]:
     """A readable line for each applied transform.
 
     Args:
@@ -77,10 +122,13 @@ def describe_applied(applied: Sequence[AppliedTransform]) -> List[str]:
     for step in applied:
         told = [f'{key}={value}' for key, value in step.changes.items()]
         if step.image_matrix is not None:
-            told.append('source to image ' + np.array2string(
-                step.image_matrix[:2], precision=3, suppress_small=True,
-                separator=', ').replace('\n', ''))
-        lines.append(f"{step.name}: {'; '.join(told)}")
+            told.append(
+                'source to image '
+                + np.array2string(
+                    step.image_matrix[:2], precision=3, suppress_small=True, separator=', '
+                ).replace('\n', '')
+            )
+        lines.append(f'{step.name}: {"; ".join(told)}')
     return lines
 
 
@@ -165,18 +213,22 @@ class InvertiblePipeline(BaseTransform):
         FileNotFoundError: An image does not exist.
     """
 
-    def __init__(self,
-                 transforms: Sequence[Any],
-                 image_only: Sequence[str] = (),
-                 sample_idx_offset: int = 0,
-                 max_refetch: int = 15,
-                 on_bad_image: str = 'skip',
-                 on_missing_image: str = 'raise',
-                 max_skipped: Optional[int] = 100) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[Any],
+        image_only: Sequence[str] = (),
+        sample_idx_offset: int = 0,
+        max_refetch: int = 15,
+        on_bad_image: str = 'skip',
+        on_missing_image: str = 'raise',
+        max_skipped: int | None = 100,
+    ) -> None:
         if isinstance(transforms, (dict, str)) or not transforms:
-            raise ValueError(f'transforms is {transforms!r}; expected the stock '
-                             'pipeline, a non-empty list of transforms')
-        self.transforms: List[Callable] = [
+            raise ValueError(
+                f'transforms is {transforms!r}; expected the stock '
+                'pipeline, a non-empty list of transforms'
+            )
+        self.transforms: list[Callable] = [
             TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms
         ]
         self.image_only = frozenset(image_only) | frozenset(_IMAGE_ONLY)
@@ -184,27 +236,27 @@ class InvertiblePipeline(BaseTransform):
         self.max_refetch = max_refetch
         self._num_loading = _count_leading(self.transforms, _loads)
         self._num_shared = _count_leading(self.transforms, _can_be_shared)
-        self._loaded_key: Optional[Tuple] = None
-        self._loaded_values: Optional[dict] = None
+        self._loaded_key: tuple | None = None
+        self._loaded_values: dict | None = None
         self._is_repeating = True  # whether the last source came more than once
         self._skipped = SkippedImages(on_bad_image, on_missing_image, max_skipped)
         self._cleaner = AnnotationCleaner()
         self._has_rejected = False
         # As the dataset gave them: the last sample that was good, and the one that
         # takes the place of the source that last was not.
-        self._last_good: Optional[dict] = None
-        self._stand_in: Optional[dict] = None
-        self._replaced_key: Optional[Tuple] = None
+        self._last_good: dict | None = None
+        self._stand_in: dict | None = None
+        self._replaced_key: tuple | None = None
         self._since_replaced = 0
         self._mixers = [t for t in self.transforms if hasattr(t, 'get_indexes')]
-        self._mix_counts: List[int] = []
+        self._mix_counts: list[int] = []
         if self._mixers:
             # MultiImageMixDataset asks only transforms that have this attribute.
             self.get_indexes = self._get_indexes
 
     # -- running ---------------------------------------------------------------
 
-    def transform(self, results: dict) -> Optional[dict]:
+    def transform(self, results: dict) -> dict | None:
         """Runs the transforms on one sample.
 
         Args:
@@ -245,7 +297,7 @@ class InvertiblePipeline(BaseTransform):
             BadImageError: The image cannot be used.
             FileNotFoundError: The image does not exist.
         """
-        return self._augment(TracedResults(results), self.transforms[:self._num_loading])
+        return self._augment(TracedResults(results), self.transforms[: self._num_loading])
 
     def _is_replaced(self, results: dict) -> bool:
         """Whether the sample is a further replica of the source that was left out."""
@@ -258,11 +310,12 @@ class InvertiblePipeline(BaseTransform):
             self._replaced_key = None
         return False
 
-    def _replica(self, results: dict) -> Optional[dict]:
+    def _replica(self, results: dict) -> dict | None:
         """One replica of a source; None where every attempt is rejected."""
         for _ in range(self.max_refetch + 1):
-            output = self._augment(self._load(TracedResults(results)),
-                                   self.transforms[self._num_shared:])
+            output = self._augment(
+                self._load(TracedResults(results)), self.transforms[self._num_shared :]
+            )
             if output is not None:
                 return output
         return None
@@ -270,9 +323,11 @@ class InvertiblePipeline(BaseTransform):
     def _note_rejection(self, results: dict) -> None:
         if not self._has_rejected:
             self._has_rejected = True
-            warn(f'the transforms reject {path_of(results)} in {self.max_refetch + 1} '
-                 'attempts, so another image takes the place of its replicas; further '
-                 'rejections are not logged')
+            warn(
+                f'the transforms reject {path_of(results)} in {self.max_refetch + 1} '
+                'attempts, so another image takes the place of its replicas; further '
+                'rejections are not logged'
+            )
 
     def _load(self, results: TracedResults) -> TracedResults:
         """Runs the leading loaders and what else replicas of a source can share.
@@ -287,20 +342,26 @@ class InvertiblePipeline(BaseTransform):
             results.update(copy.deepcopy(self._loaded_values))
             return results
         incoming = dict(results)
-        results = self._augment(results, self.transforms[:self._num_shared])
+        results = self._augment(results, self.transforms[: self._num_shared])
         if results is None:
             raise BadImageError(f'the loading transforms reject {path_of(incoming)}')
         # Where sources come once, copies would be made for nobody.
         is_wanted = is_again or self._is_repeating
-        self._loaded_values = copy.deepcopy({
-            name: value for name, value in results.items()
-            if name not in incoming or value is not incoming[name]
-        }) if is_wanted else None
+        self._loaded_values = (
+            copy.deepcopy(
+                {
+                    name: value
+                    for name, value in results.items()
+                    if name not in incoming or value is not incoming[name]
+                }
+            )
+            if is_wanted
+            else None
+        )
         self._loaded_key, self._is_repeating = key, is_again
         return results
 
-    def _augment(self, results: TracedResults,
-                 transforms: Sequence[Callable]) -> Optional[dict]:
+    def _augment(self, results: TracedResults, transforms: Sequence[Callable]) -> dict | None:
         mixed = results.pop('mix_results', None)
         for transform in transforms:
             if results.get('source_shape') is None:
@@ -314,7 +375,7 @@ class InvertiblePipeline(BaseTransform):
             results = output
         return results
 
-    def _step(self, transform: Callable, results: TracedResults) -> Optional[dict]:
+    def _step(self, transform: Callable, results: TracedResults) -> dict | None:
         before = results.get('gt_bboxes')
         told = {key: results.get(key) for key in _TELLING_KEYS}
         image_matrix = _image_matrix(before)
@@ -328,9 +389,14 @@ class InvertiblePipeline(BaseTransform):
                 if isinstance(output['data_samples'], Mapping):
                     raise LostTraceError(
                         'it packs several samples, '
-                        f'{", ".join(output["data_samples"])}; expected one')
-                _publish(output['data_samples'], results, self._source_id(results),
-                         self._only_loads_and_packs())
+                        f'{", ".join(output["data_samples"])}; expected one'
+                    )
+                _publish(
+                    output['data_samples'],
+                    results,
+                    self._source_id(results),
+                    self._only_loads_and_packs(),
+                )
                 return output
             if is_early:
                 _refuse_moved_annotations(annotations, output)
@@ -345,11 +411,12 @@ class InvertiblePipeline(BaseTransform):
             _note(transform, told, image_matrix, output)
         return output
 
-    def _apply(self, transform: Callable, results: TracedResults) -> Optional[dict]:
+    def _apply(self, transform: Callable, results: TracedResults) -> dict | None:
         """Runs a transform on input that it can stand."""
         if _loads_boxes(transform) and 'instances' in results:
             results['annotation_rows'] = self._cleaner.clean(
-                results, getattr(transform, 'with_mask', False))
+                results, getattr(transform, 'with_mask', False)
+            )
         elif _loads(transform) and 'img' not in results:
             return load_image(transform, results)
         try:
@@ -358,17 +425,20 @@ class InvertiblePipeline(BaseTransform):
             shape = results['img'].shape if 'img' in results else 'unknown'
             raise BadImageError(
                 f'{path_of(results)}, of shape {shape}, cannot be transformed by '
-                f'{type(transform).__name__} ({first_line(error)})') from error
+                f'{type(transform).__name__} ({first_line(error)})'
+            ) from error
 
-    def _follow_boxes(self, transform: Callable, before: Optional[TracedBoxes],
-                      output: TracedResults) -> None:
+    def _follow_boxes(
+        self, transform: Callable, before: TracedBoxes | None, output: TracedResults
+    ) -> None:
         """Starts the trace, or checks that it came through the transform."""
         boxes = output.get('gt_bboxes')
         if before is None:
             if boxes is not None and not _is_recorded(boxes):
                 _refuse_late_boxes(output)
                 output['gt_bboxes'] = _start_trace(
-                    boxes, self._source_id(output), output.pop('annotation_rows', None))
+                    boxes, self._source_id(output), output.pop('annotation_rows', None)
+                )
                 output['source_shape'] = _shape_of(output)
             return
         if boxes is None:
@@ -378,7 +448,8 @@ class InvertiblePipeline(BaseTransform):
             output['gt_bboxes'] = boxes
         if boxes.trace is None or boxes.mask_rows is not None:
             raise LostTraceError(
-                'its boxes were made from numbers or masks, not from the boxes given')
+                'its boxes were made from numbers or masks, not from the boxes given'
+            )
         if boxes.written_behind():
             raise LostTraceError('it wrote coordinates directly into gt_bboxes.tensor')
         if len(before) == 0 and not _records_without_boxes(transform):
@@ -388,16 +459,17 @@ class InvertiblePipeline(BaseTransform):
         # Some samplers give indices as tensors.
         return int(results['sample_idx']) + self.sample_idx_offset
 
-    def _recover(self, transform: Callable, before: TracedBoxes,
-                 boxes: Any) -> TracedBoxes:
+    def _recover(self, transform: Callable, before: TracedBoxes, boxes: Any) -> TracedBoxes:
         """The trace of boxes that a declared image-only transform rebuilt."""
         if type(transform).__name__ not in self.image_only:
             raise LostTraceError(f'it returned gt_bboxes as a new {type(boxes).__name__}')
         values = boxes.tensor.numpy() if isinstance(boxes, BaseBoxes) else boxes
         rows = _match_rows(before.tensor.numpy(), np.asarray(values).reshape(-1, 4))
         if rows is None:
-            raise LostTraceError('it is declared image_only, but its boxes are not '
-                                 'found, in their order, among those before it')
+            raise LostTraceError(
+                'it is declared image_only, but its boxes are not '
+                'found, in their order, among those before it'
+            )
         return before[rows]
 
     def _only_loads_and_packs(self) -> bool:
@@ -406,19 +478,19 @@ class InvertiblePipeline(BaseTransform):
 
     # -- mixing ----------------------------------------------------------------
 
-    def _get_indexes(self, dataset: Any) -> List[int]:
+    def _get_indexes(self, dataset: Any) -> list[int]:
         """Indices of the images that the mixing transforms want, in their order."""
         wanted = [transform.get_indexes(dataset) for transform in self._mixers]
         lists = [list(w) if isinstance(w, Sequence) else [w] for w in wanted]
         self._mix_counts = [len(indices) for indices in lists]
         return [index for indices in lists for index in indices]
 
-    def _take_mixed(self, transform: Callable, mixed: List[dict]) -> List[dict]:
+    def _take_mixed(self, transform: Callable, mixed: list[dict]) -> list[dict]:
         if not self._mix_counts:  # called by hand, without a dataset
             return mixed
         place = self._mixers.index(transform)
         start = sum(self._mix_counts[:place])
-        return mixed[start:start + self._mix_counts[place]]
+        return mixed[start : start + self._mix_counts[place]]
 
     def __repr__(self) -> str:
         inner = ''.join(f'\n    {transform},' for transform in self.transforms)
@@ -432,11 +504,14 @@ def _loads(transform: Callable) -> bool:
 
 def _loads_boxes(transform: Callable) -> bool:
     """Whether a transform loads axis-aligned boxes; others are refused later."""
-    return (_loads(transform) and getattr(transform, 'with_bbox', False)
-            and getattr(transform, 'box_type', 'hbox') in ('hbox', None))
+    return (
+        _loads(transform)
+        and getattr(transform, 'with_bbox', False)
+        and getattr(transform, 'box_type', 'hbox') in ('hbox', None)
+    )
 
 
-def _key_of(results: dict) -> Tuple:
+def _key_of(results: dict) -> tuple:
     """What tells a source from the others."""
     return results['sample_idx'], results.get('img_path')
 
@@ -446,8 +521,7 @@ def _can_be_shared(transform: Callable) -> bool:
     return _loads(transform) or type(transform) in _DETERMINISTIC
 
 
-def _count_leading(transforms: Sequence[Callable],
-                   condition: Callable[[Callable], bool]) -> int:
+def _count_leading(transforms: Sequence[Callable], condition: Callable[[Callable], bool]) -> int:
     """How many transforms come before the first that does not meet a condition."""
     return len(list(itertools.takewhile(condition, transforms)))
 
@@ -456,7 +530,8 @@ def _check_entry(results: dict) -> None:
     if 'sample_idx' not in results:
         raise LostTraceError(
             "the sample has no 'sample_idx', so its replicas cannot be told apart from "
-            'other images; expected a dataset derived from mmengine.dataset.BaseDataset')
+            'other images; expected a dataset derived from mmengine.dataset.BaseDataset'
+        )
     boxes = [results.get('gt_bboxes')]
     boxes += [mixed.get('gt_bboxes') for mixed in results.get('mix_results') or ()]
     for box_set in boxes:
@@ -465,7 +540,8 @@ def _check_entry(results: dict) -> None:
                 'the sample arrives with gt_bboxes that nobody has recorded since they '
                 'were loaded; wrap the pipeline that loads them too: '
                 "dataset=dict(..., pipeline=[dict(type='lt_mm.InvertiblePipeline', "
-                'transforms=[...])])')
+                'transforms=[...])])'
+            )
 
 
 def _is_recorded(boxes: Any) -> bool:
@@ -493,30 +569,32 @@ def _refuse_late_boxes(results: dict) -> None:
         names = ', '.join(step.name for step in applied)
         raise LostTraceError(
             f'the annotations are loaded after {names}, in pixels of another image; '
-            'expected the transforms that load at the start of the pipeline')
+            'expected the transforms that load at the start of the pipeline'
+        )
 
 
-def _annotations_of(results: dict) -> List[Tuple[int, str]]:
+def _annotations_of(results: dict) -> list[tuple[int, str]]:
     """What tells whether a transform changed annotations that are not loaded yet."""
     return [(id(each), str(each)) for each in results.get('instances') or ()]
 
 
-def _refuse_moved_annotations(before: List[Tuple[int, str]], results: dict) -> None:
+def _refuse_moved_annotations(before: list[tuple[int, str]], results: dict) -> None:
     """What moves instances before they are loaded (InstaBoost) does it unrecorded."""
     if _annotations_of(results) != before:
         raise LostTraceError(
             'it changed the annotations before they were loaded as gt_bboxes; no box '
-            'tells how they were moved')
+            'tells how they were moved'
+        )
 
 
-def _start_trace(boxes: Any, image_id: int, rows: Optional[np.ndarray]) -> TracedBoxes:
+def _start_trace(boxes: Any, image_id: int, rows: np.ndarray | None) -> TracedBoxes:
     if type(boxes) is not HorizontalBoxes:
         raise LostTraceError(
             f'annotations were loaded as {type(boxes).__name__}; expected '
             "HorizontalBoxes, the default: dict(type='LoadAnnotations', "
-            "with_bbox=True, box_type='hbox')")
-    return TracedBoxes(
-        boxes.tensor, clone=False, trace=Trace.start(boxes.tensor, image_id, rows))
+            "with_bbox=True, box_type='hbox')"
+        )
+    return TracedBoxes(boxes.tensor, clone=False, trace=Trace.start(boxes.tensor, image_id, rows))
 
 
 def _records_without_boxes(transform: Any) -> bool:
@@ -526,7 +604,7 @@ def _records_without_boxes(transform: Any) -> bool:
     return known and all(_records_without_boxes(inner) for inner in nested)
 
 
-def _match_rows(before: np.ndarray, after: np.ndarray) -> Optional[np.ndarray]:
+def _match_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
     """Rows of ``before`` (n, 4) that ``after`` (k, 4) shows again, to 0.01 px.
 
     Returns:
@@ -537,7 +615,7 @@ def _match_rows(before: np.ndarray, after: np.ndarray) -> Optional[np.ndarray]:
     both = np.concatenate([before, after]).round(2)
     _, keys = np.unique(both, axis=0, return_inverse=True)
     keys = keys.reshape(-1)
-    old, new = keys[:len(before)], keys[len(before):]
+    old, new = keys[: len(before)], keys[len(before) :]
     size = int(keys.max(initial=-1)) + 1
     count_old = np.bincount(old, minlength=size)
     count_new = np.bincount(new, minlength=size)
@@ -549,29 +627,35 @@ def _match_rows(before: np.ndarray, after: np.ndarray) -> Optional[np.ndarray]:
     return rows if (np.diff(rows) > 0).all() else None
 
 
-def _shape_of(results: dict) -> Optional[Tuple[int, int]]:
+def _shape_of(results: dict) -> tuple[int, int] | None:
     shape = results.get('ori_shape')
     if shape is None and 'img' in results:
         shape = results['img'].shape
     return None if shape is None else tuple(shape[:2])
 
 
-def _image_matrix(boxes: Optional[TracedBoxes]) -> Optional[np.ndarray]:
+def _image_matrix(boxes: TracedBoxes | None) -> np.ndarray | None:
     traced = isinstance(boxes, TracedBoxes) and boxes.trace is not None
     return boxes.trace.image_matrix if traced else None
 
 
-def _note(transform: Callable, told: dict, image_matrix: Optional[np.ndarray],
-          results: TracedResults) -> None:
+def _note(
+    transform: Callable, told: dict, image_matrix: np.ndarray | None, results: TracedResults
+) -> None:
     """Appends what the transform did to the list for display."""
-    changes = {key: results[key] for key in _TELLING_KEYS
-               if key in results and not _same(results[key], told[key])}
+    changes = {
+        key: results[key]
+        for key in _TELLING_KEYS
+        if key in results and not _same(results[key], told[key])
+    }
     matrix = _image_matrix(results.get('gt_bboxes'))
-    moved = (matrix is not None and matrix is not image_matrix
-             and not np.array_equal(matrix, image_matrix))
+    moved = (
+        matrix is not None
+        and matrix is not image_matrix
+        and not np.array_equal(matrix, image_matrix)
+    )
     if changes or moved:
-        step = AppliedTransform(
-            type(transform).__name__, changes, matrix.copy() if moved else None)
+        step = AppliedTransform(type(transform).__name__, changes, matrix.copy() if moved else None)
         # A new list: mixing transforms keep results of other samples.
         results['applied_transforms'] = [*results.get('applied_transforms', ()), step]
 
@@ -582,8 +666,7 @@ def _same(value: Any, other: Any) -> bool:
     return value == other
 
 
-def _publish(sample: BaseDataElement, results: dict, source_id: int,
-             is_untouched: bool) -> None:
+def _publish(sample: BaseDataElement, results: dict, source_id: int, is_untouched: bool) -> None:
     """Writes the record into a packed data sample.
 
     Args:
@@ -596,9 +679,11 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
     facts = dict(
         source_id=source_id,
         source_shape=results.get('source_shape'),
-        recorded_shape=tuple(results['img_shape'][:2]) if 'img_shape' in results
+        recorded_shape=tuple(results['img_shape'][:2])
+        if 'img_shape' in results
         else tuple(results['img'].shape[:2]),
-        applied_transforms=results.get('applied_transforms', []))
+        applied_transforms=results.get('applied_transforms', []),
+    )
     image_matrix = _image_matrix(boxes)
     if boxes is None and is_untouched:
         image_matrix = np.eye(3)
@@ -615,13 +700,14 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int,
             sample.set_field(RecordedInstances.made_of(fields, facts), name)
 
 
-def _recorded_fields(instances: InstanceData, shape: Tuple[int, int]) -> Dict[str, Any]:
+def _recorded_fields(instances: InstanceData, shape: tuple[int, int]) -> dict[str, Any]:
     """The fields of packed instances and their record."""
     boxes = instances.bboxes
     if not _is_recorded(boxes):
         raise LostTraceError(
             'the boxes that arrive at packing have no record; wrap the whole pipeline, '
-            'from loading to packing, or every part of it that loads, mixes or packs')
+            'from loading to packing, or every part of it that loads, mixes or packs'
+        )
     trace, tensor = boxes.trace, boxes.tensor
     visibility = np.zeros(0, np.float32)
     if len(trace):
@@ -633,14 +719,17 @@ def _recorded_fields(instances: InstanceData, shape: Tuple[int, int]) -> Dict[st
         # Copies, since other replicas may hold the same trace.
         source_ids=torch.from_numpy(trace.source_ids.copy()),
         source_matrices=torch.from_numpy(trace.matrices.copy()),
-        visibility=torch.from_numpy(visibility))
+        visibility=torch.from_numpy(visibility),
+    )
 
 
 def _lost_message(transform: Callable, error: Exception) -> str:
     name = type(transform).__name__
-    return (f'{name}: the record of where boxes come from is lost: {error}. Remove '
-            f'{name} from the transforms of InvertiblePipeline, or have it move boxes '
-            'through the methods of the box type (flip_, translate_, rescale_, rotate_, '
-            'project_, resize_, indexing, cat); if it moves no pixel, declare it: '
-            f"dict(type='lt_mm.InvertiblePipeline', image_only=['{name}'], "
-            'transforms=[...])')
+    return (
+        f'{name}: the record of where boxes come from is lost: {error}. Remove '
+        f'{name} from the transforms of InvertiblePipeline, or have it move boxes '
+        'through the methods of the box type (flip_, translate_, rescale_, rotate_, '
+        'project_, resize_, indexing, cat); if it moves no pixel, declare it: '
+        f"dict(type='lt_mm.InvertiblePipeline', image_only=['{name}'], "
+        'transforms=[...])'
+    )

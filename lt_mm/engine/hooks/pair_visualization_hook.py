@@ -1,5 +1,7 @@
 """``PairVisualizationHook``: what the heads pair in a training step, drawn."""
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -9,12 +11,20 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from lt_mm.visualization.drawing import (Color, colors, draw_boxes, file_of, new_figure,
-                                    pixels_of, rgb_image, show_image)
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
-from lt_mm.structures.pair_record import PairRecord
 from lt_mm.core.pairing import UNPAIRED
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
 from lt_mm.registry import HOOKS, register
+from lt_mm.structures.pair_record import PairRecord
+from lt_mm.visualization.drawing import (
+    Color,
+    colors,
+    draw_boxes,
+    file_of,
+    new_figure,
+    pixels_of,
+    rgb_image,
+    show_image,
+)
 
 _GREY = (0.6, 0.6, 0.6)
 
@@ -43,25 +53,35 @@ class PairVisualizationHook(Hook):
     Raises:
         ValueError: If a number is below 1, or the model has no wrapped head.
     """
+
     priority = 'LOW'
 
-    def __init__(self, interval: int = 100, max_sources: int = 3, max_replicas: int = 4,
-                 max_per_group: int = 3) -> None:
-        for name, value in (('interval', interval), ('max_sources', max_sources),
-                            ('max_replicas', max_replicas),
-                            ('max_per_group', max_per_group)):
+    def __init__(
+        self,
+        interval: int = 100,
+        max_sources: int = 3,
+        max_replicas: int = 4,
+        max_per_group: int = 3,
+    ) -> None:
+        for name, value in (
+            ('interval', interval),
+            ('max_sources', max_sources),
+            ('max_replicas', max_replicas),
+            ('max_per_group', max_per_group),
+        ):
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f'{name} is {value!r}; expected an integer, 1 or more')
         self.interval = interval
         self.limits = (max_sources, max_replicas, max_per_group)
-        self._records: Dict[str, List[PairRecord]] = {}
+        self._records: dict[str, list[PairRecord]] = {}
 
     def before_train(self, runner) -> None:
         if not _wrapped_heads(runner):
             raise ValueError(
                 f'{type(runner.model).__name__} has no LossTransformHead, so nothing is '
                 "paired; wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock "
-                'head>), or leave PairVisualizationHook out of custom_hooks')
+                'head>), or leave PairVisualizationHook out of custom_hooks'
+            )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if is_main_process() and self.every_n_train_iters(runner, self.interval):
@@ -69,8 +89,7 @@ class PairVisualizationHook(Hook):
             for name, head in _wrapped_heads(runner).items():
                 head.lt_recorder = self._records[name].append
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None,
-                         outputs=None) -> None:
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if not self._records:
             return
         for head in _wrapped_heads(runner).values():
@@ -83,20 +102,22 @@ class PairVisualizationHook(Hook):
                 continue
             record = _of_batch(noted, min(num_parts, len(data_batch['data_samples'])))
             figure = pairs_figure(
-                record, data_batch, classes, *self.limits,
+                record,
+                data_batch,
+                classes,
+                *self.limits,
                 divergence=getattr(_wrapped_heads(runner)[name], 'lt_divergence', None),
-                heading=f'iteration {runner.iter + 1}, {name}: ')
-            runner.visualizer.add_image(f'lt_pairs_{name}', pixels_of(figure),
-                                        step=runner.iter + 1)
+                heading=f'iteration {runner.iter + 1}, {name}: ',
+            )
+            runner.visualizer.add_image(f'lt_pairs_{name}', pixels_of(figure), step=runner.iter + 1)
 
 
-def _wrapped_heads(runner: Any) -> Dict[str, ConsistencyHead]:
+def _wrapped_heads(runner: Any) -> dict[str, ConsistencyHead]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return {name: part for name, part in model.named_modules()
-            if isinstance(part, ConsistencyHead)}
+    return {name: part for name, part in model.named_modules() if isinstance(part, ConsistencyHead)}
 
 
-def _of_batch(noted: List[PairRecord], num_parts: int) -> PairRecord:
+def _of_batch(noted: list[PairRecord], num_parts: int) -> PairRecord:
     """The record of a batch, from those of its micro-batches.
 
     A loop with micro-batches passes through each twice; the pairs are known the second
@@ -108,9 +129,16 @@ def _of_batch(noted: List[PairRecord], num_parts: int) -> PairRecord:
     return PairRecord.join(parts)
 
 
-def pairs_figure(record: PairRecord, data_batch: dict, classes: Optional[Sequence[str]],
-                 max_sources: int, max_replicas: int, max_per_group: int,
-                 divergence: Optional[Callable] = None, heading: str = '') -> Figure:
+def pairs_figure(
+    record: PairRecord,
+    data_batch: dict,
+    classes: Sequence[str] | None,
+    max_sources: int,
+    max_replicas: int,
+    max_per_group: int,
+    divergence: Callable | None = None,
+    heading: str = '',
+) -> Figure:
     """Draws the pairs of a batch; see :class:`PairVisualizationHook`.
 
     Args:
@@ -137,8 +165,7 @@ def pairs_figure(record: PairRecord, data_batch: dict, classes: Optional[Sequenc
             shown = record.rows(_most_confident(record, images, max_per_group))
             _draw_detections(axes, shown, source_id, images, data_batch, classes)
         else:
-            _draw_classified(axes, record, source_id, images, data_batch, classes,
-                             divergence)
+            _draw_classified(axes, record, source_id, images, data_batch, classes, divergence)
     return figure
 
 
@@ -152,10 +179,11 @@ def _title(record: PairRecord, max_per_group: int) -> str:
     return title
 
 
-def _images_by_source(record: PairRecord, data_batch: dict, max_sources: int,
-                      max_replicas: int) -> Dict[int, List[int]]:
+def _images_by_source(
+    record: PairRecord, data_batch: dict, max_sources: int, max_replicas: int
+) -> dict[int, list[int]]:
     """The images to draw, in the order of the batch but sources with pairs first."""
-    images: Dict[int, List[int]] = {}
+    images: dict[int, list[int]] = {}
     for number, sample in enumerate(data_batch['data_samples']):
         images.setdefault(int(sample.source_id), []).append(number)
     with_pairs = set(record.images[record.paired].tolist())
@@ -163,9 +191,9 @@ def _images_by_source(record: PairRecord, data_batch: dict, max_sources: int,
     return {source: images[source][:max_replicas] for source in chosen[:max_sources]}
 
 
-def _most_confident(record: PairRecord, images: List[int], count: int) -> List[int]:
+def _most_confident(record: PairRecord, images: list[int], count: int) -> list[int]:
     """Rows of a record: of each image and group the most confident ones."""
-    chosen: Dict[Tuple[int, int], List[int]] = {}
+    chosen: dict[tuple[int, int], list[int]] = {}
     for row in record.scores.argsort(descending=True, stable=True).tolist():
         group = int(record.group_ids[row]) if record.paired[row] else UNPAIRED
         if int(record.images[row]) in images:
@@ -173,13 +201,22 @@ def _most_confident(record: PairRecord, images: List[int], count: int) -> List[i
     return sorted(row for rows in chosen.values() for row in rows[:count])
 
 
-def _draw_detections(grid: Any, shown: PairRecord, source_id: int, images: List[int],
-                     data_batch: dict, classes: Optional[Sequence[str]]) -> None:
+def _draw_detections(
+    grid: Any,
+    shown: PairRecord,
+    source_id: int,
+    images: list[int],
+    data_batch: dict,
+    classes: Sequence[str] | None,
+) -> None:
     """A row: the source, then its replicas."""
     styles = _styles(shown)
     own = (shown.source_ids == source_id).nonzero()[:, 0].tolist()
-    show_image(grid[0], _source_image(data_batch['data_samples'][images[0]]),
-               f'source {source_id}: restored')
+    show_image(
+        grid[0],
+        _source_image(data_batch['data_samples'][images[0]]),
+        f'source {source_id}: restored',
+    )
     draw_boxes(grid[0], shown.restored[own], [styles[row] for row in own])
     for axes, image in zip(grid[1:], images):
         sample = data_batch['data_samples'][image]
@@ -196,13 +233,16 @@ def _draw_detections(grid: Any, shown: PairRecord, source_id: int, images: List[
         axes.set(xlim=(0, width), ylim=(height, 0))
 
 
-def _styles(shown: PairRecord) -> List[dict]:
+def _styles(shown: PairRecord) -> list[dict]:
     """A colour for each group, grey for what has no partner."""
     groups = sorted(set(shown.group_ids[shown.paired].tolist()))
     own = dict(zip(groups, colors(len(groups))))
-    return [dict(edgecolor=own[group], linewidth=1.3) if paired
-            else dict(edgecolor=_GREY, linewidth=1, linestyle='--')
-            for group, paired in zip(shown.group_ids.tolist(), shown.paired.tolist())]
+    return [
+        dict(edgecolor=own[group], linewidth=1.3)
+        if paired
+        else dict(edgecolor=_GREY, linewidth=1, linestyle='--')
+        for group, paired in zip(shown.group_ids.tolist(), shown.paired.tolist())
+    ]
 
 
 def _draw_mask(axes: Any, mask: torch.Tensor, box: torch.Tensor, style: dict) -> None:
@@ -214,9 +254,15 @@ def _draw_mask(axes: Any, mask: torch.Tensor, box: torch.Tensor, style: dict) ->
     axes.imshow(tint, extent=(x1, x2, y2, y1))
 
 
-def _draw_classified(grid: Any, record: PairRecord, source_id: int, images: List[int],
-                     data_batch: dict, classes: Optional[Sequence[str]],
-                     divergence: Callable) -> None:
+def _draw_classified(
+    grid: Any,
+    record: PairRecord,
+    source_id: int,
+    images: list[int],
+    data_batch: dict,
+    classes: Sequence[str] | None,
+    divergence: Callable,
+) -> None:
     """A row: the replicas of a source, with what they are taken for."""
     kl = float(divergence(record.logits[record.source_ids == source_id]))
     for axes, image in zip(grid, images):
@@ -244,6 +290,6 @@ def _source_image(sample: Any) -> np.ndarray:
     return image
 
 
-def _name(classes: Optional[Sequence[str]], label: Any) -> str:
+def _name(classes: Sequence[str] | None, label: Any) -> str:
     known = classes is not None and int(label) < len(classes)
     return str(classes[int(label)]) if known else f'class {int(label)}'

@@ -3,12 +3,14 @@
 A scheduler that takes a machine away (SLURM's preemption and its ``--signal`` option,
 a cloud's spot instances) sends a signal and leaves a little time.
 """
+
 import functools
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -16,8 +18,7 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from torch.utils.data import DataLoader
 
-from lt_mm.engine.checkpoints import (ATOMIC, read_last_checkpoint,
-                                        write_last_checkpoint)
+from lt_mm.engine.checkpoints import ATOMIC, read_last_checkpoint, write_last_checkpoint
 from lt_mm.registry import HOOKS, register
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -40,13 +41,14 @@ class PreemptionHook(Hook):
     group: launchers signal groups, and SLURM (proctrack/linuxproc) all processes, and
     the run could not save without those that load.
     """
+
     priority = 'HIGHEST'  # nothing of the step at which it stops has happened yet
 
     def __init__(self) -> None:
         self._signal = 0
-        self._handlers: Dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
         self._pid = os.getpid()
-        self._group: Optional[torch_dist.ProcessGroup] = None
+        self._group: torch_dist.ProcessGroup | None = None
         self._in_validation = False
         self._num_common_val_iters = 0
         self._has_saved = False
@@ -61,7 +63,8 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             runner.logger.warning(
                 'PreemptionHook does nothing: signals reach the main thread only, and '
-                'the training runs in another one')
+                'the training runs in another one'
+            )
             return
         self._pid = os.getpid()
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -83,11 +86,13 @@ class PreemptionHook(Hook):
     def before_val_epoch(self, runner) -> None:
         self._in_validation = True
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None,
-                       outputs=None) -> None:
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         # EMAHook of MMPretrain validates again, after the end of the validation.
-        if (self._in_validation and batch_idx < self._num_common_val_iters
-                and self._is_asked_to_stop()):
+        if (
+            self._in_validation
+            and batch_idx < self._num_common_val_iters
+            and self._is_asked_to_stop()
+        ):
             _take_back_averaged_weights(runner)
             self._stop(runner, validation_due=True)
 
@@ -133,9 +138,11 @@ class PreemptionHook(Hook):
     def _stop(self, runner, validation_due: bool = False) -> None:
         name = f'{_PREFIX}{runner.iter}.pth'
         runner.save_checkpoint(
-            runner.work_dir, name, backend_args=ATOMIC,
-            meta=dict(epoch=runner.epoch, iter=runner.iter,
-                      validation_due=validation_due))
+            runner.work_dir,
+            name,
+            backend_args=ATOMIC,
+            meta=dict(epoch=runner.epoch, iter=runner.iter, validation_due=validation_due),
+        )
         if is_main_process():
             write_last_checkpoint(runner.work_dir, Path(runner.work_dir, name))
             _remove_superseded(runner.work_dir)
@@ -145,7 +152,8 @@ class PreemptionHook(Hook):
         runner.logger.warning(
             f'{signal.Signals(self._signal).name}: stopped after {runner.iter} '
             f'iterations and saved {name}; ends with exit code {REQUEUE_EXIT_CODE}. '
-            'Go on with: tools/train.py ... --resume')
+            'Go on with: tools/train.py ... --resume'
+        )
         self.restore_handlers()
         raise SystemExit(REQUEUE_EXIT_CODE)
 
@@ -178,16 +186,14 @@ def _remove_superseded(work_dir: str) -> None:
 
 def _detach_workers(dataloader: DataLoader) -> None:
     """Makes a loader's processes outlive the signals, which may go to all processes."""
-    dataloader.worker_init_fn = functools.partial(
-        _start_worker, dataloader.worker_init_fn)
+    dataloader.worker_init_fn = functools.partial(_start_worker, dataloader.worker_init_fn)
 
 
-def _start_worker(init: Optional[Callable[[int], None]], worker_id: int) -> None:
+def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
     os.setsid()
     if hasattr(signal, 'sigwaitinfo'):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(
-            target=_end_for_parent, args=(os.getppid(), ), daemon=True).start()
+        threading.Thread(target=_end_for_parent, args=(os.getppid(),), daemon=True).start()
     if init is not None:
         init(worker_id)
 

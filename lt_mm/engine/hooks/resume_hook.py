@@ -1,7 +1,9 @@
 """Going on with a run where it stopped: with the next batch, and the same draws."""
+
 import functools
 import itertools
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -41,11 +43,12 @@ class ResumeHook(Hook):
             iteration-based loop with worker processes needs mmengine 0.10.8 and a
             sampler that has ``skip``.
     """
+
     priority = 'LOWEST'
 
     def __init__(self, seed_steps: bool = False) -> None:
         self.seed_steps = seed_steps
-        self._meta: Dict[str, Any] = {}
+        self._meta: dict[str, Any] = {}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._meta = checkpoint.get('meta', {})
@@ -53,8 +56,9 @@ class ResumeHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         _leave_out_functions(checkpoint.get('param_schedulers'))
         loader = runner.train_loop.dataloader
-        checkpoint['meta'].update(num_batches=len(loader),
-                                  sampler_seed=getattr(_sampler(loader), 'seed', None))
+        checkpoint['meta'].update(
+            num_batches=len(loader), sampler_seed=getattr(_sampler(loader), 'seed', None)
+        )
 
     def before_train(self, runner) -> None:
         loop, resumed = runner.train_loop, runner.iter > 0
@@ -94,9 +98,11 @@ class ResumeHook(Hook):
                 f'{runner.iter}, with {num_saved} batches an epoch, and the data loader '
                 f'has {num_batches}. Resume with the same data set, batch size and '
                 'number of processes, or from the checkpoint of an epoch: '
-                '--resume work_dirs/.../epoch_N.pth')
-        runner.logger.info(f'{num_done} of {num_batches} batches of epoch '
-                           f'{runner.epoch + 1} are done and left out')
+                '--resume work_dirs/.../epoch_N.pth'
+            )
+        runner.logger.info(
+            f'{num_done} of {num_batches} batches of epoch {runner.epoch + 1} are done and left out'
+        )
         return num_done
 
     def _number_batches(self, loop: BaseLoop, num_done: int) -> None:
@@ -106,7 +112,8 @@ class ResumeHook(Hook):
                 'ResumeHook expected a data loader with a batch sampler derived from '
                 f"torch's BatchSampler, found {type(batches).__name__}; for example "
                 "train_dataloader=dict(batch_sampler=dict(type='BatchSampler', "
-                'drop_last=False))')
+                'drop_last=False))'
+            )
         put_in_front(_TrainBatches, batches)
         batches.num_done, batches.loop = num_done, loop
         batches.is_loaded_at_once = loop.dataloader.num_workers == 0
@@ -118,17 +125,22 @@ class ResumeHook(Hook):
             if loader.num_workers == 0:
                 # In older versions it holds an iterator that began before this hook.
                 loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
-            elif not (hasattr(loop.dataloader_iterator, 'skip_iter')
-                      and hasattr(loader.sampler, 'skip')):
+            elif not (
+                hasattr(loop.dataloader_iterator, 'skip_iter') and hasattr(loader.sampler, 'skip')
+            ):
                 raise ValueError(
                     f'ResumeHook(seed_steps=True) with num_workers={loader.num_workers} '
                     f'and {type(loader.sampler).__name__} cannot know which iteration a '
                     'batch is for in an iteration-based loop; expected num_workers=0, or '
-                    "mmengine >= 0.10.8 and sampler=dict(type='InfiniteSampler')")
+                    "mmengine >= 0.10.8 and sampler=dict(type='InfiniteSampler')"
+                )
         # torch asks a data set for this way to load a batch before the stock one.
         loader.dataset.__getitems__ = functools.partial(
-            _load_seeded, loader.dataset, getattr(loader.dataset, '__getitems__', None),
-            (runner.seed, get_rank()))
+            _load_seeded,
+            loader.dataset,
+            getattr(loader.dataset, '__getitems__', None),
+            (runner.seed, get_rank()),
+        )
 
 
 def _leave_out_functions(schedulers: Any) -> None:
@@ -146,9 +158,10 @@ class _TrainBatches(Sampler):
     Derived from the base class of batch samplers, whose instances Python gives another
     class only if the two have that base in common.
     """
+
     prefix = 'Resumable'
 
-    def __iter__(self) -> Iterator[List[int]]:
+    def __iter__(self) -> Iterator[list[int]]:
         num_done, self.num_done = self.num_done, 0
         number = self.loop.iter
         for batch in itertools.islice(super().__iter__(), num_done, None):
@@ -168,8 +181,9 @@ class _Batch(list):
         return _Batch, (list(self), self.number)
 
 
-def _load_seeded(dataset: Any, load: Optional[Callable], seed: Sequence[int],
-                 batch: _Batch) -> List[Any]:
+def _load_seeded(
+    dataset: Any, load: Callable | None, seed: Sequence[int], batch: _Batch
+) -> list[Any]:
     """Loads the samples of a batch; the draws are a function of what it is for."""
     seed_all(*seed, batch.number, _DATA)
     return load(batch) if load else [dataset[index] for index in batch]

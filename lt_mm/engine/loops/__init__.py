@@ -1,5 +1,5 @@
 """Training loops."""
-from lt_mm.engine.loops.micro_batches import (MicroBatchIterTrainLoop,
-                                              MicroBatchTrainLoop)
+
+from lt_mm.engine.loops.micro_batches import MicroBatchIterTrainLoop, MicroBatchTrainLoop
 
 __all__ = ['MicroBatchIterTrainLoop', 'MicroBatchTrainLoop']

@@ -8,15 +8,15 @@ those of the others are the values of the first time, and is back-propagated. Th
 the gradients is that of the joint loss, through the mean predictions as well (GradCache,
 arXiv:2101.06983, for a loss over groups). The price is the second forward pass.
 """
+
 import contextlib
 import random
 from collections import Counter
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import torch
-from mmdet.models.dense_heads import (DETRHead, DINOHead, FCOSHead, RetinaHead,
-                                      RPNHead)
+from mmdet.models.dense_heads import DETRHead, DINOHead, FCOSHead, RetinaHead, RPNHead
 from mmdet.models.roi_heads import CascadeRoIHead, DynamicRoIHead, StandardRoIHead
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -31,8 +31,16 @@ from lt_mm.registry import LOOPS, register
 # Heads whose stock losses are means with a divisor that the loss module is told, or
 # means over its rows. Others divide by themselves (ATSS, GFL, YOLOX, SSD), pad their
 # queries to the batch (DINO), or change what they do at each pass (Dynamic R-CNN).
-_SUPPORTED = (ClsHead, MultiLabelClsHead, StandardRoIHead, CascadeRoIHead, RPNHead,
-              RetinaHead, FCOSHead, DETRHead)
+_SUPPORTED = (
+    ClsHead,
+    MultiLabelClsHead,
+    StandardRoIHead,
+    CascadeRoIHead,
+    RPNHead,
+    RetinaHead,
+    FCOSHead,
+    DETRHead,
+)
 _REFUSED = (DINOHead, DynamicRoIHead)
 
 
@@ -45,12 +53,13 @@ class _MicroBatchLoop:
 
     def _step(self, batch_idx: int, data_batch: Any) -> None:
         """What the stock ``run_iter`` does, with the step of this module."""
-        self.runner.call_hook('before_train_iter', batch_idx=batch_idx,
-                              data_batch=data_batch)
-        outputs = joint_step(self.runner.model, data_batch, self.runner.optim_wrapper,
-                             self.num_micro_batches)
-        self.runner.call_hook('after_train_iter', batch_idx=batch_idx,
-                              data_batch=data_batch, outputs=outputs)
+        self.runner.call_hook('before_train_iter', batch_idx=batch_idx, data_batch=data_batch)
+        outputs = joint_step(
+            self.runner.model, data_batch, self.runner.optim_wrapper, self.num_micro_batches
+        )
+        self.runner.call_hook(
+            'after_train_iter', batch_idx=batch_idx, data_batch=data_batch, outputs=outputs
+        )
         self._iter += 1
 
 
@@ -85,8 +94,9 @@ class MicroBatchIterTrainLoop(_MicroBatchLoop, IterBasedTrainLoop):
         self._step(self._iter, data_batch)
 
 
-def joint_step(model: nn.Module, data_batch: Any, optim_wrapper: OptimWrapper,
-               num_micro_batches: int) -> Dict[str, Tensor]:
+def joint_step(
+    model: nn.Module, data_batch: Any, optim_wrapper: OptimWrapper, num_micro_batches: int
+) -> dict[str, Tensor]:
     """One training step on a batch, in micro-batches.
 
     Batch norm in training mode takes its statistics from each micro-batch by itself,
@@ -115,8 +125,11 @@ def joint_step(model: nn.Module, data_batch: Any, optim_wrapper: OptimWrapper,
         for number, (part, state) in enumerate(zip(parts, states)):
             exchanged.begin(number), divisors.begin(number)
             _restore_random_states(state)
-            losses.append(_back_propagate(model, module, part, optim_wrapper,
-                                          is_last=number == len(parts) - 1))
+            losses.append(
+                _back_propagate(
+                    model, module, part, optim_wrapper, is_last=number == len(parts) - 1
+                )
+            )
     finally:
         divisors.remove()
         for head in heads:
@@ -126,43 +139,50 @@ def joint_step(model: nn.Module, data_batch: Any, optim_wrapper: OptimWrapper,
     return module.parse_losses(_of_joint_batch(losses))[1]
 
 
-def _wrapped_heads(module: nn.Module, optim_wrapper: OptimWrapper
-                   ) -> List[ConsistencyHead]:
+def _wrapped_heads(module: nn.Module, optim_wrapper: OptimWrapper) -> list[ConsistencyHead]:
     """The heads with a term; refuses what would not give the joint gradient."""
     if getattr(optim_wrapper, '_accumulative_counts', 1) != 1:
         raise ValueError(
             f'optim_wrapper accumulates {optim_wrapper._accumulative_counts} steps below '
             'a loop with micro-batches; expected optim_wrapper.accumulative_counts=1. '
-            'Take more micro-batches instead, train_cfg.num_micro_batches')
+            'Take more micro-batches instead, train_cfg.num_micro_batches'
+        )
     for name in ('head', 'bbox_head', 'rpn_head', 'roi_head', 'mask_head'):
         head = getattr(module, name, None)
-        if head is not None and (not isinstance(head, _SUPPORTED)
-                                 or isinstance(head, _REFUSED)):
+        if head is not None and (not isinstance(head, _SUPPORTED) or isinstance(head, _REFUSED)):
             raise UnsupportedHeadError(
                 f'{name} is a {type(head).__name__}, whose losses are not means that can '
                 'be put together from micro-batches; expected a classification head, a '
                 'StandardRoIHead or CascadeRoIHead, RPNHead, RetinaHead, FCOSHead or '
                 'DETRHead. Train it with the stock loop: train_cfg=dict(_delete_=True, '
-                "type='EpochBasedTrainLoop', ...)")
+                "type='EpochBasedTrainLoop', ...)"
+            )
     heads = [part for part in module.modules() if isinstance(part, ConsistencyHead)]
     if any(head.lt_options.across_ranks for head in heads):
         raise ValueError(
             "across_ranks=True below a loop with micro-batches; expected placement='rank' "
-            'in the sampler and across_ranks=False in the LossTransformHead')
+            'in the sampler and across_ranks=False in the LossTransformHead'
+        )
     return heads
 
 
-def _split(data: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
+def _split(data: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """Micro-batch k of a batch: samples k, k + count, ..."""
-    parts = [dict(inputs=data['inputs'][first::count],
-                  data_samples=data['data_samples'][first::count])
-             for first in range(count)]
+    parts = [
+        dict(inputs=data['inputs'][first::count], data_samples=data['data_samples'][first::count])
+        for first in range(count)
+    ]
     return [part for part in parts if len(part['data_samples'])]
 
 
-def _first_pass(model: nn.Module, module: nn.Module, parts: List[Dict[str, Any]],
-                optim_wrapper: OptimWrapper, exchanged: '_Exchanged',
-                divisors: '_Divisors') -> List[Tuple]:
+def _first_pass(
+    model: nn.Module,
+    module: nn.Module,
+    parts: list[dict[str, Any]],
+    optim_wrapper: OptimWrapper,
+    exchanged: '_Exchanged',
+    divisors: '_Divisors',
+) -> list[tuple]:
     """Notes what pairs and what the losses are divided by; changes no buffer.
 
     Returns:
@@ -180,34 +200,44 @@ def _first_pass(model: nn.Module, module: nn.Module, parts: List[Dict[str, Any]]
     return states
 
 
-def _back_propagate(model: nn.Module, module: nn.Module, part: Dict[str, Any],
-                    optim_wrapper: OptimWrapper, is_last: bool) -> Dict[str, Any]:
+def _back_propagate(
+    model: nn.Module,
+    module: nn.Module,
+    part: dict[str, Any],
+    optim_wrapper: OptimWrapper,
+    is_last: bool,
+) -> dict[str, Any]:
     """Back-propagates a micro-batch; returns its losses without graph."""
     apart = hasattr(model, 'no_sync') and not is_last  # ranks add up once, at the end
     with model.no_sync() if apart else contextlib.nullcontext():
         with optim_wrapper.optim_context(model):
             losses = model(**part, mode='loss')
         optim_wrapper.backward(module.parse_losses(losses)[0])
-    return {key: [value.detach() for value in values] if isinstance(values, (list, tuple))
-            else values.detach() for key, values in losses.items()}
+    return {
+        key: [value.detach() for value in values]
+        if isinstance(values, (list, tuple))
+        else values.detach()
+        for key, values in losses.items()
+    }
 
 
-def _of_joint_batch(losses: List[Dict[str, Any]]) -> Dict[str, Any]:
+def _of_joint_batch(losses: list[dict[str, Any]]) -> dict[str, Any]:
     """The loss dict of the joint batch from those of the micro-batches.
 
     The stock losses are parts of a sum already; the term is that of the joint batch in
     each; what is only logged is averaged, but for the number of pairs.
     """
 
-    def joined(key: str, values: Tuple) -> Any:
+    def joined(key: str, values: tuple) -> Any:
         if isinstance(values[0], list):
             return [joined(key, level) for level in zip(*values)]
         is_part = ('loss' in key and 'lt_' not in key) or 'lt_num_pairs' in key
         stacked = torch.stack(values)
         return stacked.sum(dim=0) if is_part else stacked.float().mean(dim=0)
 
-    return {key: joined(key, tuple(part[key] for part in losses if key in part))
-            for key in losses[0]}
+    return {
+        key: joined(key, tuple(part[key] for part in losses if key in part)) for key in losses[0]
+    }
 
 
 class _Exchanged:
@@ -219,7 +249,7 @@ class _Exchanged:
 
     def __init__(self) -> None:
         self.is_complete = False
-        self._noted: List[List[Tensor]] = []
+        self._noted: list[list[Tensor]] = []
 
     def begin(self, number: int) -> None:
         """Starts a pass over a micro-batch."""
@@ -232,7 +262,7 @@ class _Exchanged:
         """Where the present micro-batch is in what :meth:`gather` returns."""
         return self.number if self.is_complete else 0
 
-    def gather(self, values: Tensor) -> List[Tensor]:
+    def gather(self, values: Tensor) -> list[Tensor]:
         """The tensors of all micro-batches, with the graph of the present one only.
 
         In the first pass that of the present one alone.
@@ -250,7 +280,8 @@ class _Exchanged:
                 'a micro-batch gives other predictions in the second pass than in the '
                 'first: something in the model draws random numbers that are not from '
                 'random, numpy or torch, or keeps a state that is not a buffer; use the '
-                "stock loop, train_cfg=dict(type='EpochBasedTrainLoop', ...)")
+                "stock loop, train_cfg=dict(type='EpochBasedTrainLoop', ...)"
+            )
         parts = [noted[self._calls] for noted in self._noted]
         parts[self.number] = values
         self._calls += 1
@@ -263,6 +294,7 @@ class _Exchanged:
 
 class _AllMicroBatches(OwnRank):
     """The predictions of all micro-batches, joined as those of ranks are."""
+
     is_alone = False
 
     def __init__(self, exchanged: _Exchanged, count: int, device: torch.device) -> None:
@@ -276,7 +308,7 @@ class _AllMicroBatches(OwnRank):
     def own(self, joined: Tensor) -> Tensor:
         return joined.split(self.counts)[self.exchanged.place]
 
-    def join_numbers(self, numbers: List[int]) -> List[int]:
+    def join_numbers(self, numbers: list[int]) -> list[int]:
         # On the host, where they come from.
         return self.join(torch.tensor(numbers, dtype=torch.int64)).tolist()
 
@@ -299,13 +331,20 @@ class _Divisors:
 
     def __init__(self, module: nn.Module) -> None:
         self.is_complete = False
-        self._noted: List[Dict[Tuple[nn.Module, int], float]] = []
-        losses = [part for name, part in module.named_modules()
-                  if name.rpartition('.')[2].startswith('loss')]
+        self._noted: list[dict[tuple[nn.Module, int], float]] = []
+        losses = [
+            part
+            for name, part in module.named_modules()
+            if name.rpartition('.')[2].startswith('loss')
+        ]
         self._handles = [
-            handle for loss in losses for handle in (
+            handle
+            for loss in losses
+            for handle in (
                 loss.register_forward_pre_hook(self._before, with_kwargs=True),
-                loss.register_forward_hook(self._after))]
+                loss.register_forward_hook(self._after),
+            )
+        ]
 
     def begin(self, number: int) -> None:
         """Starts a pass over a micro-batch."""
@@ -337,12 +376,12 @@ class _Divisors:
         return None if self._share is None else output * self._share
 
 
-def _random_states() -> Tuple:
+def _random_states() -> tuple:
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 
-def _restore_random_states(states: Tuple) -> None:
+def _restore_random_states(states: tuple) -> None:
     python, numpy, cpu, cuda = states
     random.setstate(python)
     np.random.set_state(numpy)

@@ -4,9 +4,10 @@ timm has the large net only (6 @ 4032). The mobile one has the same cells; it st
 four instead of six, is narrower, and lets the cell after a reduction read the last
 normal cell, where the large one reads the one before that.
 """
+
 from functools import partial
 from types import ModuleType
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -43,13 +44,19 @@ class NASNetMobile(BaseBackbone):
         ImportError: Without timm.
     """
 
-    def __init__(self, init_cfg: Optional[dict] = None) -> None:
+    def __init__(self, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         nasnet, layers = _timm_parts()
         same = dict(pad_type='same')
         self.conv0 = layers.ConvNormAct(
-            3, _STEM_CHANNELS, kernel_size=3, stride=2, padding=0, apply_act=False,
-            norm_layer=partial(nn.BatchNorm2d, eps=0.001))
+            3,
+            _STEM_CHANNELS,
+            kernel_size=3,
+            stride=2,
+            padding=0,
+            apply_act=False,
+            norm_layer=partial(nn.BatchNorm2d, eps=0.001),
+        )
         self.cell_stem_0 = nasnet.CellStem0(_STEM_CHANNELS, _CHANNELS // 4, **same)
         self.cell_stem_1 = nasnet.CellStem1(_STEM_CHANNELS, _CHANNELS // 2, **same)
         self.cell_names = []
@@ -59,13 +66,15 @@ class NASNetMobile(BaseBackbone):
             width = _CHANNELS * 2**stack
             if stack:
                 reduction = getattr(nasnet, f'ReductionCell{stack - 1}')
-                self._append(f'reduction_cell_{stack - 1}', reduction(
-                    before, width, last, width, **same))
+                self._append(
+                    f'reduction_cell_{stack - 1}', reduction(before, width, last, width, **same)
+                )
                 before, last = last, 4 * width
             for cell in range(first, first + _CELLS_IN_STACK):
                 # The first cell halves x_prev, which is of twice the size.
-                kind, out_before = ((nasnet.FirstCell, width // 2) if cell == first
-                                    else (nasnet.NormalCell, width))
+                kind, out_before = (
+                    (nasnet.FirstCell, width // 2) if cell == first else (nasnet.NormalCell, width)
+                )
                 self._append(f'cell_{cell}', kind(before, out_before, last, width, **same))
                 before, last = last, 6 * width
         self.act = nn.ReLU(inplace=True)
@@ -75,7 +84,7 @@ class NASNetMobile(BaseBackbone):
         self.add_module(name, cell)
         self.cell_names.append(name)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor]:
         """Features of images.
 
         Args:
@@ -91,7 +100,7 @@ class NASNetMobile(BaseBackbone):
         before, x = x, self.cell_stem_1(before, x)
         for name in self.cell_names:
             before, x = x, getattr(self, name)(x, before)
-        return (self.act(x), )
+        return (self.act(x),)
 
     def _checkpoint_filter(self, state_dict: dict, prefix: str, *_: Any) -> None:
         """Renames the published weights, in place; ``ImageClassifier`` calls it.
@@ -133,12 +142,13 @@ def _average_without_padding(net: nn.Module, padded_average: type) -> None:
                 setattr(module, name, _AverageWithoutPadding(child))
 
 
-def _timm_parts() -> Tuple[ModuleType, ModuleType]:
-    """timm's modules of NASNet cells and of layers."""
+def _timm_parts() -> tuple[ModuleType, ModuleType]:
+    """Timm's modules of NASNet cells and of layers."""
     try:
         from timm import layers
         from timm.models import nasnet
     except ImportError as error:
-        raise ImportError("NASNetMobile needs timm's cells: pip install "
-                          "'lt_mm[baselines]'") from error
+        raise ImportError(
+            "NASNetMobile needs timm's cells: pip install 'lt_mm[baselines]'"
+        ) from error
     return nasnet, layers

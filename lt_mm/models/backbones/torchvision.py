@@ -1,7 +1,9 @@
 """torchvision's classifiers as backbones of MMDetection's detectors."""
+
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 import torchvision
@@ -11,8 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model, list_models
-from torchvision.models.feature_extraction import (create_feature_extractor,
-                                                   get_graph_node_names)
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from lt_mm.registry import MODELS, register
 
@@ -66,11 +67,17 @@ class TorchvisionBackbone(BaseModule):
         TypeError: If the model's builder does not take the arguments.
     """
 
-    def __init__(self, name: str, nodes: Sequence[str], weights: Optional[str] = None,
-                 norm_cfg: Optional[Mapping[str, Any]] = None, norm_eval: bool = False,
-                 norm_momentum: Optional[float] = None,
-                 options: Optional[Mapping[str, Any]] = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[str],
+        weights: str | None = None,
+        norm_cfg: Mapping[str, Any] | None = None,
+        norm_eval: bool = False,
+        norm_momentum: float | None = None,
+        options: Mapping[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg)
         options = dict(options or {})
         if weights is not None and name in _WITH_AUXILIARY:
@@ -85,7 +92,7 @@ class TorchvisionBackbone(BaseModule):
             for norm in self._batch_norms():
                 norm.momentum = norm_momentum
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images.
 
         Args:
@@ -105,16 +112,16 @@ class TorchvisionBackbone(BaseModule):
                 norm.eval()
         return self
 
-    def _batch_norms(self) -> List[_BatchNorm]:
+    def _batch_norms(self) -> list[_BatchNorm]:
         return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
     @property
-    def out_channels(self) -> Tuple[int, ...]:
+    def out_channels(self) -> tuple[int, ...]:
         """Channels of each feature map: ``neck.in_channels``."""
         return tuple(shape[1] for shape in self._probed_shapes)
 
     @property
-    def strides(self) -> Tuple[int, ...]:
+    def strides(self) -> tuple[int, ...]:
         """Image pixels between neighbouring cells of each feature map.
 
         In networks without padding (InceptionV3), cell i does not lie at i * stride but
@@ -124,28 +131,30 @@ class TorchvisionBackbone(BaseModule):
 
     @functools.cached_property
     @torch.no_grad()
-    def _probed_shapes(self) -> Tuple[torch.Size, ...]:
+    def _probed_shapes(self) -> tuple[torch.Size, ...]:
         """Shapes of the feature maps of one large image, found without its values."""
         state = {key: value.to('meta') for key, value in self.state_dict().items()}
         image = torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE, device='meta')
-        maps = functional_call(self, state, (image, ))
+        maps = functional_call(self, state, (image,))
         return tuple(feature.shape for feature in maps)
 
 
 @dataclass(frozen=True)
 class _Recipe:
     """What tells one architecture from another; arguments of TorchvisionBackbone."""
-    name: str
-    nodes: Tuple[str, ...]
-    options: Dict[str, Any] = field(default_factory=dict)
-    norm_cfg: Optional[Dict[str, Any]] = None
 
-    def build(self, weights: Optional[str] = None) -> nn.Module:
+    name: str
+    nodes: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    norm_cfg: dict[str, Any] | None = None
+
+    def build(self, weights: str | None = None) -> nn.Module:
         """The whole classifier."""
         known = list_models(module=torchvision.models)
         if self.name not in known:
-            raise ValueError(f'name is {self.name!r}; expected a classifier of '
-                             f'torchvision: {", ".join(known)}')
+            raise ValueError(
+                f'name is {self.name!r}; expected a classifier of torchvision: {", ".join(known)}'
+            )
         arguments = dict(self.options)
         if self.name in _WITH_AUXILIARY and weights is None:
             arguments = {**_NO_AUXILIARY, **arguments}
@@ -154,9 +163,11 @@ class _Recipe:
         try:
             return get_model(self.name, weights=weights, **arguments)
         except TypeError as error:
-            raise TypeError(f'torchvision cannot build {self.name} with '
-                            f'{arguments}: {error}. Correct options or norm_cfg of '
-                            'TorchvisionBackbone') from error
+            raise TypeError(
+                f'torchvision cannot build {self.name} with '
+                f'{arguments}: {error}. Correct options or norm_cfg of '
+                'TorchvisionBackbone'
+            ) from error
 
 
 class _Forwards:
@@ -170,7 +181,7 @@ class _Forwards:
 
     def __init__(self, recipe: _Recipe, extractor: nn.Module) -> None:
         self.recipe = recipe
-        self.of_mode: Dict[bool, Callable] = {}
+        self.of_mode: dict[bool, Callable] = {}
         for mode in (False, True):
             # In each mode the extractor's class, which it has for itself, has a method
             # compiled from the graph of that mode.
@@ -184,9 +195,9 @@ class _Forwards:
     def __deepcopy__(self, memo: dict) -> '_Forwards':
         return self
 
-    def __reduce__(self) -> Tuple:
+    def __reduce__(self) -> tuple:
         # Compiled code cannot be pickled; it is made again.
-        return _Forwards.trace, (self.recipe, )
+        return _Forwards.trace, (self.recipe,)
 
 
 def _extract(model: nn.Module, recipe: _Recipe) -> nn.Module:
@@ -198,21 +209,22 @@ def _extract(model: nn.Module, recipe: _Recipe) -> nn.Module:
         # Both graphs are kept, so that they differ (dropout) needs no warning.
         extractor = create_feature_extractor(model, nodes, suppress_diff_warning=True)
     except ValueError as error:
-        raise ValueError(f'nodes is {nodes}, and {recipe.name} has not all of them. '
-                         f'{_known(model)}') from error
-    nested = [node for node in nodes
-              if any(node.startswith(f'{other}.') for other in nodes)]
+        raise ValueError(
+            f'nodes is {nodes}, and {recipe.name} has not all of them. {_known(model)}'
+        ) from error
+    nested = [node for node in nodes if any(node.startswith(f'{other}.') for other in nodes)]
     if nested:
-        raise ValueError(f'nodes is {nodes}, where {nested} lie in others of them; '
-                         'expected separate ones. Leave one of each pair out')
+        raise ValueError(
+            f'nodes is {nodes}, where {nested} lie in others of them; '
+            'expected separate ones. Leave one of each pair out'
+        )
     return extractor
 
 
 def _known(model: nn.Module) -> str:
     names = get_graph_node_names(model, suppress_diff_warning=True)[1]
     brief = dict.fromkeys('.'.join(name.split('.')[:2]) for name in names)
-    return (f'Modules and operations of the model, to two levels of names: '
-            f'{", ".join(brief)}')
+    return f'Modules and operations of the model, to two levels of names: {", ".join(brief)}'
 
 
 def _norm_layer(cfg: Mapping[str, Any], num_features: int) -> nn.Module:

@@ -3,23 +3,35 @@
 A front hands over what its head predicted for the batch as :class:`Detections`;
 :class:`DetectionConsistency` forms the pairs and adds the terms.
 """
+
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any
 
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lt_mm.models.heads.loss_transform_head import (RECORD_REMEDY, ConsistencyHead, MissingRecordError,
-                                 paired_share, source_ids_of)
-from lt_mm.structures.pair_record import PairRecord
-from lt_mm.models.heads.ranks import OwnRank
 from lt_mm.core.consistency import box_consistency
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
-from lt_mm.core.pairing import (UNPAIRED, groups_across_replicas, iou_groups, is_paired,
-                                nearest_in_each_replica)
+from lt_mm.core.pairing import (
+    UNPAIRED,
+    groups_across_replicas,
+    iou_groups,
+    is_paired,
+    nearest_in_each_replica,
+)
+from lt_mm.models.heads.loss_transform_head import (
+    RECORD_REMEDY,
+    ConsistencyHead,
+    MissingRecordError,
+    paired_share,
+    source_ids_of,
+)
+from lt_mm.models.heads.ranks import OwnRank
+from lt_mm.structures.pair_record import PairRecord
 
 _RECORD_FIELDS = ('source_ids', 'source_matrices', 'visibility')
 
@@ -41,12 +53,13 @@ class Detections:
         sigmoid: Whether the classes are independent Bernoullis.
         avg_factor: n of the formula, as the stock loss counts it.
     """
-    logits: Optional[Tensor]
-    decode: Optional[Callable[[Tensor, Tensor], Tensor]]
-    counts: List[int]
-    records: List[InstanceData]
-    positives: List[Tensor]
-    annotations: List[Tensor]
+
+    logits: Tensor | None
+    decode: Callable[[Tensor, Tensor], Tensor] | None
+    counts: list[int]
+    records: list[InstanceData]
+    positives: list[Tensor]
+    annotations: list[Tensor]
     sigmoid: bool
     avg_factor: float
 
@@ -65,6 +78,7 @@ class Candidates:
         share: Scalar, the share of the instances (with 'iou': of the candidates) that
             have a pair.
     """
+
     rows: Tensor
     labels: Tensor
     matrices: Tensor
@@ -76,16 +90,21 @@ class Candidates:
 class DetectionConsistency(ConsistencyHead):
     """Base of the fronts of heads that predict classes and boxes of instances."""
 
-    def _add_terms(self, detections: Detections, losses: Dict[str, Any]) -> None:
-        self._watch_groups(source_ids_of(detections.records),
-                           detections.positives[0].device)
+    def _add_terms(self, detections: Detections, losses: dict[str, Any]) -> None:
+        self._watch_groups(source_ids_of(detections.records), detections.positives[0].device)
         candidates = self._pair(detections)
         detections.avg_factor = candidates.ranks.total(detections.avg_factor)
         if detections.logits is not None:
-            self._term('cls', lambda: self._class_term(
-                candidates.ranks.join(detections.logits[candidates.rows]),
-                candidates.group_ids, detections.sigmoid,
-                avg_factor=detections.avg_factor), losses)
+            self._term(
+                'cls',
+                lambda: self._class_term(
+                    candidates.ranks.join(detections.logits[candidates.rows]),
+                    candidates.group_ids,
+                    detections.sigmoid,
+                    avg_factor=detections.avg_factor,
+                ),
+                losses,
+            )
         if detections.decode is not None:
             self._term('bbox', lambda: self._box_term(detections, candidates), losses)
         paired = candidates.ranks.own(is_paired(candidates.group_ids))
@@ -95,12 +114,14 @@ class DetectionConsistency(ConsistencyHead):
             self.lt_recorder(self._pair_record(detections, candidates, paired))
 
     @torch.no_grad()
-    def _pair_record(self, detections: Detections, candidates: Candidates,
-                     paired: Tensor) -> PairRecord:
+    def _pair_record(
+        self, detections: Detections, candidates: Candidates, paired: Tensor
+    ) -> PairRecord:
         """With 'iou' only of those confident enough to pair."""
         device, rows = paired.device, candidates.rows
         images = torch.arange(len(detections.counts), device=device).repeat_interleave(
-            torch.tensor(detections.counts, device=device))[rows]
+            torch.tensor(detections.counts, device=device)
+        )[rows]
         scores, labels = torch.ones_like(rows, dtype=torch.float32), candidates.labels
         if detections.logits is not None:
             scores, labels = (each[rows] for each in self._confidence(detections))
@@ -110,14 +131,19 @@ class DetectionConsistency(ConsistencyHead):
             sources = sources[images]
             is_candidate = paired | (scores >= self.lt_options.score_threshold)
         else:
-            sources = of_annotations('source_ids', detections.records,
-                                     detections.annotations)[:, 0]
+            sources = of_annotations('source_ids', detections.records, detections.annotations)[:, 0]
         boxes = self._boxes(detections, candidates)
         record = PairRecord(
-            kind='bbox', images=images, source_ids=sources, paired=paired,
-            group_ids=candidates.ranks.own(candidates.group_ids), labels=labels,
-            scores=scores, boxes=boxes,
-            restored=boxes_to_source(boxes, candidates.matrices))
+            kind='bbox',
+            images=images,
+            source_ids=sources,
+            paired=paired,
+            group_ids=candidates.ranks.own(candidates.group_ids),
+            labels=labels,
+            scores=scores,
+            boxes=boxes,
+            restored=boxes_to_source(boxes, candidates.matrices),
+        )
         return record.rows(is_candidate.nonzero()[:, 0])
 
     def _pair(self, detections: Detections) -> Candidates:
@@ -131,23 +157,27 @@ class DetectionConsistency(ConsistencyHead):
         records, annotations = detections.records, detections.annotations
         rows = rows_of_batch(detections.positives, detections.counts)
         ranks = self._exchange(len(rows), rows.device)
-        group_ids, share = pair_annotations(records, annotations,
-                                            self.lt_options.min_visibility, ranks)
+        group_ids, share = pair_annotations(
+            records, annotations, self.lt_options.min_visibility, ranks
+        )
         candidates = Candidates(
             rows=rows,
             labels=of_annotations('labels', records, annotations),
             matrices=of_annotations('source_matrices', records, annotations),
             ranks=ranks,
             group_ids=group_ids,
-            share=share)
+            share=share,
+        )
         if self.lt_options.pairing == 'gt_nearest':
             annotated = of_annotations('bboxes', records, annotations)
             with torch.no_grad():
-                distances = _distances(self._boxes(detections, candidates), annotated,
-                                       candidates.matrices)
+                distances = _distances(
+                    self._boxes(detections, candidates), annotated, candidates.matrices
+                )
             replicas = ranks.join(ranks.distinct(image_numbers(annotations)))
-            candidates.group_ids = nearest_in_each_replica(group_ids, replicas,
-                                                           ranks.join(distances))
+            candidates.group_ids = nearest_in_each_replica(
+                group_ids, replicas, ranks.join(distances)
+            )
         return candidates
 
     def _pair_by_iou(self, detections: Detections) -> Candidates:
@@ -161,19 +191,26 @@ class DetectionConsistency(ConsistencyHead):
         rows = rows_of_batch(list(columns), counts).clamp(max=len(scores) - 1)
         matrices = image_matrices(detections.records, scores.device)
         candidates = Candidates(
-            rows=rows, labels=labels[rows],
+            rows=rows,
+            labels=labels[rows],
             matrices=matrices.repeat_interleave(kept, dim=0),
             ranks=self._exchange(len(rows), rows.device),
-            group_ids=torch.full_like(rows, UNPAIRED), share=scores.new_zeros(()))
+            group_ids=torch.full_like(rows, UNPAIRED),
+            share=scores.new_zeros(()),
+        )
         valid = (best >= self.lt_options.score_threshold).flatten()
         with torch.no_grad():
-            restored = boxes_to_source(self._boxes(detections, candidates),
-                                       candidates.matrices)
+            restored = boxes_to_source(self._boxes(detections, candidates), candidates.matrices)
         valid = valid & is_invertible(candidates.matrices)
         candidates.group_ids = pair_overlapping(
-            restored, candidates.labels, valid, [kept] * len(counts),
-            source_ids_of(detections.records), self.lt_options.iou_threshold,
-            candidates.ranks)
+            restored,
+            candidates.labels,
+            valid,
+            [kept] * len(counts),
+            source_ids_of(detections.records),
+            self.lt_options.iou_threshold,
+            candidates.ranks,
+        )
         paired = candidates.ranks.own(is_paired(candidates.group_ids))
         candidates.share = (paired.sum() / valid.sum().clamp(min=1)).float()
         return candidates
@@ -185,7 +222,7 @@ class DetectionConsistency(ConsistencyHead):
             scores = detections.logits.float().sigmoid()
         else:
             scores = detections.logits.float().softmax(dim=1)
-        return scores[:, :self.num_classes].max(dim=1)
+        return scores[:, : self.num_classes].max(dim=1)
 
     def _boxes(self, detections: Detections, candidates: Candidates) -> Tensor:
         """(P, 4) decoded boxes in float32, pixels of the replicas."""
@@ -194,11 +231,13 @@ class DetectionConsistency(ConsistencyHead):
 
     def _box_term(self, detections: Detections, candidates: Candidates) -> Tensor:
         """Box term of the decoded boxes, restored to the source image."""
-        restored = boxes_to_source(self._boxes(detections, candidates),
-                                   candidates.matrices)
+        restored = boxes_to_source(self._boxes(detections, candidates), candidates.matrices)
         return box_consistency(
-            candidates.ranks.join(restored), self._exact_groups(candidates),
-            detach_mean=self.lt_options.detach_mean, avg_factor=detections.avg_factor)
+            candidates.ranks.join(restored),
+            self._exact_groups(candidates),
+            detach_mean=self.lt_options.detach_mean,
+            avg_factor=detections.avg_factor,
+        )
 
     def _exact_groups(self, candidates: Candidates) -> Tensor:
         """Group ids without the boxes of rotated or sheared replicas.
@@ -209,8 +248,12 @@ class DetectionConsistency(ConsistencyHead):
         return torch.where(exact, candidates.group_ids, UNPAIRED)
 
 
-def pair_annotations(records: Sequence[InstanceData], annotations: Sequence[Tensor],
-                     min_visibility: float, ranks: OwnRank):
+def pair_annotations(
+    records: Sequence[InstanceData],
+    annotations: Sequence[Tensor],
+    min_visibility: float,
+    ranks: OwnRank,
+):
     """Forms the pairs of 'gt': one annotation in at least two replicas.
 
     Args:
@@ -223,20 +266,28 @@ def pair_annotations(records: Sequence[InstanceData], annotations: Sequence[Tens
         (Q,) int64 group ids, and the share of this rank's instances with a pair.
     """
     visible = of_annotations('visibility', records, annotations) >= min_visibility
-    visible = visible & is_invertible(
-        of_annotations('source_matrices', records, annotations))
+    visible = visible & is_invertible(of_annotations('source_matrices', records, annotations))
     group_ids = groups_across_replicas(
         ranks.join(of_annotations('source_ids', records, annotations)),
-        ranks.join(ranks.distinct(image_numbers(annotations))), ranks.join(visible))
+        ranks.join(ranks.distinct(image_numbers(annotations))),
+        ranks.join(visible),
+    )
     sizes = [len(record.source_ids) for record in records]
-    share = paired_share(ranks.own(is_paired(group_ids)),
-                         rows_of_batch(annotations, sizes), sum(sizes))
+    share = paired_share(
+        ranks.own(is_paired(group_ids)), rows_of_batch(annotations, sizes), sum(sizes)
+    )
     return group_ids, share
 
 
-def pair_overlapping(restored: Tensor, labels: Tensor, valid: Tensor,
-                     counts: List[int], source_ids: List[int],
-                     iou_threshold: float, ranks: OwnRank) -> Tensor:
+def pair_overlapping(
+    restored: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    counts: list[int],
+    source_ids: list[int],
+    iou_threshold: float,
+    ranks: OwnRank,
+) -> Tensor:
     """Forms the pairs of 'iou': :func:`lt_mm.core.pairing.iou_groups` of a batch.
 
     Args:
@@ -256,26 +307,26 @@ def pair_overlapping(restored: Tensor, labels: Tensor, valid: Tensor,
     images = defaultdict(list)
     for image, source in enumerate(ranks.join_numbers(source_ids)):
         images[source].append(torch.tensor(image))
-    members = pad_sequence([torch.stack(own) for own in images.values()],
-                           batch_first=True, padding_value=UNPAIRED)
+    members = pad_sequence(
+        [torch.stack(own) for own in images.values()], batch_first=True, padding_value=UNPAIRED
+    )
     boxes, classes, flags = (
-        pad_sequence(values.split(counts), batch_first=True)
-        for values in (restored, labels, valid))
-    groups = iou_groups(boxes, classes, flags, members.to(restored.device),
-                        iou_threshold)
+        pad_sequence(values.split(counts), batch_first=True) for values in (restored, labels, valid)
+    )
+    groups = iou_groups(boxes, classes, flags, members.to(restored.device), iou_threshold)
     return torch.cat([own[:count] for own, count in zip(groups, counts)])
 
 
-def of_annotations(name: str, records: Sequence[InstanceData],
-                   annotations: Sequence[Tensor]) -> Tensor:
+def of_annotations(
+    name: str, records: Sequence[InstanceData], annotations: Sequence[Tensor]
+) -> Tensor:
     """A field of the annotations of all predictions, image after image: (P, ...)."""
     return torch.cat([record[name][rows] for record, rows in zip(records, annotations)])
 
 
 def image_numbers(per_image: Sequence[Tensor]) -> Tensor:
     """(P,) int64, the image of each entry of the lists."""
-    return torch.cat([torch.full_like(rows, image)
-                      for image, rows in enumerate(per_image)])
+    return torch.cat([torch.full_like(rows, image) for image, rows in enumerate(per_image)])
 
 
 def rows_of_batch(per_image: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
@@ -296,12 +347,14 @@ def image_matrices(records: Sequence[InstanceData], device: torch.device) -> Ten
     for record in records:
         if record.get('source_matrix') is None:
             raise MissingRecordError(
-                f"the image of source {record.get('source_id')} has no single "
-                "source_matrix (a transform merges images, or moves an image without "
+                f'the image of source {record.get("source_id")} has no single '
+                'source_matrix (a transform merges images, or moves an image without '
                 "boxes unrecorded), which pairing='iou' needs; use pairing='gt' in the "
-                'LossTransformHead, or leave Mosaic, MixUp and CopyPaste out')
-    return torch.stack([torch.as_tensor(record.source_matrix, dtype=torch.float64)
-                        for record in records]).to(device)
+                'LossTransformHead, or leave Mosaic, MixUp and CopyPaste out'
+            )
+    return torch.stack(
+        [torch.as_tensor(record.source_matrix, dtype=torch.float64) for record in records]
+    ).to(device)
 
 
 def check_record(gt_instances: InstanceData) -> None:
@@ -314,7 +367,8 @@ def check_record(gt_instances: InstanceData) -> None:
     if missing or 'source_id' not in gt_instances:
         raise MissingRecordError(
             f'gt_instances has no {", ".join(missing or ["source_id"])}, so nothing '
-            'tells which predictions show the same instance; ' + RECORD_REMEDY)
+            'tells which predictions show the same instance; ' + RECORD_REMEDY
+        )
 
 
 def refuse_moved_image(metainfo: Any) -> None:
@@ -333,7 +387,8 @@ def refuse_moved_image(metainfo: Any) -> None:
             f'but left the pipeline as {tuple(recorded)}: a batch augment resized it, '
             'so its matrices no longer hold; remove BatchSyncRandomResize or '
             'BatchResize from model.data_preprocessor.batch_augments and resize in '
-            "the pipeline, dict(type='RandomResize', ...)")
+            "the pipeline, dict(type='RandomResize', ...)"
+        )
 
 
 def _distances(boxes: Tensor, annotated: Tensor, matrices: Tensor) -> Tensor:

@@ -5,20 +5,22 @@ registry and then puts a front before its class (see :mod:`lt_mm.models.fronts`)
 parameter names, state dicts, predictions and ``isinstance`` are those of the stock
 head by construction.
 """
+
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any
 
 import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from lt_mm.models.fronts import Front, build_stock, put_in_front
-from lt_mm.structures.pair_record import PairRecord
-from lt_mm.models.heads.ranks import OwnRank, exchange
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
+from lt_mm.models.fronts import Front, build_stock, put_in_front
+from lt_mm.models.heads.ranks import OwnRank, exchange
 from lt_mm.registry import MODELS, register
+from lt_mm.structures.pair_record import PairRecord
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 _PAIRINGS = ('gt', 'gt_nearest', 'iou')
@@ -29,12 +31,14 @@ _PATIENCE = 10
 
 RECORD_REMEDY = (
     'wrap the whole training pipeline: train_dataloader.dataset.pipeline = '
-    "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]")
+    "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]"
+)
 SAMPLER_REMEDY = (
     "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', "
     'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides; with '
     "placement='spread', which puts replicas on different ranks, also across_ranks=True "
-    'in the LossTransformHead')
+    'in the LossTransformHead'
+)
 
 
 class MissingRecordError(ValueError):
@@ -52,10 +56,11 @@ class UnsupportedHeadError(TypeError):
 @dataclass
 class ConsistencyOptions:
     """Options of :class:`LossTransformHead`; see there."""
+
     rho: RhoConfig = 1.0
-    rho_cls: Optional[RhoConfig] = None
-    rho_bbox: Optional[RhoConfig] = None
-    rho_mask: Optional[RhoConfig] = None
+    rho_cls: RhoConfig | None = None
+    rho_bbox: RhoConfig | None = None
+    rho_mask: RhoConfig | None = None
     detach_mean: bool = False
     min_visibility: float = 0.3
     pairing: str = 'gt'
@@ -68,7 +73,7 @@ class ConsistencyOptions:
     mask_grid: int = 28
     across_ranks: bool = False
     allow_unrepeated: bool = False
-    schedules: Dict[str, RhoSchedule] = field(init=False)
+    schedules: dict[str, RhoSchedule] = field(init=False)
 
     def __post_init__(self) -> None:
         _check_choice('pairing', self.pairing, _PAIRINGS)
@@ -78,20 +83,21 @@ class ConsistencyOptions:
             raise ValueError(f'temperature is {self.temperature}; expected a number > 0')
         for name in ('min_visibility', 'iou_threshold', 'score_threshold'):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} is {getattr(self, name)}; expected a fraction '
-                                 'in [0, 1]')
+                raise ValueError(f'{name} is {getattr(self, name)}; expected a fraction in [0, 1]')
         for name in ('max_candidates', 'mask_grid'):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
-                raise ValueError(f'{name} is {getattr(self, name)!r}; expected a '
-                                 'positive integer')
+                raise ValueError(f'{name} is {getattr(self, name)!r}; expected a positive integer')
         self.schedules = {
             kind: RhoSchedule.from_config(self.rho if own is None else own)
-            for kind, own in (('cls', self.rho_cls), ('bbox', self.rho_bbox),
-                              ('mask', self.rho_mask))
+            for kind, own in (
+                ('cls', self.rho_cls),
+                ('bbox', self.rho_bbox),
+                ('mask', self.rho_mask),
+            )
         }
 
     def rho_now(self, kind: str) -> float:
-        """rho of the term of one kind ('cls', 'bbox', 'mask') at this point of training."""
+        """Rho of the term of one kind ('cls', 'bbox', 'mask') at this point of training."""
         schedule = self.schedules[kind]
         return schedule.at(0.0 if schedule.is_constant else training_progress())
 
@@ -168,23 +174,45 @@ class LossTransformHead:
         ValueError: If an option is out of range.
     """
 
-    def __new__(cls, head: Any, rho: RhoConfig = 1.0,
-                rho_cls: Optional[RhoConfig] = None,
-                rho_bbox: Optional[RhoConfig] = None,
-                rho_mask: Optional[RhoConfig] = None, detach_mean: bool = False,
-                min_visibility: float = 0.3, pairing: str = 'gt',
-                temperature: float = 1.0, activation: str = 'auto',
-                mixed_labels: str = 'refuse', iou_threshold: float = 0.5,
-                score_threshold: float = 0.5, max_candidates: int = 100,
-                mask_grid: int = 28, across_ranks: bool = False,
-                allow_unrepeated: bool = False, **overrides: Any) -> nn.Module:
+    def __new__(
+        cls,
+        head: Any,
+        rho: RhoConfig = 1.0,
+        rho_cls: RhoConfig | None = None,
+        rho_bbox: RhoConfig | None = None,
+        rho_mask: RhoConfig | None = None,
+        detach_mean: bool = False,
+        min_visibility: float = 0.3,
+        pairing: str = 'gt',
+        temperature: float = 1.0,
+        activation: str = 'auto',
+        mixed_labels: str = 'refuse',
+        iou_threshold: float = 0.5,
+        score_threshold: float = 0.5,
+        max_candidates: int = 100,
+        mask_grid: int = 28,
+        across_ranks: bool = False,
+        allow_unrepeated: bool = False,
+        **overrides: Any,
+    ) -> nn.Module:
         options = ConsistencyOptions(
-            rho=rho, rho_cls=rho_cls, rho_bbox=rho_bbox, rho_mask=rho_mask,
-            detach_mean=detach_mean, min_visibility=min_visibility, pairing=pairing,
-            temperature=temperature, activation=activation, mixed_labels=mixed_labels,
-            iou_threshold=iou_threshold, score_threshold=score_threshold,
-            max_candidates=max_candidates, mask_grid=mask_grid,
-            across_ranks=across_ranks, allow_unrepeated=allow_unrepeated)
+            rho=rho,
+            rho_cls=rho_cls,
+            rho_bbox=rho_bbox,
+            rho_mask=rho_mask,
+            detach_mean=detach_mean,
+            min_visibility=min_visibility,
+            pairing=pairing,
+            temperature=temperature,
+            activation=activation,
+            mixed_labels=mixed_labels,
+            iou_threshold=iou_threshold,
+            score_threshold=score_threshold,
+            max_candidates=max_candidates,
+            mask_grid=mask_grid,
+            across_ranks=across_ranks,
+            allow_unrepeated=allow_unrepeated,
+        )
         return wrap_head(build_stock(head, overrides), options)
 
 
@@ -200,10 +228,11 @@ def wrap_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
         'a RetinaHead, SSDHead, ATSSHead, GFLHead, FCOSHead, YOLOXHead, DETRHead, '
         'DeformableDETRHead, DINOHead or RPNHead. Wrap one of these, or leave this head as '
         'it is: head='
-        f"dict(type='{type(head).__name__}', ...)")
+        f"dict(type='{type(head).__name__}', ...)"
+    )
 
 
-_WRAPS: List[Tuple] = []
+_WRAPS: list[tuple] = []
 
 
 def register_wrap(applies, wrap) -> None:
@@ -221,13 +250,14 @@ class ConsistencyHead(Front):
         lt_recorder: Told what is paired (:mod:`lt_mm.structures.pair_record`), while
             somebody wants to know.
     """
+
     prefix = 'LossTransform'
     lt_options: ConsistencyOptions
     lt_micro_batches: Any = None
-    lt_recorder: Optional[Callable[[PairRecord], None]] = None
+    lt_recorder: Callable[[PairRecord], None] | None = None
     _lt_excess = 0
 
-    def _term(self, kind: str, compute, losses: Dict[str, Tensor]) -> None:
+    def _term(self, kind: str, compute, losses: dict[str, Tensor]) -> None:
         """Adds rho * term and its unweighted value to the losses.
 
         Args:
@@ -241,25 +271,29 @@ class ConsistencyHead(Front):
         losses[f'loss_lt_{kind}'] = term * rho
         losses[f'lt_kl_{kind}'] = term.detach()
 
-    def _class_term(self, logits: Tensor, group_ids: Tensor, sigmoid: bool,
-                    avg_factor: Optional[float] = None) -> Tensor:
+    def _class_term(
+        self, logits: Tensor, group_ids: Tensor, sigmoid: bool, avg_factor: float | None = None
+    ) -> Tensor:
         options = self.lt_options
         activation = options.activation
         if activation == 'auto':
             activation = 'sigmoid' if sigmoid else 'softmax'
-        consistency = (bernoulli_consistency if activation == 'sigmoid'
-                       else categorical_consistency)
-        return consistency(logits, group_ids, temperature=options.temperature,
-                           detach_mean=options.detach_mean, avg_factor=avg_factor)
+        consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
+        return consistency(
+            logits,
+            group_ids,
+            temperature=options.temperature,
+            detach_mean=options.detach_mean,
+            avg_factor=avg_factor,
+        )
 
     def _exchange(self, count: int, device: torch.device) -> OwnRank:
-        """What joins ``count`` predictions with those of the other ranks or micro-batches.
-        """
+        """What joins ``count`` predictions with those of the other ranks or micro-batches."""
         if self.lt_micro_batches is not None:
             return self.lt_micro_batches.exchange(count, device)
         return exchange(self.lt_options.across_ranks, count, device)
 
-    def _watch_groups(self, source_ids: List[int], device: torch.device) -> None:
+    def _watch_groups(self, source_ids: list[int], device: torch.device) -> None:
         """Stops training that holds no replicas to pair, or only parts of groups.
 
         Not while rho is 0: then nothing is missed, and repetition may start later.
@@ -282,23 +316,27 @@ class ConsistencyHead(Front):
         if max(sizes.values()) == 1:
             found = 'no two samples of a batch are replicas of one source'
         else:
-            found = ('the replicas of a source are split between batches (or only a part '
-                     'is repeated by intent: allow_unrepeated=True)')
+            found = (
+                'the replicas of a source are split between batches (or only a part '
+                'is repeated by intent: allow_unrepeated=True)'
+            )
         raise UnpairedBatchError(
             f'in {_PATIENCE} training batches in a row {found} (the last one has '
             f'{len(source_ids)} samples: {_briefly(sizes)}), so the consistency term '
-            f'has nothing to compare; {SAMPLER_REMEDY}')
+            f'has nothing to compare; {SAMPLER_REMEDY}'
+        )
 
 
-def add_consistency(front: Type[ConsistencyHead], head: nn.Module,
-                    options: ConsistencyOptions) -> nn.Module:
+def add_consistency(
+    front: type[ConsistencyHead], head: nn.Module, options: ConsistencyOptions
+) -> nn.Module:
     """Puts ``front`` before the head's own class; the head is modified."""
     put_in_front(front, head)
     head.lt_options = options
     return head
 
 
-def source_ids_of(samples: Sequence[Any]) -> List[int]:
+def source_ids_of(samples: Sequence[Any]) -> list[int]:
     """The source id of each sample, from its metainfo.
 
     Args:
@@ -314,13 +352,15 @@ def source_ids_of(samples: Sequence[Any]) -> List[int]:
             f'the batch of {len(samples)} images holds one of them several times, as the '
             'detector of TridentNet gives its images once for every branch; expected '
             'images that were augmented each on its own, since predictions for one and '
-            'the same image are no replicas. Use another detector')
-    images: Dict[int, Any] = {}
+            'the same image are no replicas. Use another detector'
+        )
+    images: dict[int, Any] = {}
     for sample in samples:
         if 'source_id' not in sample:
             raise MissingRecordError(
                 f'a {type(sample).__name__} of the batch has no source_id, so nothing '
-                f'tells which samples are replicas of one image; {RECORD_REMEDY}')
+                f'tells which samples are replicas of one image; {RECORD_REMEDY}'
+            )
         image = (sample.get('img_path'), sample.source_shape)
         if images.setdefault(sample.source_id, image) != image:
             raise MissingRecordError(
@@ -328,7 +368,8 @@ def source_ids_of(samples: Sequence[Any]) -> List[int]:
                 f'{images[sample.source_id]} and {image}. Datasets joined by '
                 'ConcatDataset count from 0 each; give every one its own range: '
                 "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the "
-                'lengths before it>, transforms=...)')
+                'lengths before it>, transforms=...)'
+            )
     return [int(sample.source_id) for sample in samples]
 
 
@@ -357,8 +398,9 @@ def training_progress() -> float:
     if not {'iter', 'max_iters'} <= hub.runtime_info.keys():
         raise RuntimeError(
             'rho is a schedule over training, but no Runner tells how far training is; '
-            "train with a Runner whose default_hooks have runtime_info=dict(type="
-            "'RuntimeInfoHook'), or give rho as a number")
+            'train with a Runner whose default_hooks have runtime_info=dict(type='
+            "'RuntimeInfoHook'), or give rho as a number"
+        )
     return hub.get_info('iter') / max(hub.get_info('max_iters'), 1)
 
 
@@ -368,6 +410,5 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _briefly(sizes: Counter) -> str:
-    shown = ', '.join(f'source {source} x {size}'
-                      for source, size in list(sizes.items())[:6])
+    shown = ', '.join(f'source {source} x {size}' for source, size in list(sizes.items())[:6])
     return shown + (', ...' if len(sizes) > 6 else '')

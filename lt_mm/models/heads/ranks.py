@@ -1,10 +1,9 @@
 """Predictions of all ranks as one batch, for replicas that lie on different ranks.
 
-Only with ``across_ranks`` in the :class:`~lt_mm.models.heads.loss_transform_head.LossTransformHead`. All
+Only with ``across_ranks`` in the :class:`~lt_mm.models.heads.LossTransformHead`. All
 ranks must make the same calls in the same order, whatever their batches hold; a rank
 without a prediction takes part with no rows.
 """
-from typing import List
 
 import torch
 from mmengine.dist import all_gather, get_dist_info
@@ -18,6 +17,7 @@ class OwnRank:
         is_alone: Whether this rank's predictions are all that there are.
         is_complete: Whether all others are known.
     """
+
     is_alone = True
     is_complete = True
 
@@ -29,7 +29,7 @@ class OwnRank:
         """(N, ...) of all ranks to (n, ...) of this rank."""
         return joined
 
-    def join_numbers(self, numbers: List[int]) -> List[int]:
+    def join_numbers(self, numbers: list[int]) -> list[int]:
         """Numbers of the host, any count of them on each rank."""
         return numbers
 
@@ -55,6 +55,7 @@ class AllRanks(OwnRank):
         count: Number of predictions of this rank, n.
         device: Where they are.
     """
+
     is_alone = False
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -62,7 +63,7 @@ class AllRanks(OwnRank):
         self.device = device
         self.counts = self.join_numbers_once(count)
 
-    def join_numbers_once(self, number: int) -> List[int]:
+    def join_numbers_once(self, number: int) -> list[int]:
         """One number of each rank."""
         return torch.cat(all_gather(torch.tensor([number], device=self.device))).tolist()
 
@@ -74,18 +75,20 @@ class AllRanks(OwnRank):
     def own(self, joined: Tensor) -> Tensor:
         return joined.split(self.counts)[self.rank]
 
-    def join_numbers(self, numbers: List[int]) -> List[int]:
+    def join_numbers(self, numbers: list[int]) -> list[int]:
         counts = self.join_numbers_once(len(numbers))
-        parts = _gather_rows(torch.tensor(numbers, dtype=torch.int64,
-                                          device=self.device), counts)
+        parts = _gather_rows(torch.tensor(numbers, dtype=torch.int64, device=self.device), counts)
         return torch.cat(parts).tolist()
 
     def distinct(self, numbers: Tensor) -> Tensor:
         return numbers * self.world_size + self.rank
 
     def total(self, factor: float) -> float:
-        return float(torch.cat(all_gather(torch.tensor(
-            [factor], dtype=torch.float64, device=self.device))).sum())
+        return float(
+            torch.cat(
+                all_gather(torch.tensor([factor], dtype=torch.float64, device=self.device))
+            ).sum()
+        )
 
 
 def exchange(across_ranks: bool, count: int, device: torch.device) -> OwnRank:
@@ -101,7 +104,7 @@ def exchange(across_ranks: bool, count: int, device: torch.device) -> OwnRank:
     return AllRanks(count, device)
 
 
-def _gather_rows(values: Tensor, counts: List[int]) -> List[Tensor]:
+def _gather_rows(values: Tensor, counts: list[int]) -> list[Tensor]:
     """The rows of each rank, without gradient; booleans come as uint8."""
     sent = values.detach()
     if sent.dtype == torch.bool:
@@ -110,7 +113,7 @@ def _gather_rows(values: Tensor, counts: List[int]) -> List[Tensor]:
         sent = sent.float()
     # A row at least: gloo crashes on tensors without elements.
     padded = sent.new_zeros(max(1, *counts), *sent.shape[1:])
-    padded[:len(sent)] = sent
+    padded[: len(sent)] = sent
     return [part[:count] for part, count in zip(all_gather(padded), counts)]
 
 

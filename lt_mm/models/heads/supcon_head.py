@@ -1,5 +1,6 @@
 """SupCon as a classification head: the supervised contrastive baseline."""
-from typing import Any, List, Optional, Tuple
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,32 +51,39 @@ class SupConHead(LinearClsHead):
         ImportError: Without pytorch-metric-learning.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, projection_channels: int = 128,
-                 hidden_channels: Optional[int] = None, temperature: float = 0.1,
-                 supcon_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        projection_channels: int = 128,
+        hidden_channels: int | None = None,
+        temperature: float = 0.1,
+        supcon_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_classes, in_channels, **kwargs)
         hidden_channels = hidden_channels or in_channels
         # An init_cfg of its own: LinearClsHead's is made for the classifier.
         self.projection = Sequential(
-            nn.Linear(in_channels, hidden_channels), nn.ReLU(inplace=True),
+            nn.Linear(in_channels, hidden_channels),
+            nn.ReLU(inplace=True),
             nn.Linear(hidden_channels, projection_channels),
-            init_cfg=dict(type='Kaiming', layer='Linear'))
+            init_cfg=dict(type='Kaiming', layer='Linear'),
+        )
         self.supcon_weight = supcon_weight
         self.supcon = _supcon_loss_class()(temperature=temperature)
 
-    def pre_logits(self, feats: Tuple[Tensor, ...]) -> Tensor:
-        """The features of unit length, (N, in_channels), that classifier and projection
-        read.
-        """
+    def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """The features (N, in_channels) of unit length, which classifier and projection read."""
         return F.normalize(super().pre_logits(feats), dim=1)
 
-    def loss(self, feats: Tuple[Tensor, ...], data_samples: List[Any],
-             **kwargs: Any) -> dict:
+    def loss(self, feats: tuple[Tensor, ...], data_samples: list[Any], **kwargs: Any) -> dict:
         """Both losses of a batch.
 
         Args:
             feats: The last one is (N, in_channels), the pooled features.
             data_samples: N samples with ``gt_label``.
+            **kwargs: Of the loss module.
 
         Returns:
             ``loss_supcon`` and ``loss_cls``, scalars, and the accuracies where
@@ -90,26 +98,28 @@ class SupConHead(LinearClsHead):
         losses = self._get_loss(self.fc(features.detach()), data_samples, **kwargs)
         losses['loss_cls'] = losses.pop('loss')
         labels = torch.cat([sample.gt_label for sample in data_samples])
-        losses['loss_supcon'] = self.supcon_weight * self.supcon(
-            self.projection(features), labels)
+        losses['loss_supcon'] = self.supcon_weight * self.supcon(self.projection(features), labels)
         return losses
 
-    def _check(self, data_samples: List[Any]) -> None:
+    def _check(self, data_samples: list[Any]) -> None:
         if isinstance(self, ConsistencyHead):
             raise UnsupportedHeadError(
                 'LossTransformHead wraps a SupConHead, whose logits give no gradient to '
                 'the backbone, so the consistency term would not train it; use '
-                "head=dict(type='lt_mm.SupConHead', ...) alone, or wrap a LinearClsHead")
+                "head=dict(type='lt_mm.SupConHead', ...) alone, or wrap a LinearClsHead"
+            )
         if 'gt_score' in data_samples[0]:
             raise ValueError(
                 'the labels of the batch are mixed (gt_score), and SupCon needs one '
-                'class for each sample; remove model.train_cfg.augments')
+                'class for each sample; remove model.train_cfg.augments'
+            )
 
 
 def _supcon_loss_class() -> type:
     try:
         from pytorch_metric_learning.losses import SupConLoss
     except ImportError as error:
-        raise ImportError('SupConHead needs the loss of pytorch-metric-learning: '
-                          "pip install 'lt_mm[baselines]'") from error
+        raise ImportError(
+            "SupConHead needs the loss of pytorch-metric-learning: pip install 'lt_mm[baselines]'"
+        ) from error
     return SupConLoss

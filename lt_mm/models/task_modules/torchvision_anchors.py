@@ -1,6 +1,8 @@
 """Anchors of torchvision's detectors, for weights that were trained with them."""
+
 import copy
-from typing import Any, List, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
@@ -26,29 +28,39 @@ class TorchvisionAnchorGenerator(AnchorGenerator):
             anchors, all sizes of the first ratio first.
     """
 
-    def __init__(self, strides: Sequence[int], sizes: Sequence[Sequence[float]],
-                 ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> None:
+    def __init__(
+        self,
+        strides: Sequence[int],
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    ) -> None:
         super().__init__(strides=strides, ratios=ratios, scales=[1], base_sizes=sizes)
 
-    def gen_single_level_base_anchors(self, base_size: Sequence[float],
-                                      scales: Tensor, ratios: Tensor,
-                                      center: Any = None) -> Tensor:
+    def gen_single_level_base_anchors(
+        self, base_size: Sequence[float], scales: Tensor, ratios: Tensor, center: Any = None
+    ) -> Tensor:
         """(A, 4) anchors around the origin; ``base_size`` are the sizes of the level."""
         sizes = torch.tensor(base_size, dtype=torch.float32)
         return super().gen_single_level_base_anchors(1, sizes, ratios, center).round()
 
-    def grid_priors(self, featmap_sizes: List[Tuple[int, int]],
-                    dtype: torch.dtype = torch.float32,
-                    device: Any = 'cuda') -> List[Tensor]:
+    def grid_priors(
+        self,
+        featmap_sizes: list[tuple[int, int]],
+        dtype: torch.dtype = torch.float32,
+        device: Any = 'cuda',
+    ) -> list[Tensor]:
         """Anchors of each level, (H * W * A, 4) in pixels of the padded image."""
         spaced = copy.copy(self)
         spaced.strides = self._spacings(featmap_sizes)
         return super(TorchvisionAnchorGenerator, spaced).grid_priors(
-            featmap_sizes, dtype=dtype, device=device)
+            featmap_sizes, dtype=dtype, device=device
+        )
 
-    def _spacings(self, featmap_sizes: List[Tuple[int, int]]) -> List[Tuple[int, int]]:
+    def _spacings(self, featmap_sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Distance of neighbouring anchors of each level, (x, y) in pixels."""
         stride_x, stride_y = self.strides[0]
         height, width = featmap_sizes[0]
-        return [(width * stride_x // cells_x, height * stride_y // cells_y)
-                for cells_y, cells_x in featmap_sizes]
+        return [
+            (width * stride_x // cells_x, height * stride_y // cells_y)
+            for cells_y, cells_x in featmap_sizes
+        ]

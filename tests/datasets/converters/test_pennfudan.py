@@ -37,7 +37,8 @@ def made_labels():
 # (x, y, w, h) and area of every label above, counted by hand.
 MADE = dict(
     FudanPed00001=[([10, 5, 20, 15], 20 * 15 - 10 * 5), ([20, 15, 25, 20], 25 * 20)],
-    PennPed00001=[([29, 49, 1, 1], 1), ([0, 0, 8, 10], 80), ([5, 20, 20, 25], 500 - 25)])
+    PennPed00001=[([29, 49, 1, 1], 1), ([0, 0, 8, 10], 80), ([5, 20, 20, 25], 500 - 25)],
+)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def source_of(tree, kind):
 def assert_split_is(out_dir, split, name, tree):
     coco = COCO(str(out_dir / 'annotations' / f'{split}.json'))
     labels = made_labels()[name]
-    (image, ) = coco.imgs.values()
+    (image,) = coco.imgs.values()
     assert (image['file_name'], image['height'], image['width']) == (f'{name}.png', *labels.shape)
     copied = (out_dir / 'images' / image['file_name']).read_bytes()
     assert copied == (tree / 'PNGImages' / f'{name}.png').read_bytes()
@@ -101,8 +102,11 @@ def test_made_data_set(tree, kind, tmp_path):
 
 def test_image_ids_are_unique_over_the_splits(tree, tmp_path):
     splits = convert_pennfudan(tree, tmp_path / 'out', num_val=1)
-    ids = [image['id'] for split in splits.values()
-           for image in json.loads(split.ann_file.read_text())['images']]
+    ids = [
+        image['id']
+        for split in splits.values()
+        for image in json.loads(split.ann_file.read_text())['images']
+    ]
     assert sorted(ids) == [1, 2]
 
 
@@ -132,7 +136,9 @@ def test_split_is_stratified_and_depends_on_names_and_seed_only():
     assert Counter(name[0] for name in split_names(names, num_val=7)[1]) == dict(A=2, B=5)
     # Written out, so that a change of the rule, which would move images between splits, shows.
     assert split_names(['A1', 'A2', 'A3', 'A4', 'A5', 'A6'], num_val=2) == (
-        ['A1', 'A2', 'A5', 'A6'], ['A3', 'A4'])
+        ['A1', 'A2', 'A5', 'A6'],
+        ['A3', 'A4'],
+    )
 
 
 @pytest.mark.parametrize('num_val', [-1, 0, 2, 3])
@@ -157,7 +163,7 @@ def test_source_that_is_no_zip(tmp_path):
 def test_truncated_zip(tree, tmp_path, keep):
     path = zipped(tree)
     data = path.read_bytes()
-    path.write_bytes(data[:int(keep * len(data))])
+    path.write_bytes(data[: int(keep * len(data))])
     with pytest.raises(ValueError, match='made.zip.*truncated or damaged one.*Download it again'):
         convert_pennfudan(path, tmp_path / 'out', num_val=1)
     assert not (tmp_path / 'out').exists()
@@ -167,17 +173,23 @@ def test_zip_with_a_damaged_entry(tree, tmp_path):
     path = zipped(tree)
     data = bytearray(path.read_bytes())
     start = data.index((tree / 'PNGImages' / 'PennPed00001.png').read_bytes())
-    data[start + 500:start + 520] = bytes(20)
+    data[start + 500 : start + 520] = bytes(20)
     path.write_bytes(data)
     with pytest.raises(ValueError, match='damaged one, at its entry .*PennPed00001.png'):
         convert_pennfudan(path, tmp_path / 'out', num_val=1)
     assert not (tmp_path / 'out' / 'annotations').exists()
 
 
-@pytest.mark.parametrize('entry', [
-    '../PNGImages/evil.png', '/PNGImages/evil.png', 'a/../../PedMasks/evil_mask.png',
-    '..\\evil.png', 'C:\\evil.png'
-])
+@pytest.mark.parametrize(
+    'entry',
+    [
+        '../PNGImages/evil.png',
+        '/PNGImages/evil.png',
+        'a/../../PedMasks/evil_mask.png',
+        '..\\evil.png',
+        'C:\\evil.png',
+    ],
+)
 def test_zip_entry_that_points_outside(tree, tmp_path, entry):
     path = zipped(tree)
     with zipfile.ZipFile(path, 'a') as archive:
@@ -224,7 +236,7 @@ def test_mask_in_colour(tree, tmp_path):
 @pytest.mark.parametrize('part', ['PNGImages/PennPed00001.png', 'PedMasks/PennPed00001_mask.png'])
 def test_truncated_image_in_a_folder(tree, tmp_path, part):
     data = (tree / part).read_bytes()
-    (tree / part).write_bytes(data[:len(data) // 2])
+    (tree / part).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=f'{part}.*cannot be read as an image'):
         convert_pennfudan(tree, tmp_path / 'out', num_val=1)
     assert not (tmp_path / 'out' / 'annotations').exists()
@@ -250,13 +262,24 @@ def test_a_second_run_replaces_the_first(tree, tmp_path):
 def test_command_line(tree, tmp_path):
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get('PYTHONPATH'))))
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / 'tools/dataset_converters/pennfudan.py'),
-         str(zipped(tree)), str(tmp_path / 'out'), '--num-val', '1'],
-        capture_output=True, text=True, check=True, env=dict(os.environ, PYTHONPATH=path))
+        [
+            sys.executable,
+            str(REPOSITORY / 'tools/dataset_converters/pennfudan.py'),
+            str(zipped(tree)),
+            str(tmp_path / 'out'),
+            '--num-val',
+            '1',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ, PYTHONPATH=path),
+    )
     train, val = split_names(MADE, num_val=1)
-    for split, (name, ) in (('train', train), ('val', val)):
-        assert (f'{split}: 1 images (0 without an object), {len(MADE[name])} instances'
-                in done.stdout)
+    for split, (name,) in (('train', train), ('val', val)):
+        assert (
+            f'{split}: 1 images (0 without an object), {len(MADE[name])} instances' in done.stdout
+        )
 
 
 def load_through_mmdet(split, poly2mask):
@@ -264,12 +287,14 @@ def load_through_mmdet(split, poly2mask):
     from mmdet.datasets import CocoDataset
     from mmdet.datasets.transforms import LoadAnnotations
     from mmdet.utils import register_all_modules
+
     register_all_modules()
     dataset = CocoDataset(
         ann_file=str(split.ann_file),
         data_prefix=dict(img=str(split.image_dir)),
         metainfo=dict(classes=PENNFUDAN_CLASSES),
-        pipeline=[])
+        pipeline=[],
+    )
     load = LoadAnnotations(with_bbox=True, with_mask=True, poly2mask=poly2mask)
     for i in range(len(dataset)):
         item = dataset.get_data_info(i)
@@ -317,8 +342,12 @@ def test_real_counts(real):
 
 
 def test_real_split_is_stratified_and_disjoint(real):
-    names = {split: [image['file_name'] for image in json.loads(
-        real[split].ann_file.read_text())['images']] for split in real}
+    names = {
+        split: [
+            image['file_name'] for image in json.loads(real[split].ann_file.read_text())['images']
+        ]
+        for split in real
+    }
     assert not set(names['train']) & set(names['val'])
     assert Counter(name[:5] for name in names['val']) == dict(Fudan=22, PennP=28)
     assert Counter(name[:5] for name in names['train']) == dict(Fudan=52, PennP=68)
@@ -351,8 +380,10 @@ def test_mmdet_reads_the_real_data_set(real):
     seen = 0
     with zipfile.ZipFile(REAL_ZIP) as archive:
         for split in real.values():
-            names = {image['id']: image['file_name'][:-4]
-                     for image in json.loads(split.ann_file.read_text())['images']}
+            names = {
+                image['id']: image['file_name'][:-4]
+                for image in json.loads(split.ann_file.read_text())['images']
+            }
             for image_id, result in load_through_mmdet(split, poly2mask=True):
                 mask_file = f'PennFudanPed/PedMasks/{names[image_id]}_mask.png'
                 with archive.open(mask_file) as file:
@@ -360,8 +391,10 @@ def test_mmdet_reads_the_real_data_set(real):
                 masks = result['gt_masks'].masks
                 numbers = np.arange(1, len(masks) + 1, dtype=np.uint8)
                 assert np.array_equal((masks * numbers[:, None, None]).sum(axis=0), labels)
-                assert np.array_equal(result['gt_masks'].get_bboxes(dst_type='hbox').tensor,
-                                      result['gt_bboxes'].tensor)
+                assert np.array_equal(
+                    result['gt_masks'].get_bboxes(dst_type='hbox').tensor,
+                    result['gt_bboxes'].tensor,
+                )
                 assert not result['gt_ignore_flags'].any()
                 seen += len(masks)
     assert seen == 423

@@ -14,7 +14,7 @@ import pytest
 from pycocotools.coco import COCO
 
 import lt_mm.datasets.converters
-from lt_mm.datasets.converters import SHAPES_CLASSES, shapes_dataset_exists, write_shapes_dataset
+from lt_mm.datasets.converters import SHAPES_CLASSES, write_shapes_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PARAMETERS = dict(num_train=40, num_val=24, image_size=((128, 160), (180, 224)), seed=3)
@@ -146,8 +146,9 @@ def test_some_objects_overlap_and_occlude(coco):
     overlapping = occluded = 0
     for annotations in coco.imgToAnns.values():
         for (ax, ay, aw, ah), (bx, by, bw, bh) in combinations([a['bbox'] for a in annotations], 2):
-            overlapping += (min(ax + aw, bx + bw) > max(ax, bx)
-                            and min(ay + ah, by + bh) > max(ay, by))
+            overlapping += min(ax + aw, bx + bw) > max(ax, bx) and min(ay + ah, by + bh) > max(
+                ay, by
+            )
         for annotation in annotations:
             mask = coco.annToMask(annotation)
             hull = cv2.convexHull(cv2.findNonZero(mask))
@@ -187,35 +188,20 @@ def test_another_seed_gives_other_images(root, splits, tmp_path):
 
 
 def test_the_splits_differ(root, splits):
-    assert not ({path.read_bytes() for path in (root / 'train').iterdir()}
-                & {path.read_bytes() for path in (root / 'val').iterdir()})
+    assert not (
+        {path.read_bytes() for path in (root / 'train').iterdir()}
+        & {path.read_bytes() for path in (root / 'val').iterdir()}
+    )
 
 
 def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(root, splits, tmp_path):
     write_shapes_dataset(tmp_path, **dict(PARAMETERS, num_train=5, num_val=2))
-    small, large = (json.loads((path / 'annotations/train.json').read_text())
-                    for path in (tmp_path, root))
+    small, large = (
+        json.loads((path / 'annotations/train.json').read_text()) for path in (tmp_path, root)
+    )
     assert small['images'] == large['images'][:5]
-    assert small['annotations'] == large['annotations'][:len(small['annotations'])]
+    assert small['annotations'] == large['annotations'][: len(small['annotations'])]
     assert files_of(tmp_path / 'train').items() <= files_of(root / 'train').items()
-
-
-def test_exists_only_for_its_own_parameters(root, splits):
-    assert shapes_dataset_exists(root, **PARAMETERS)
-    for name, value in dict(num_train=39, num_val=25, image_size=(128, 180), seed=2).items():
-        assert not shapes_dataset_exists(root, **dict(PARAMETERS, **{name: value})), name
-
-
-def test_exists_only_when_complete(tmp_path):
-    parameters = dict(num_train=2, num_val=2)
-    assert not shapes_dataset_exists(tmp_path, **parameters)
-    for missing in ('annotations/val.json', 'annotations/train.json', 'train/000001.jpg'):
-        write_shapes_dataset(tmp_path, **parameters)
-        assert shapes_dataset_exists(tmp_path, **parameters)
-        (tmp_path / missing).unlink()
-        assert not shapes_dataset_exists(tmp_path, **parameters), missing
-    (tmp_path / 'annotations/val.json').write_text('{"info": {')
-    assert not shapes_dataset_exists(tmp_path, **parameters)
 
 
 def test_an_interrupted_run_leaves_no_json_of_the_run_before(tmp_path, monkeypatch):
@@ -235,19 +221,21 @@ def test_annotations_of_another_origin_are_kept(tmp_path):
     assert foreign.read_text() == '{"images": []}'
 
 
-@pytest.mark.parametrize('parameters, message', [
-    (dict(num_train=1), 'num_train is 1'),
-    (dict(num_val=0), 'num_val is 0'),
-    (dict(seed=-1), 'seed is -1'),
-    (dict(image_size=(64, 224)), r'\(64, 224\).*at least 96'),
-    (dict(image_size=((200, 150), 224)), 'smaller comes first'),
-    (dict(image_size=224), r'image_size is 224; give \(height, width\)'),
-    (dict(image_size=(224, )), 'give .height, width.'),
-])
+@pytest.mark.parametrize(
+    'parameters, message',
+    [
+        (dict(num_train=1), 'num_train is 1'),
+        (dict(num_val=0), 'num_val is 0'),
+        (dict(seed=-1), 'seed is -1'),
+        (dict(image_size=(64, 224)), r'\(64, 224\).*at least 96'),
+        (dict(image_size=((200, 150), 224)), 'smaller comes first'),
+        (dict(image_size=224), r'image_size is 224; give \(height, width\)'),
+        (dict(image_size=(224,)), 'give .height, width.'),
+    ],
+)
 def test_parameters_out_of_range_are_refused(tmp_path, parameters, message):
-    for function in (write_shapes_dataset, shapes_dataset_exists):
-        with pytest.raises(ValueError, match=message):
-            function(tmp_path, **parameters)
+    with pytest.raises(ValueError, match=message):
+        write_shapes_dataset(tmp_path, **parameters)
     assert not list(tmp_path.iterdir())
 
 
@@ -256,12 +244,14 @@ def test_mmdet_reads_boxes_labels_and_masks(split, coco):
     from mmdet.datasets import CocoDataset
     from mmdet.datasets.transforms import LoadAnnotations
     from mmdet.utils import register_all_modules
+
     register_all_modules()
     dataset = CocoDataset(
         ann_file=str(split.ann_file),
         data_prefix=dict(img=str(split.image_dir)),
         metainfo=dict(classes=SHAPES_CLASSES),
-        pipeline=[])
+        pipeline=[],
+    )
     load = LoadAnnotations(with_bbox=True, with_label=True, with_mask=True)
     assert len(dataset) == split.num_images
     for i in range(len(dataset)):
@@ -281,14 +271,29 @@ def test_mmdet_reads_boxes_labels_and_masks(split, coco):
 
 def test_command_line(root, splits, tmp_path):
     script = REPOSITORY / 'tools/dataset_converters/shapes.py'
-    command = [sys.executable, str(script), str(tmp_path), '--num-train', '3', '--num-val', '2',
-               '--image-size', '128:160', '180:224', '--seed', '3']
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path),
+        '--num-train',
+        '3',
+        '--num-val',
+        '2',
+        '--image-size',
+        '128:160',
+        '180:224',
+        '--seed',
+        '3',
+    ]
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get('PYTHONPATH'))))
-    done = subprocess.run(command, capture_output=True, text=True, check=True,
-                          env=dict(os.environ, PYTHONPATH=path))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=dict(os.environ, PYTHONPATH=path)
+    )
     written = json.loads((tmp_path / 'annotations/train.json').read_text())
-    assert (f'train: 3 images (1 without an object), {len(written["annotations"])} instances'
-            in done.stdout)
+    assert (
+        f'train: 3 images (1 without an object), {len(written["annotations"])} instances'
+        in done.stdout
+    )
     assert files_of(tmp_path / 'train').items() <= files_of(root / 'train').items()
 
 
@@ -298,9 +303,13 @@ def test_no_mm_framework_is_imported():
     assert len(files) >= 4
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-                [node.module] if isinstance(node, ast.ImportFrom) else [])
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else ([node.module] if isinstance(node, ast.ImportFrom) else [])
+            )
             for name in names:
                 assert name.split('.')[0] in allowed, (file.name, name)
                 assert not name.startswith('lt_mm') or (
-                    name.startswith('lt_mm.datasets.converters')), name
+                    name.startswith('lt_mm.datasets.converters')
+                ), name

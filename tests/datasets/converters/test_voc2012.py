@@ -1,4 +1,5 @@
 """Conversion of PASCAL VOC 2012 on made trees and archives."""
+
 import io
 import json
 import os
@@ -44,10 +45,12 @@ def made_masks():
 LISTS = dict(train=['2007_000032', '2009_000001'], val=['2007_000033'])
 # (category, x, y, w, h, area) of the components of at least 16 pixels, counted by hand.
 MADE = {
-    '2007_000032': [(DOG, 20, 12, 10, 8, 80), (PERSON, 3, 2, 17, 18, 156),
-                    (PERSON, 25, 3, 10, 5, 50)],
-    '2007_000033': [(CAT, 2, 4, 8, 12, 96), (CAT, 12, 4, 10, 12, 120),
-                    (DOG, 10, 4, 2, 12, 24)],
+    '2007_000032': [
+        (DOG, 20, 12, 10, 8, 80),
+        (PERSON, 3, 2, 17, 18, 156),
+        (PERSON, 25, 3, 10, 5, 50),
+    ],
+    '2007_000033': [(CAT, 2, 4, 8, 12, 96), (CAT, 12, 4, 10, 12, 120), (DOG, 10, 4, 2, 12, 24)],
     '2009_000001': [],
 }
 
@@ -63,8 +66,14 @@ def save_palette(labels, path):
 def tree(tmp_path):
     """VOCdevkit/VOC2012 as it is unpacked, with an image that no list names."""
     base = tmp_path / 'VOCdevkit' / 'VOC2012'
-    for part in ('ImageSets/Segmentation', 'ImageSets/Main', 'JPEGImages',
-                 'SegmentationClass', 'SegmentationObject', 'Annotations'):
+    for part in (
+        'ImageSets/Segmentation',
+        'ImageSets/Main',
+        'JPEGImages',
+        'SegmentationClass',
+        'SegmentationObject',
+        'Annotations',
+    ):
         (base / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, (classes, objects) in made_masks().items():
@@ -75,7 +84,8 @@ def tree(tmp_path):
     Image.new('RGB', (5, 5)).save(base / 'JPEGImages' / '2008_000009.jpg')
     for split, names in LISTS.items():
         (base / 'ImageSets' / 'Segmentation' / f'{split}.txt').write_text(
-            ''.join(f'{name}\n' for name in names[::-1]))
+            ''.join(f'{name}\n' for name in names[::-1])
+        )
         (base / 'ImageSets' / 'Main' / f'{split}.txt').write_text('2008_000009\n')
     return base
 
@@ -88,8 +98,7 @@ def tarred(tree):
 
 
 def source_of(tree, kind):
-    return dict(folder=tree, devkit=tree.parent, parent=tree.parents[1],
-                tar=tarred(tree))[kind]
+    return dict(folder=tree, devkit=tree.parent, parent=tree.parents[1], tar=tarred(tree))[kind]
 
 
 def convert(source, tmp_path, **options):
@@ -137,7 +146,7 @@ def test_pixels_that_touch_at_a_corner_are_connected():
 
 def test_a_component_of_one_pixel_and_none():
     assert connected_components(np.zeros((3, 3), bool)) == []
-    single, = connected_components(np.array([[False, True]]))
+    (single,) = connected_components(np.array([[False, True]]))
     assert single.tolist() == [[False, True]]
 
 
@@ -154,16 +163,16 @@ def test_components_are_in_the_order_of_their_first_pixels():
 
 def annotations_of(split, name):
     coco = COCO(str(split.ann_file))
-    image, = [image for image in coco.imgs.values() if image['file_name'] == f'{name}.jpg']
-    return coco, image, [a for _, a in sorted(coco.anns.items())
-                         if a['image_id'] == image['id']]
+    (image,) = [image for image in coco.imgs.values() if image['file_name'] == f'{name}.jpg']
+    return coco, image, [a for _, a in sorted(coco.anns.items()) if a['image_id'] == image['id']]
 
 
 @pytest.mark.parametrize('kind', ['folder', 'devkit', 'parent', 'tar'])
 def test_made_data_set(tree, kind, tmp_path):
     splits = convert(source_of(tree, kind), tmp_path)
     assert sorted(p.name for p in (tmp_path / 'out' / 'images').iterdir()) == sorted(
-        f'{name}.jpg' for name in MADE)
+        f'{name}.jpg' for name in MADE
+    )
     for split, names in LISTS.items():
         assert splits[split].num_instances == sum(len(MADE[name]) for name in names)
         for name in names:
@@ -190,20 +199,34 @@ def test_made_data_set(tree, kind, tmp_path):
 
 def test_categories_ids_and_info(tree, tmp_path):
     splits = convert(tree, tmp_path)
-    assert len(VOC_CLASSES) == 20 and VOC_CLASSES == tuple(sorted(VOC_CLASSES))
+    assert len(VOC_CLASSES) == 20 and tuple(sorted(VOC_CLASSES)) == VOC_CLASSES
     assert (VOC_CLASSES[CAT - 1], VOC_CLASSES[DOG - 1], VOC_CLASSES[PERSON - 1]) == (
-        'cat', 'dog', 'person')
+        'cat',
+        'dog',
+        'person',
+    )
     contents = {s: json.loads(split.ann_file.read_text()) for s, split in splits.items()}
     for name, content in contents.items():
         assert content['categories'] == [
-            dict(id=i, name=label) for i, label in enumerate(VOC_CLASSES, start=1)]
+            dict(id=i, name=label) for i, label in enumerate(VOC_CLASSES, start=1)
+        ]
         assert [a['id'] for a in content['annotations']] == list(
-            range(1, len(content['annotations']) + 1))
-        assert content['info'].items() >= dict(
-            split=name, min_area=16, instances='components',
-            num_dropped=splits[name].num_dropped).items()
-    assert {image['id']: image['file_name'][:-4] for content in contents.values()
-            for image in content['images']} == dict(enumerate(sorted(MADE), start=1))
+            range(1, len(content['annotations']) + 1)
+        )
+        assert (
+            content['info'].items()
+            >= dict(
+                split=name,
+                min_area=16,
+                instances='components',
+                num_dropped=splits[name].num_dropped,
+            ).items()
+        )
+    assert {
+        image['id']: image['file_name'][:-4]
+        for content in contents.values()
+        for image in content['images']
+    } == dict(enumerate(sorted(MADE), start=1))
 
 
 @pytest.mark.parametrize('min_area, kept, dropped', [(1, 4, 0), (2, 3, 1), (81, 1, 3)])
@@ -245,19 +268,32 @@ def test_a_second_run_replaces_the_first(tree, tmp_path):
 def test_command_line(tree, tmp_path):
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get('PYTHONPATH'))))
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / 'tools/dataset_converters/voc2012.py'),
-         str(tarred(tree)), str(tmp_path / 'out'), '--min-area', '81'],
-        capture_output=True, text=True, check=True, env=dict(os.environ, PYTHONPATH=path))
-    assert ('train: 2 images (1 without an object), 1 instances, 3 smaller ones left out'
-            in done.stdout)
+        [
+            sys.executable,
+            str(REPOSITORY / 'tools/dataset_converters/voc2012.py'),
+            str(tarred(tree)),
+            str(tmp_path / 'out'),
+            '--min-area',
+            '81',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ, PYTHONPATH=path),
+    )
+    assert (
+        'train: 2 images (1 without an object), 1 instances, 3 smaller ones left out' in done.stdout
+    )
     assert 'val: 1 images (0 without an object), 2 instances, 1 smaller' in done.stdout
 
 
 # -- what is refused ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(instances='boxes'), "instances is 'boxes'"), (dict(min_area=0), 'min_area is 0')])
+@pytest.mark.parametrize(
+    'options, message',
+    [(dict(instances='boxes'), "instances is 'boxes'"), (dict(min_area=0), 'min_area is 0')],
+)
 def test_bad_arguments(tree, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         convert(tree, tmp_path, **options)
@@ -287,14 +323,22 @@ def test_truncated_tar(tree, tmp_path, keep):
     path = tarred(tree)
     with tarfile.open(path) as archive:
         end = max(member.offset_data + member.size for member in archive)
-    path.write_bytes(path.read_bytes()[:int(keep * end)])
+    path.write_bytes(path.read_bytes()[: int(keep * end)])
     with pytest.raises(ValueError, match='made.tar.*(truncated|lacks|found no)'):
         convert(path, tmp_path)
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('entry', ['../JPEGImages/evil.jpg', '/JPEGImages/evil.jpg',
-                                   'a/../../evil.jpg', '..\\evil.jpg', 'C:\\evil.jpg'])
+@pytest.mark.parametrize(
+    'entry',
+    [
+        '../JPEGImages/evil.jpg',
+        '/JPEGImages/evil.jpg',
+        'a/../../evil.jpg',
+        '..\\evil.jpg',
+        'C:\\evil.jpg',
+    ],
+)
 def test_tar_entry_that_points_outside(tree, tmp_path, entry):
     path = tarred(tree)
     with tarfile.open(path, 'a') as archive:
@@ -316,8 +360,9 @@ def test_listed_name_that_points_outside(tree, tmp_path, name):
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar'])
-@pytest.mark.parametrize('path', ['JPEGImages/2007_000033.jpg',
-                                  'SegmentationClass/2007_000033.png'])
+@pytest.mark.parametrize(
+    'path', ['JPEGImages/2007_000033.jpg', 'SegmentationClass/2007_000033.png']
+)
 def test_missing_file(tree, tmp_path, kind, path):
     (tree / path).unlink()
     with pytest.raises(ValueError, match=f'lacks 1 of 6 images and masks, the .*{path}'):
@@ -352,11 +397,12 @@ def test_two_data_sets_in_one_folder(tree, tmp_path):
         convert(tree.parent, tmp_path)
 
 
-@pytest.mark.parametrize('path', ['JPEGImages/2007_000033.jpg',
-                                  'SegmentationClass/2007_000033.png'])
+@pytest.mark.parametrize(
+    'path', ['JPEGImages/2007_000033.jpg', 'SegmentationClass/2007_000033.png']
+)
 def test_truncated_image(tree, tmp_path, path):
     data = (tree / path).read_bytes()
-    (tree / path).write_bytes(data[:int(0.8 * len(data))])
+    (tree / path).write_bytes(data[: int(0.8 * len(data))])
     with pytest.raises(ValueError, match=f'{path}.*cannot be read as an image'):
         convert(tree, tmp_path)
     assert not (tmp_path / 'out' / 'annotations').exists()

@@ -1,18 +1,20 @@
 """The samplers in loaders, batch samplers, registries and worlds of ranks."""
+
 import itertools
 from collections import Counter
 from unittest.mock import patch
 
 import pytest
-from mmdet.datasets.samplers import (AspectRatioBatchSampler,
-                                     MultiDataAspectRatioBatchSampler)
+from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiDataAspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, DefaultScope, init_default_scope
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from lt_mm.datasets.samplers.repeat_aug import (GroupedRepeatAugSampler,
-                                    InfiniteGroupedRepeatAugSampler,
-                                    check_train_dataloader)
+from lt_mm.datasets.samplers.repeat_aug import (
+    GroupedRepeatAugSampler,
+    InfiniteGroupedRepeatAugSampler,
+    check_train_dataloader,
+)
 
 BOTH = [GroupedRepeatAugSampler, InfiniteGroupedRepeatAugSampler]
 
@@ -40,16 +42,12 @@ class _Images(Dataset):
 
 def _sampler(size=20, rank=0, world_size=1, cls=GroupedRepeatAugSampler, **kw):
     kw.setdefault('seed', 0)
-    with patch('lt_mm.datasets.samplers.repeat_aug.get_dist_info',
-               return_value=(rank, world_size)):
+    with patch('lt_mm.datasets.samplers.repeat_aug.get_dist_info', return_value=(rank, world_size)):
         return cls(_Images(size), **kw)
 
 
 def _world(world_size, **kw):
-    return [
-        list(_sampler(rank=rank, world_size=world_size, **kw))
-        for rank in range(world_size)
-    ]
+    return [list(_sampler(rank=rank, world_size=world_size, **kw)) for rank in range(world_size)]
 
 
 def _take(sampler, count):
@@ -61,7 +59,6 @@ def _assert_whole_groups(batch, num_repeats):
 
 
 class TestEpoch:
-
     def test_by_hand(self):
         sampler = _sampler(3, num_repeats=2, shuffle=False)
         assert list(sampler) == [0, 0, 1, 1, 2, 2]
@@ -69,7 +66,7 @@ class TestEpoch:
 
     def test_defaults(self):
         indices = list(_sampler(20))
-        assert Counter(indices) == {source: 3 for source in range(20)}
+        assert Counter(indices) == dict.fromkeys(range(20), 3)
         assert indices[::3] == indices[1::3] == indices[2::3]
         assert indices[::3] != sorted(indices[::3])
 
@@ -77,18 +74,17 @@ class TestEpoch:
     @pytest.mark.parametrize('placement', ['rank', 'spread'])
     @pytest.mark.parametrize('round_up', [True, False])
     @pytest.mark.parametrize('size,world_size', [(20, 1), (17, 4), (2, 5)])
-    def test_length_is_what_is_iterated(self, mode, placement, round_up, size,
-                                        world_size):
+    def test_length_is_what_is_iterated(self, mode, placement, round_up, size, world_size):
         for rank in range(world_size):
-            sampler = _sampler(size, rank, world_size, mode=mode,
-                               placement=placement, round_up=round_up)
+            sampler = _sampler(
+                size, rank, world_size, mode=mode, placement=placement, round_up=round_up
+            )
             assert len(list(sampler)) == len(sampler)
 
     def test_ranks_partition_the_epoch(self):
         streams = _world(4, size=18, num_repeats=3, round_up=False)
         whole = list(_sampler(18, num_repeats=3))
-        assert streams[0] == whole[0:3] + whole[12:15] + whole[24:27] \
-            + whole[36:39] + whole[48:51]
+        assert streams[0] == whole[0:3] + whole[12:15] + whole[24:27] + whole[36:39] + whole[48:51]
         assert Counter(itertools.chain(*streams)) == Counter(whole)
 
     def test_replicas_share_a_rank_or_do_not(self):
@@ -100,8 +96,7 @@ class TestEpoch:
     def test_v1_keeps_the_length_of_the_epoch(self):
         assert len(_sampler(24, num_repeats=4, mode='v1')) == 24
         assert len(_sampler(25, num_repeats=4, mode='v1')) == 28
-        lengths = [len(s) for s in _world(2, size=25, num_repeats=4,
-                                          mode='v1')]
+        lengths = [len(s) for s in _world(2, size=25, num_repeats=4, mode='v1')]
         assert lengths == [16, 16]
 
     def test_v1_covers_the_data_set_in_num_repeats_epochs(self):
@@ -111,7 +106,7 @@ class TestEpoch:
             for epoch in range(first, first + 4):
                 sampler.set_epoch(epoch)
                 seen.update(sampler)
-            assert seen == {source: 4 for source in range(24)}
+            assert seen == dict.fromkeys(range(24), 4)
 
     @pytest.mark.parametrize('mode', ['full', 'v1'])
     def test_resume_gives_the_interrupted_epoch(self, mode):
@@ -133,14 +128,18 @@ class TestEpoch:
         assert list(iterator) == expected
 
     def test_partly_repeated(self):
-        sampler = _sampler(8, num_repeats=2, mode='v1', shuffle=False,
-                           repeat_fraction=0.5, start_epoch=1)
+        sampler = _sampler(
+            8, num_repeats=2, mode='v1', shuffle=False, repeat_fraction=0.5, start_epoch=1
+        )
         epochs = []
         for epoch in range(3):
             sampler.set_epoch(epoch)
             epochs.append(list(sampler))
-        assert epochs == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 2, 3, 4, 5, 5],
-                          [6, 7, 0, 0, 1, 2, 3, 3]]
+        assert epochs == [
+            [0, 1, 2, 3, 4, 5, 6, 7],
+            [0, 1, 2, 2, 3, 4, 5, 5],
+            [6, 7, 0, 0, 1, 2, 3, 3],
+        ]
         assert len(sampler) == 8
 
     def test_start_epoch_in_full_mode(self):
@@ -152,16 +151,14 @@ class TestEpoch:
 
 
 class TestEndless:
-
     def test_passes_over_the_data(self):
-        sampler = _sampler(8, cls=InfiniteGroupedRepeatAugSampler,
-                           num_repeats=2)
+        sampler = _sampler(8, cls=InfiniteGroupedRepeatAugSampler, num_repeats=2)
         assert len(sampler) == 8
         indices = _take(sampler, 48)
         assert indices[::2] == indices[1::2]
-        passes = [indices[i:i + 16] for i in (0, 16, 32)]
+        passes = [indices[i : i + 16] for i in (0, 16, 32)]
         for one in passes:
-            assert Counter(one) == {source: 2 for source in range(8)}
+            assert Counter(one) == dict.fromkeys(range(8), 2)
         assert len(set(map(tuple, passes))) == 3
 
     def test_ranks_share_the_groups(self):
@@ -182,17 +179,17 @@ class TestEndless:
         whole = _take(sampler, 100)
         for start in (10, 60, 0):
             sampler.skip(start)
-            assert _take(sampler, 40) == whole[start:start + 40]
+            assert _take(sampler, 40) == whole[start : start + 40]
         with pytest.raises(ValueError, match='num_samples=-1'):
             sampler.skip(-1)
 
 
 class TestConstruction:
-
     @pytest.mark.parametrize('cls', BOTH)
     def test_seed_is_agreed_on_if_none(self, cls):
-        with patch('lt_mm.datasets.samplers.repeat_aug.sync_random_seed',
-                   return_value=77) as agreed:
+        with patch(
+            'lt_mm.datasets.samplers.repeat_aug.sync_random_seed', return_value=77
+        ) as agreed:
             sampler = _sampler(20, cls=cls, seed=None)
         agreed.assert_called_once_with()
         assert _take(sampler, 60) == _take(_sampler(20, cls=cls, seed=77), 60)
@@ -204,12 +201,15 @@ class TestConstruction:
         agreed.assert_not_called()
 
     @pytest.mark.parametrize('cls', BOTH)
-    @pytest.mark.parametrize('kwargs,message', [
-        (dict(size=0), 'data set is empty'),
-        (dict(num_repeats=1), 'no replicas to pair'),
-        (dict(placement='node'), "'rank', 'spread'"),
-        (dict(repeat_fraction=0), 'repeat_fraction=0 repeats nothing'),
-    ])
+    @pytest.mark.parametrize(
+        'kwargs,message',
+        [
+            (dict(size=0), 'data set is empty'),
+            (dict(num_repeats=1), 'no replicas to pair'),
+            (dict(placement='node'), "'rank', 'spread'"),
+            (dict(repeat_fraction=0), 'repeat_fraction=0 repeats nothing'),
+        ],
+    )
     def test_bad_arguments(self, cls, kwargs, message):
         with pytest.raises(ValueError, match=message):
             _sampler(cls=cls, **kwargs)
@@ -220,28 +220,27 @@ class TestConstruction:
 
 
 class TestLoaders:
-
     @pytest.mark.parametrize('mode', ['full', 'v1'])
     def test_order_does_not_depend_on_workers(self, mode):
         batches = []
         for num_workers in (0, 2):
             sampler = _sampler(22, num_repeats=3, mode=mode)
             sampler.set_epoch(2)
-            loader = DataLoader(sampler.dataset, batch_size=6, sampler=sampler,
-                                num_workers=num_workers)
+            loader = DataLoader(
+                sampler.dataset, batch_size=6, sampler=sampler, num_workers=num_workers
+            )
             batches.append([batch.tolist() for batch in loader])
             assert len(batches[-1]) == len(loader)
         assert batches[0] == batches[1]
-        assert sum(batches[0], []) == list(sampler)
+        assert [*itertools.chain(*batches[0])] == list(sampler)
         for batch in batches[0]:
             _assert_whole_groups(batch, 3)
 
     def test_endless_in_workers(self):
         sampler = _sampler(5, cls=InfiniteGroupedRepeatAugSampler)
-        loader = DataLoader(sampler.dataset, batch_size=6, sampler=sampler,
-                            num_workers=2)
+        loader = DataLoader(sampler.dataset, batch_size=6, sampler=sampler, num_workers=2)
         batches = [batch.tolist() for batch in itertools.islice(loader, 7)]
-        assert sum(batches, []) == _take(sampler, 42)
+        assert [*itertools.chain(*batches)] == _take(sampler, 42)
 
     @pytest.mark.parametrize('mode', ['full', 'v1'])
     @pytest.mark.parametrize('world_size', [1, 2])
@@ -249,7 +248,7 @@ class TestLoaders:
         for rank in range(world_size):
             sampler = _sampler(25, rank, world_size, mode=mode, num_repeats=3)
             batches = list(AspectRatioBatchSampler(sampler, batch_size=6))
-            assert Counter(sum(batches, [])) == Counter(sampler)
+            assert Counter([*itertools.chain(*batches)]) == Counter(sampler)
             upright = [{i % 3 == 0 for i in batch} for batch in batches]
             assert sum(len(kinds) > 1 for kinds in upright) <= 1  # Left over.
             for batch in batches:
@@ -257,7 +256,6 @@ class TestLoaders:
 
 
 class TestCheckTrainDataloader:
-
     @staticmethod
     def _loader(sampler, batch_size):
         return DataLoader(sampler.dataset, batch_size, sampler=sampler)
@@ -273,8 +271,8 @@ class TestCheckTrainDataloader:
         sampler = _sampler(num_repeats=3)
         for batch_size, fits in ((6, True), (4, False)):
             loader = DataLoader(
-                sampler.dataset,
-                batch_sampler=AspectRatioBatchSampler(sampler, batch_size))
+                sampler.dataset, batch_sampler=AspectRatioBatchSampler(sampler, batch_size)
+            )
             if fits:
                 check_train_dataloader(loader)
             else:
@@ -294,8 +292,8 @@ class TestCheckTrainDataloader:
         for sizes, fits in (([3, 6], True), ([3, 5], False)):
             loader = DataLoader(
                 sampler.dataset,
-                batch_sampler=MultiDataAspectRatioBatchSampler(
-                    sampler, sizes, num_datasets=2))
+                batch_sampler=MultiDataAspectRatioBatchSampler(sampler, sizes, num_datasets=2),
+            )
             if fits:
                 check_train_dataloader(loader)
             else:
@@ -308,15 +306,13 @@ class TestCheckTrainDataloader:
         stock = DefaultSampler(_Images(20))
         check_train_dataloader(self._loader(stock, 7))
         check_train_dataloader(
-            DataLoader(stock.dataset,
-                       batch_sampler=BatchSampler(stock, 7, False)))
+            DataLoader(stock.dataset, batch_sampler=BatchSampler(stock, 7, False))
+        )
         check_train_dataloader(DataLoader(_Images(3), batch_size=None))
-        check_train_dataloader(
-            DataLoader(_Images(3), batch_sampler=[[0, 1], [2]]))
+        check_train_dataloader(DataLoader(_Images(3), batch_sampler=[[0, 1], [2]]))
 
 
 class TestRegistry:
-
     @pytest.fixture(params=['mmdet', 'mmpretrain'])
     def default_scope(self, request):
         with DefaultScope.overwrite_default_scope(None):
@@ -329,6 +325,7 @@ class TestRegistry:
     def test_found_from_the_stock_scopes(self, cls, prefix):
         sampler = DATA_SAMPLERS.build(
             dict(type=prefix + cls.__name__, num_repeats=2),
-            default_args=dict(dataset=_Images(4), seed=3))
+            default_args=dict(dataset=_Images(4), seed=3),
+        )
         assert type(sampler) is cls
         assert len(_take(sampler, 8)) == 8

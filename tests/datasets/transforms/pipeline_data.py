@@ -3,6 +3,7 @@
 An image is black with one filled rectangle per instance, each in a colour channel of
 its own, so that the pixels tell where an instance went.
 """
+
 import copy
 import random
 
@@ -65,17 +66,24 @@ def polygon(box):
     return [[x1, y1, x2, y1, x2, y2, x1, y2]]
 
 
-def make_sample(boxes=BOXES, labels=None, ignored=(), shape=SHAPE, image=None,
-                sample_idx=None):
+def make_sample(boxes=BOXES, labels=None, ignored=(), shape=SHAPE, image=None, sample_idx=None):
     """A sample as a data set gives it, before loading."""
     labels = LABELS if labels is None else labels
     instances = [
-        dict(bbox=[float(v) for v in box], bbox_label=int(label),
-             ignore_flag=int(row in ignored), mask=polygon(box))
+        dict(
+            bbox=[float(v) for v in box],
+            bbox_label=int(label),
+            ignore_flag=int(row in ignored),
+            mask=polygon(box),
+        )
         for row, (box, label) in enumerate(zip(boxes, labels))
     ]
-    sample = dict(made_image=paint(boxes, shape) if image is None else image,
-                  instances=instances, height=shape[0], width=shape[1])
+    sample = dict(
+        made_image=paint(boxes, shape) if image is None else image,
+        instances=instances,
+        height=shape[0],
+        width=shape[1],
+    )
     if sample_idx is not None:
         sample['sample_idx'] = sample_idx
     return sample
@@ -88,9 +96,15 @@ def loaders(masks=None, to_float32=False):
         masks: None, 'bitmap' or 'polygon'.
         to_float32: Whether the image is loaded in floats.
     """
-    return [LoadMadeImage(to_float32),
-            dict(type='LoadAnnotations', with_bbox=True, with_mask=masks is not None,
-                 poly2mask=masks == 'bitmap')]
+    return [
+        LoadMadeImage(to_float32),
+        dict(
+            type='LoadAnnotations',
+            with_bbox=True,
+            with_mask=masks is not None,
+            poly2mask=masks == 'bitmap',
+        ),
+    ]
 
 
 def pipeline_of(transforms, masks=None, to_float32=False, pack=PACK, **kwargs):
@@ -134,11 +148,16 @@ def all_instances(packed):
     sample, rows = packed['data_samples'], []
     for group, is_ignored in ((sample.gt_instances, 0), (sample.ignored_instances, 1)):
         for row in range(len(group)):
-            rows.append(dict(
-                box=group.bboxes.tensor[row].numpy(), label=int(group.labels[row]),
-                source=tuple(group.source_ids[row].tolist()), is_ignored=is_ignored,
-                matrix=group.source_matrices[row].numpy(),
-                visibility=float(group.visibility[row])))
+            rows.append(
+                dict(
+                    box=group.bboxes.tensor[row].numpy(),
+                    label=int(group.labels[row]),
+                    source=tuple(group.source_ids[row].tolist()),
+                    is_ignored=is_ignored,
+                    matrix=group.source_matrices[row].numpy(),
+                    visibility=float(group.visibility[row]),
+                )
+            )
     return rows
 
 
@@ -159,8 +178,7 @@ def blob(image, channel):
 
 def lies_inside(box, outer, tolerance):
     """Whether no side of ``box`` lies outside ``outer`` by more than the tolerance."""
-    return (np.all(box[:2] >= outer[:2] - tolerance)
-            and np.all(box[2:] <= outer[2:] + tolerance))
+    return np.all(box[:2] >= outer[:2] - tolerance) and np.all(box[2:] <= outer[2:] + tolerance)
 
 
 def moved_annotation(row, samples):

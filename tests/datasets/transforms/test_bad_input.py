@@ -3,13 +3,15 @@
 One table, ``CASES``: what is wrong, and what comes of it. Below it, what holds for all
 skips (groups stay whole, counts, limits, workers), and runs of the real Runner.
 """
+
 import copy
 import io
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,11 +27,11 @@ from PIL import Image, ImageFile
 from pycocotools import mask as mask_utils
 from torch.utils.data import DataLoader
 
-from lt_mm.datasets.transforms.bad_input import BadImageError, Tally
 from lt_mm.datasets.checks import DataSetError, explained
-from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
-from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
 from lt_mm.datasets.converters import write_shapes_dataset
+from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
+from lt_mm.datasets.transforms.bad_input import BadImageError, Tally
+from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from tests.apis.test_training import classifier_config, recorded, train_demo
 
 HEIGHT, WIDTH = 48, 64
@@ -38,8 +40,11 @@ BOX = [10, 8, 20, 16]  # x, y, width, height
 NAN, INF = math.nan, math.inf
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
 LOAD_MASKS = [LOAD[0], dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
-STEPS = [dict(type='Resize', scale=(WIDTH, HEIGHT), keep_ratio=True),
-         dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
+STEPS = [
+    dict(type='Resize', scale=(WIDTH, HEIGHT), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +80,13 @@ def encoded(image=None, suffix='.jpg'):
 
 def by_pillow(mode, kind, **options):
     buffer = io.BytesIO()
-    Image.fromarray(picture()[..., ::-1].copy()).convert(mode).save(
-        buffer, kind, **options)
+    Image.fromarray(picture()[..., ::-1].copy()).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def part(percent, suffix='.jpg'):
     data = encoded(suffix=suffix)
-    return data[:len(data) * percent // 100]
+    return data[: len(data) * percent // 100]
 
 
 def turned():
@@ -95,18 +99,27 @@ def turned():
 def annotation(number, box, image=BAD, **changes):
     x, y, width, height = box
     outline = [x, y, x + width, y, x + width, y + height, x, y + height]
-    entry = dict(id=number, image_id=image, category_id=1, bbox=list(box),
-                 area=abs(width * height), iscrowd=0, segmentation=[outline])
+    entry = dict(
+        id=number,
+        image_id=image,
+        category_id=1,
+        bbox=list(box),
+        area=abs(width * height),
+        iscrowd=0,
+        segmentation=[outline],
+    )
     return {**entry, **changes}
 
 
 def coco(*annotations, count=4):
     """Four images with one good annotation each; the bad image has further ones."""
-    images = [dict(id=i, file_name=f'{i}.jpg', width=WIDTH, height=HEIGHT)
-              for i in range(count)]
+    images = [dict(id=i, file_name=f'{i}.jpg', width=WIDTH, height=HEIGHT) for i in range(count)]
     good = [annotation(100 + i, BOX, i) for i in range(count)]
-    return dict(images=images, annotations=good + list(annotations),
-                categories=[dict(id=1, name='disc'), dict(id=2, name='cube')])
+    return dict(
+        images=images,
+        annotations=good + list(annotations),
+        categories=[dict(id=1, name='disc'), dict(id=2, name='cube')],
+    )
 
 
 def without(mapping, key):
@@ -123,18 +136,24 @@ def write_data(root, content=None, bad_image=None, count=4):
         bad_image(root / f'{BAD}.jpg')
     elif bad_image is not None:
         (root / f'{BAD}.jpg').write_bytes(bad_image)
-    text = content if isinstance(content, str) else json.dumps(
-        coco(count=count) if content is None else content)
+    text = (
+        content
+        if isinstance(content, str)
+        else json.dumps(coco(count=count) if content is None else content)
+    )
     (root / 'train.json').write_text(text)
 
 
-def open_data(root, steps=None, classes=('disc', 'cube'), filter_cfg=None, load=LOAD,
-              **options):
+def open_data(root, steps=None, classes=('disc', 'cube'), filter_cfg=None, load=LOAD, **options):
     steps = copy.deepcopy(load + (STEPS if steps is None else steps))
     metainfo = {} if classes is None else dict(metainfo=dict(classes=classes))
     return CocoDataset(
-        ann_file=str(root / 'train.json'), data_prefix=dict(img=str(root)), **metainfo,
-        filter_cfg=filter_cfg, pipeline=[InvertiblePipeline(steps, **options)])
+        ann_file=str(root / 'train.json'),
+        data_prefix=dict(img=str(root)),
+        **metainfo,
+        filter_cfg=filter_cfg,
+        pipeline=[InvertiblePipeline(steps, **options)],
+    )
 
 
 def sources(dataset, indices):
@@ -146,6 +165,7 @@ def sources(dataset, indices):
 
 class Case(NamedTuple):
     """A row: ``check`` is given ``bad`` and looks for ``expected``."""
+
     name: str
     check: Callable
     bad: Any
@@ -159,7 +179,7 @@ def check_skipped(bad, words, tmp_path, log, content=None):
     assert sources(dataset, [0, 0, BAD, BAD, 2, 2]) == [0, 0, 0, 0, 2, 2]
     sources(dataset, [3] * 20)
     assert sources(dataset, [BAD, BAD]) == [3, 3]  # as in the next epoch
-    (line, ) = log()
+    (line,) = log()
     assert words in line and f'{BAD}.jpg' in line and 'so far: 1' in line
 
 
@@ -169,18 +189,23 @@ def check_loads(bad, shape, tmp_path, log):
     dataset = open_data(tmp_path, steps=[dict(type='PackDetInputs')])
     packed = dataset[BAD]
     assert packed['inputs'].shape == (3, *shape) and log() == []
-    stock = CocoDataset(ann_file=str(tmp_path / 'train.json'),
-                        data_prefix=dict(img=str(tmp_path)),
-                        metainfo=dict(classes=('disc', 'cube')),
-                        pipeline=[*LOAD, dict(type='PackDetInputs')])[BAD]
+    stock = CocoDataset(
+        ann_file=str(tmp_path / 'train.json'),
+        data_prefix=dict(img=str(tmp_path)),
+        metainfo=dict(classes=('disc', 'cube')),
+        pipeline=[*LOAD, dict(type='PackDetInputs')],
+    )[BAD]
     assert torch.equal(packed['inputs'], stock['inputs'])
-    assert torch.equal(packed['data_samples'].gt_instances.bboxes.tensor,
-                       stock['data_samples'].gt_instances.bboxes.tensor)
+    assert torch.equal(
+        packed['data_samples'].gt_instances.bboxes.tensor,
+        stock['data_samples'].gt_instances.bboxes.tensor,
+    )
     assert packed['data_samples'].source_id == BAD
 
 
 class Small(NamedTuple):
     """An image of an unusual size, and transforms to run on it."""
+
     shape: tuple
     steps: list
 
@@ -218,6 +243,7 @@ class Rows(NamedTuple):
         ignored: Those in ``ignored_instances``.
         words: Part of the one warning; empty where there is none.
     """
+
     kept: list
     ignored: list
     words: str
@@ -232,8 +258,10 @@ def check_rows(annotations, expected, tmp_path, log, load=LOAD_MASKS):
 def _check_rows(dataset, expected, log):
     for _ in range(2):  # the second replica's annotations come from the cache
         sample = dataset[BAD]['data_samples']
-        for instances, rows in ((sample.gt_instances, expected.kept),
-                                (sample.ignored_instances, expected.ignored)):
+        for instances, rows in (
+            (sample.gt_instances, expected.kept),
+            (sample.ignored_instances, expected.ignored),
+        ):
             assert instances.source_ids.tolist() == [[BAD, row] for row in rows]
             assert len(instances.bboxes) == len(instances.labels) == len(rows)
             if 'masks' in instances:
@@ -241,7 +269,7 @@ def _check_rows(dataset, expected, log):
             assert instances.bboxes.tensor.isfinite().all()
             assert ((instances.visibility >= 0) & (instances.visibility <= 1)).all()
     if expected.words:
-        (line, ) = log()
+        (line,) = log()
         assert expected.words in line and f'{BAD}.jpg' in line and 'so far: 1' in line
     else:
         assert log() == []
@@ -270,6 +298,7 @@ def check_numbers(boxes, expected, tmp_path, log):
 
 class File(NamedTuple):
     """An annotation file, and how it is opened."""
+
     content: Any
     classes: Any = ('disc', 'cube')
     filter_cfg: Any = None
@@ -278,14 +307,18 @@ class File(NamedTuple):
 def check_refused(bad, words, tmp_path, log):
     """The data set is refused before training, as ``tools/train.py`` does it."""
     write_data(tmp_path, bad.content)
-    cfg = dict(type='CocoDataset', ann_file='train.json', data_root=str(tmp_path),
-               filter_cfg=bad.filter_cfg)
+    cfg = dict(
+        type='CocoDataset',
+        ann_file='train.json',
+        data_root=str(tmp_path),
+        filter_cfg=bad.filter_cfg,
+    )
     if bad.classes is not None:
         cfg.update(metainfo=dict(classes=bad.classes))
     with pytest.raises(DataSetError) as error, explained(cfg):
         dataset = CocoDataset(**dict(without(cfg, 'type'), data_prefix=dict(img='')))
         GroupedRepeatAugSampler(dataset, 2, seed=0)
-    for each in words if isinstance(words, tuple) else (words, ):
+    for each in words if isinstance(words, tuple) else (words,):
         assert each in str(error.value)
     assert str(tmp_path / 'train.json') in str(error.value)
 
@@ -315,8 +348,7 @@ def _loader(bad, tmp_path):
     write_data(tmp_path)
     dataset = open_data(tmp_path)
     sampler = GroupedRepeatAugSampler(dataset, bad.num_repeats, mode=bad.mode, seed=0)
-    loader = DataLoader(dataset, bad.batch_size, sampler=sampler,
-                        collate_fn=pseudo_collate)
+    loader = DataLoader(dataset, bad.batch_size, sampler=sampler, collate_fn=pseudo_collate)
     check_train_dataloader(loader)
     return loader
 
@@ -328,8 +360,10 @@ def check_sampling_refused(bad, words, tmp_path, log):
 
 def check_sampling(bad, groups, tmp_path, log):
     """Every batch holds whole groups."""
-    batches = [Counter(sample.source_id for sample in batch['data_samples'])
-               for batch in _loader(bad, tmp_path)]
+    batches = [
+        Counter(sample.source_id for sample in batch['data_samples'])
+        for batch in _loader(bad, tmp_path)
+    ]
     assert [list(batch.values()) for batch in batches] == groups
 
 
@@ -344,8 +378,10 @@ def check_folder(bad, expected, tmp_path, log):
             path.mkdir()
         else:
             path.write_bytes(content)
-    dataset = CustomDataset(str(root), pipeline=[InvertiblePipeline([
-        dict(type='LoadImageFromFile'), dict(type='PackInputs')])])
+    dataset = CustomDataset(
+        str(root),
+        pipeline=[InvertiblePipeline([dict(type='LoadImageFromFile'), dict(type='PackInputs')])],
+    )
     GroupedRepeatAugSampler(dataset, 2, seed=0)
     found = [dataset[index]['data_samples'] for index in range(len(dataset))]
     assert [(int(each.gt_label), each.source_id) for each in found] == expected
@@ -394,169 +430,311 @@ CASES = [
     Case('text named .jpg', check_skipped, b'<html>404</html>', 'cannot be read'),
     Case('directory named .jpg', check_skipped, Path.mkdir, 'Is a directory'),
     Case('missing file', check_skipped, lambda path: None, 'there is no image'),
-    Case('link to nothing', check_skipped,
-         lambda path: path.symlink_to('gone.jpg'), 'there is no image'),
+    Case(
+        'link to nothing',
+        check_skipped,
+        lambda path: path.symlink_to('gone.jpg'),
+        'there is no image',
+    ),
     # Images of unusual kinds.
     Case('grayscale JPEG', check_loads, encoded(picture()[..., 0]), (HEIGHT, WIDTH)),
     Case('CMYK JPEG', check_loads, by_pillow('CMYK', 'JPEG'), (HEIGHT, WIDTH)),
-    Case('progressive JPEG', check_loads, by_pillow('RGB', 'JPEG', progressive=True),
-         (HEIGHT, WIDTH)),
+    Case(
+        'progressive JPEG', check_loads, by_pillow('RGB', 'JPEG', progressive=True), (HEIGHT, WIDTH)
+    ),
     Case('JPEG with a tail', check_loads, encoded() + b'\0' * 99, (HEIGHT, WIDTH)),
     Case('JPEG turned by EXIF', check_loads, turned(), (WIDTH, HEIGHT)),
     Case('RGBA PNG', check_loads, by_pillow('RGBA', 'PNG'), (HEIGHT, WIDTH)),
     Case('palette PNG', check_loads, by_pillow('P', 'PNG'), (HEIGHT, WIDTH)),
-    Case('16-bit PNG', check_loads, encoded(picture().astype(np.uint16) * 257, '.png'),
-         (HEIGHT, WIDTH)),
+    Case(
+        '16-bit PNG',
+        check_loads,
+        encoded(picture().astype(np.uint16) * 257, '.png'),
+        (HEIGHT, WIDTH),
+    ),
     # Images of unusual sizes.
     Case('1 x 1 pixel, resized', check_small, Small((1, 1), STEPS), (48, 48)),
-    Case('1 x 1 pixel, cropped', check_small,
-         Small((1, 1), SMALL_STEPS['cropped']), (1, 1)),
-    Case('smaller than the crop', check_small,
-         Small((20, 24), SMALL_STEPS['cropped']), (20, 24)),
+    Case('1 x 1 pixel, cropped', check_small, Small((1, 1), SMALL_STEPS['cropped']), (1, 1)),
+    Case('smaller than the crop', check_small, Small((20, 24), SMALL_STEPS['cropped']), (20, 24)),
     Case('1 pixel high', check_small, Small((1, 40), STEPS), (2, 64)),
     Case('1 pixel wide', check_small, Small((40, 1), STEPS), (64, 2)),
-    Case('1 pixel high, 3000 wide', check_thin,
-         (1, 3000), 'cannot be transformed by Resize'),
-    Case('1 pixel wide, 3000 high', check_thin,
-         (3000, 1), 'cannot be transformed by Resize'),
+    Case('1 pixel high, 3000 wide', check_thin, (1, 3000), 'cannot be transformed by Resize'),
+    Case('1 pixel wide, 3000 high', check_thin, (3000, 1), 'cannot be transformed by Resize'),
     # Boxes in COCO json: the first row of most is what the stock data set drops.
     Case('zero area', check_rows, [annotation(1, [5, 5, 0, 9])], Rows([0], [], '')),
-    Case('negative size', check_rows,
-         [annotation(1, [30, 30, -9, -9])], Rows([0], [], '')),
+    Case('negative size', check_rows, [annotation(1, [30, 30, -9, -9])], Rows([0], [], '')),
     Case('outside', check_rows, [annotation(1, [500, 500, 9, 9])], Rows([0], [], '')),
     Case('NaN', check_rows, [annotation(1, [NAN, 5, 9, 9])], Rows([0], [], '')),
-    Case('partly outside', check_rows, [annotation(1, [60, 40, 30, 30])],
-         Rows([0, 1], [], '')),
-    Case('infinite width', check_rows,
-         [annotation(1, [5, 5, INF, 9]), annotation(2, EXTRA)],
-         Rows([0, 2], [], 'number 1: the box [5.0, 5.0, inf, 14.0] is not finite')),
-    Case('huge', check_rows, [annotation(1, [-1e30, -1e30, 2e30, 2e30])],
-         Rows([0], [], 'larger than any image; dropped')),
-    Case('unknown category', check_rows, [annotation(1, EXTRA, category_id=9)],
-         Rows([0], [], '')),
-    Case('equal boxes', check_rows, [annotation(1, BOX), annotation(2, BOX)],
-         Rows([0, 1, 2], [], '')),
+    Case('partly outside', check_rows, [annotation(1, [60, 40, 30, 30])], Rows([0, 1], [], '')),
+    Case(
+        'infinite width',
+        check_rows,
+        [annotation(1, [5, 5, INF, 9]), annotation(2, EXTRA)],
+        Rows([0, 2], [], 'number 1: the box [5.0, 5.0, inf, 14.0] is not finite'),
+    ),
+    Case(
+        'huge',
+        check_rows,
+        [annotation(1, [-1e30, -1e30, 2e30, 2e30])],
+        Rows([0], [], 'larger than any image; dropped'),
+    ),
+    Case('unknown category', check_rows, [annotation(1, EXTRA, category_id=9)], Rows([0], [], '')),
+    Case(
+        'equal boxes', check_rows, [annotation(1, BOX), annotation(2, BOX)], Rows([0, 1, 2], [], '')
+    ),
     Case('5000 instances', check_rows, many(5000), Rows(list(range(5001)), [], '')),
-    Case('json says larger', check_sizes, (200, 300),
-         Rows([0, 1], [], 'number 2: the box [100.0, 100.0, 109.0, 109.0] lies outside')),
+    Case(
+        'json says larger',
+        check_sizes,
+        (200, 300),
+        Rows([0, 1], [], 'number 2: the box [100.0, 100.0, 109.0, 109.0] lies outside'),
+    ),
     Case('json says smaller', check_sizes, (20, 30), Rows([0], [], '')),
     # Boxes of data sets that check nothing.
-    Case('NaN, unchecked', check_numbers, [[NAN, 1, 5, 5], [20, 20, 30, 30]],
-         Rows([0, 2], [], 'is not finite; dropped')),
-    Case('infinite, unchecked', check_numbers, [[-INF, -INF, INF, INF]],
-         Rows([0], [], 'is not finite; dropped')),
-    Case('zero area, unchecked', check_numbers, [[5, 5, 5, 9], [20, 20, 30, 30]],
-         Rows([0, 2], [], 'has no area; dropped')),
-    Case('corners swapped, unchecked', check_numbers, [[30, 30, 5, 5]],
-         Rows([0], [], 'has no area; dropped')),
-    Case('outside, unchecked', check_numbers, [[500, 5, 510, 9]],
-         Rows([0], [], 'outside the image of 64 x 48 pixels; dropped')),
-    Case('three numbers, unchecked', check_numbers, [[1, 2, 3], [20, 20, 30, 30]],
-         Rows([0, 2], [], 'is not four numbers; dropped')),
+    Case(
+        'NaN, unchecked',
+        check_numbers,
+        [[NAN, 1, 5, 5], [20, 20, 30, 30]],
+        Rows([0, 2], [], 'is not finite; dropped'),
+    ),
+    Case(
+        'infinite, unchecked',
+        check_numbers,
+        [[-INF, -INF, INF, INF]],
+        Rows([0], [], 'is not finite; dropped'),
+    ),
+    Case(
+        'zero area, unchecked',
+        check_numbers,
+        [[5, 5, 5, 9], [20, 20, 30, 30]],
+        Rows([0, 2], [], 'has no area; dropped'),
+    ),
+    Case(
+        'corners swapped, unchecked',
+        check_numbers,
+        [[30, 30, 5, 5]],
+        Rows([0], [], 'has no area; dropped'),
+    ),
+    Case(
+        'outside, unchecked',
+        check_numbers,
+        [[500, 5, 510, 9]],
+        Rows([0], [], 'outside the image of 64 x 48 pixels; dropped'),
+    ),
+    Case(
+        'three numbers, unchecked',
+        check_numbers,
+        [[1, 2, 3], [20, 20, 30, 30]],
+        Rows([0, 2], [], 'is not four numbers; dropped'),
+    ),
     Case('no box, unchecked', check_numbers, [None], Rows([0], [], 'not four numbers')),
-    Case('partly outside, unchecked', check_numbers, [[60, 40, 90, 90]],
-         Rows([0, 1], [], '')),
-    Case('many bad ones, unchecked', check_numbers, [[NAN] * 4] * 7,
-         Rows([0], [], 'and 4 more')),
+    Case('partly outside, unchecked', check_numbers, [[60, 40, 90, 90]], Rows([0, 1], [], '')),
+    Case('many bad ones, unchecked', check_numbers, [[NAN] * 4] * 7, Rows([0], [], 'and 4 more')),
     # Crowds and masks.
-    Case('some crowds', check_rows,
-         [annotation(1, EXTRA, iscrowd=1, **rle(HEIGHT, WIDTH)), annotation(2, EXTRA)],
-         Rows([0, 2], [1], '')),
-    Case('polygon of two points', check_rows,
-         [annotation(1, EXTRA, **outline(5, 5, 9, 9))],
-         Rows([0], [1], '')),
-    Case('no segmentation', check_rows, [annotation(1, EXTRA, segmentation=[])],
-         Rows([0], [1], 'number 1: it has no mask; ignored')),
-    Case('NaN in a polygon', check_rows,
-         [annotation(1, EXTRA, **outline(NAN, 5, 9, 5, 9, 9)), annotation(2, EXTRA)],
-         Rows([0, 2], [1], 'a polygon of its mask is not finite')),
-    Case('huge polygon', check_rows,
-         [annotation(1, EXTRA, **outline(0, 0, 1e12, 0, 9, 9))],
-         Rows([0], [1], 'larger than any image')),
-    Case('polygon that is no list', check_rows,
-         [annotation(1, EXTRA, segmentation=[5, 5, 9, 5, 9, 9])],
-         Rows([0], [1], 'not a list of polygons')),
-    Case('RLE of another size', check_rows, [annotation(1, EXTRA, **rle(99, 99))],
-         Rows([0], [1], 'its mask is of 99 x 99 pixels, the image of 64 x 48')),
-    Case('RLE too short', check_rows,
-         [annotation(1, EXTRA, **rle(HEIGHT, WIDTH, [9, 9]))],
-         Rows([0], [1], 'cover 18 of 3072 pixels')),
-    Case('RLE with a negative run', check_rows,
-         [annotation(1, EXTRA, **rle(HEIGHT, WIDTH, [-9, 9, HEIGHT * WIDTH]))],
-         Rows([0], [1], 'the runs of its mask')),
-    Case('compressed RLE', check_rows,
-         [annotation(1, EXTRA, **compressed(HEIGHT, WIDTH))],
-         Rows([0, 1], [], '')),
-    Case('compressed RLE too short', check_rows,
-         [annotation(1, EXTRA, **compressed(20, 30))],
-         Rows([0], [1], 'cover 600 of 3072 pixels')),
+    Case(
+        'some crowds',
+        check_rows,
+        [annotation(1, EXTRA, iscrowd=1, **rle(HEIGHT, WIDTH)), annotation(2, EXTRA)],
+        Rows([0, 2], [1], ''),
+    ),
+    Case(
+        'polygon of two points',
+        check_rows,
+        [annotation(1, EXTRA, **outline(5, 5, 9, 9))],
+        Rows([0], [1], ''),
+    ),
+    Case(
+        'no segmentation',
+        check_rows,
+        [annotation(1, EXTRA, segmentation=[])],
+        Rows([0], [1], 'number 1: it has no mask; ignored'),
+    ),
+    Case(
+        'NaN in a polygon',
+        check_rows,
+        [annotation(1, EXTRA, **outline(NAN, 5, 9, 5, 9, 9)), annotation(2, EXTRA)],
+        Rows([0, 2], [1], 'a polygon of its mask is not finite'),
+    ),
+    Case(
+        'huge polygon',
+        check_rows,
+        [annotation(1, EXTRA, **outline(0, 0, 1e12, 0, 9, 9))],
+        Rows([0], [1], 'larger than any image'),
+    ),
+    Case(
+        'polygon that is no list',
+        check_rows,
+        [annotation(1, EXTRA, segmentation=[5, 5, 9, 5, 9, 9])],
+        Rows([0], [1], 'not a list of polygons'),
+    ),
+    Case(
+        'RLE of another size',
+        check_rows,
+        [annotation(1, EXTRA, **rle(99, 99))],
+        Rows([0], [1], 'its mask is of 99 x 99 pixels, the image of 64 x 48'),
+    ),
+    Case(
+        'RLE too short',
+        check_rows,
+        [annotation(1, EXTRA, **rle(HEIGHT, WIDTH, [9, 9]))],
+        Rows([0], [1], 'cover 18 of 3072 pixels'),
+    ),
+    Case(
+        'RLE with a negative run',
+        check_rows,
+        [annotation(1, EXTRA, **rle(HEIGHT, WIDTH, [-9, 9, HEIGHT * WIDTH]))],
+        Rows([0], [1], 'the runs of its mask'),
+    ),
+    Case(
+        'compressed RLE',
+        check_rows,
+        [annotation(1, EXTRA, **compressed(HEIGHT, WIDTH))],
+        Rows([0, 1], [], ''),
+    ),
+    Case(
+        'compressed RLE too short',
+        check_rows,
+        [annotation(1, EXTRA, **compressed(20, 30))],
+        Rows([0], [1], 'cover 600 of 3072 pixels'),
+    ),
     # Annotation files.
     Case('no file', check_no_file, 'nowhere.json', 'nowhere.json'),
     Case('json is empty', check_refused, File(''), ('is no json', 'it has 0 bytes')),
     Case('json is text', check_refused, File('hello'), 'is no json'),
-    Case('json is truncated', check_refused, File(json.dumps(coco())[:300]),
-         ('is no json', 'it has 300 bytes')),
+    Case(
+        'json is truncated',
+        check_refused,
+        File(json.dumps(coco())[:300]),
+        ('is no json', 'it has 300 bytes'),
+    ),
     Case('json is a list', check_refused, File([1]), 'holds a list; expected an object'),
     Case('no images', check_refused, File(without(coco(), 'images')), "no list 'images'"),
-    Case('no categories', check_refused, File(without(coco(), 'categories')),
-         "no list 'categories'"),
-    Case('no annotations key', check_refused, File(without(coco(), 'annotations')),
-         "no list 'annotations'"),
-    Case('no annotations at all', check_refused, File(dict(coco(), annotations=[])),
-         'none of the 4 images'),
-    Case('all are crowds', check_refused,
-         File(dict(coco(), annotations=[annotation(1, BOX, iscrowd=1)])),
-         'that is not a crowd'),
-    Case('equal annotation ids', check_refused, File(coco(annotation(100, EXTRA))),
-         'annotations[4] with the id 100 of another one'),
-    Case('annotation without bbox', check_refused,
-         File(coco(without(annotation(1, EXTRA), 'bbox'))),
-         'annotations[4] without bbox'),
-    Case('bbox of three numbers', check_refused,
-         File(coco(annotation(1, EXTRA, bbox=[1, 2, 3]))),
-         'annotations[4] (id 1) with bbox'),
-    Case('annotation without area', check_refused,
-         File(coco(without(annotation(1, EXTRA), 'area'))),
-         'annotations[4] without area'),
-    Case('no classes in the config', check_refused, File(coco(), None),
-         (NO_CLASS, "'person'", "its categories are ('disc', 'cube')", 'metainfo')),
-    Case('other class names', check_refused, File(coco(), ('Disc', 'Cube')),
-         (NO_CLASS, "('Disc', 'Cube')", "('disc', 'cube')")),
-    Case('other class names, empty images filtered', check_refused,
-         File(coco(), ('Disc', 'Cube'), dict(filter_empty_gt=True)), NO_CLASS),
-    Case('classes without a comma', check_refused, File(coco(), 'disc'),
-         "classes=('disc', )"),
-    Case('all images too small for the filter', check_refused,
-         File(coco(), filter_cfg=dict(min_size=500)),
-         ('4 images 0 are 500', 'filter_cfg')),
-    Case('no image has the class', check_refused,
-         File(coco(), ('cube', ), dict(filter_empty_gt=True)), 'filter_empty_gt'),
-    Case('one class is missing', check_accepted, File(coco(), ('disc', 'cow', 'cube')),
-         "has 2 of the 3 classes ('disc', 'cow', 'cube')"),
+    Case(
+        'no categories', check_refused, File(without(coco(), 'categories')), "no list 'categories'"
+    ),
+    Case(
+        'no annotations key',
+        check_refused,
+        File(without(coco(), 'annotations')),
+        "no list 'annotations'",
+    ),
+    Case(
+        'no annotations at all',
+        check_refused,
+        File(dict(coco(), annotations=[])),
+        'none of the 4 images',
+    ),
+    Case(
+        'all are crowds',
+        check_refused,
+        File(dict(coco(), annotations=[annotation(1, BOX, iscrowd=1)])),
+        'that is not a crowd',
+    ),
+    Case(
+        'equal annotation ids',
+        check_refused,
+        File(coco(annotation(100, EXTRA))),
+        'annotations[4] with the id 100 of another one',
+    ),
+    Case(
+        'annotation without bbox',
+        check_refused,
+        File(coco(without(annotation(1, EXTRA), 'bbox'))),
+        'annotations[4] without bbox',
+    ),
+    Case(
+        'bbox of three numbers',
+        check_refused,
+        File(coco(annotation(1, EXTRA, bbox=[1, 2, 3]))),
+        'annotations[4] (id 1) with bbox',
+    ),
+    Case(
+        'annotation without area',
+        check_refused,
+        File(coco(without(annotation(1, EXTRA), 'area'))),
+        'annotations[4] without area',
+    ),
+    Case(
+        'no classes in the config',
+        check_refused,
+        File(coco(), None),
+        (NO_CLASS, "'person'", "its categories are ('disc', 'cube')", 'metainfo'),
+    ),
+    Case(
+        'other class names',
+        check_refused,
+        File(coco(), ('Disc', 'Cube')),
+        (NO_CLASS, "('Disc', 'Cube')", "('disc', 'cube')"),
+    ),
+    Case(
+        'other class names, empty images filtered',
+        check_refused,
+        File(coco(), ('Disc', 'Cube'), dict(filter_empty_gt=True)),
+        NO_CLASS,
+    ),
+    Case('classes without a comma', check_refused, File(coco(), 'disc'), "classes=('disc', )"),
+    Case(
+        'all images too small for the filter',
+        check_refused,
+        File(coco(), filter_cfg=dict(min_size=500)),
+        ('4 images 0 are 500', 'filter_cfg'),
+    ),
+    Case(
+        'no image has the class',
+        check_refused,
+        File(coco(), ('cube',), dict(filter_empty_gt=True)),
+        'filter_empty_gt',
+    ),
+    Case(
+        'one class is missing',
+        check_accepted,
+        File(coco(), ('disc', 'cow', 'cube')),
+        "has 2 of the 3 classes ('disc', 'cow', 'cube')",
+    ),
     Case('classes in another order', check_accepted, File(coco(), ('cube', 'disc')), ''),
     # Sampling.
-    Case('m = 1', check_sampling_refused,
-         Sampling(1, 4), 'num_repeats=1 makes no replicas'),
+    Case('m = 1', check_sampling_refused, Sampling(1, 4), 'num_repeats=1 makes no replicas'),
     Case('m = 0', check_sampling_refused, Sampling(0, 4), 'num_repeats=0'),
     Case('m = 1.5', check_sampling_refused, Sampling(1.5, 4), 'not an int'),
-    Case('batch size not divisible by m', check_sampling_refused, Sampling(3, 4),
-         'batch_size=4 is not a multiple of num_repeats=3.* to 3 or 6'),
-    Case('batch size below m', check_sampling_refused, Sampling(8, 4),
-         'batch_size=4 is not a multiple of num_repeats=8.* to 8'),
+    Case(
+        'batch size not divisible by m',
+        check_sampling_refused,
+        Sampling(3, 4),
+        'batch_size=4 is not a multiple of num_repeats=3.* to 3 or 6',
+    ),
+    Case(
+        'batch size below m',
+        check_sampling_refused,
+        Sampling(8, 4),
+        'batch_size=4 is not a multiple of num_repeats=8.* to 8',
+    ),
     Case('m above the data set, full', check_sampling, Sampling(6, 6), [[6]] * 4),
     Case('m above the data set, v1', check_sampling, Sampling(6, 6, 'v1'), [[6]]),
     # Folders of a classifier.
-    Case('stray text file', check_folder,
-         {'a/0.jpg': encoded(), 'a/notes.txt': b'x', 'b/0.jpg': encoded(), 'c.txt': b''},
-         [(0, 0), (1, 1)]),
-    Case('empty class folder', check_folder,
-         {'a/0.jpg': encoded(), 'b': None, 'c/0.jpg': encoded()}, [(0, 0), (2, 1)]),
-    Case('mixed-case extensions', check_folder,
-         {'a/0.JPG': encoded(), 'a/1.Png': encoded(suffix='.png'), 'b/2.jpeg': encoded()},
-         [(0, 0), (0, 1), (1, 2)]),
-    Case('truncated file of a class', check_folder,
-         {'a/0.jpg': encoded(), 'a/1.jpg': part(50), 'b/0.jpg': encoded()},
-         [(0, 0), (0, 0), (1, 2)]),
+    Case(
+        'stray text file',
+        check_folder,
+        {'a/0.jpg': encoded(), 'a/notes.txt': b'x', 'b/0.jpg': encoded(), 'c.txt': b''},
+        [(0, 0), (1, 1)],
+    ),
+    Case(
+        'empty class folder',
+        check_folder,
+        {'a/0.jpg': encoded(), 'b': None, 'c/0.jpg': encoded()},
+        [(0, 0), (2, 1)],
+    ),
+    Case(
+        'mixed-case extensions',
+        check_folder,
+        {'a/0.JPG': encoded(), 'a/1.Png': encoded(suffix='.png'), 'b/2.jpeg': encoded()},
+        [(0, 0), (0, 1), (1, 2)],
+    ),
+    Case(
+        'truncated file of a class',
+        check_folder,
+        {'a/0.jpg': encoded(), 'a/1.jpg': part(50), 'b/0.jpg': encoded()},
+        [(0, 0), (0, 0), (1, 2)],
+    ),
 ]
 
 
@@ -588,18 +766,25 @@ def with_thumbnail(jpeg):
     return jpeg[:2] + b'\xff\xe1' + size + thumbnail + jpeg[2:]
 
 
-@pytest.mark.parametrize('data', [part(50), part(99), encoded()[:-2],
-                                  with_thumbnail(encoded())[:-100]])
+@pytest.mark.parametrize(
+    'data', [part(50), part(99), encoded()[:-2], with_thumbnail(encoded())[:-100]]
+)
 def test_a_truncated_jpeg_that_decodes_is_noticed(lenient, data, tmp_path, log):
     write_data(tmp_path, bad_image=data)
     dataset = open_data(tmp_path, load=lenient)
     assert sources(dataset, [0, 0, BAD, BAD]) == [0, 0, 0, 0]
-    (line, ) = log()
+    (line,) = log()
     assert 'is a truncated JPEG' in line and f'{len(data)} bytes' in line
 
 
-@pytest.mark.parametrize('data', [with_thumbnail(encoded()), encoded() + b'\xff\xd8tail',
-                                  by_pillow('RGB', 'JPEG', progressive=True)])
+@pytest.mark.parametrize(
+    'data',
+    [
+        with_thumbnail(encoded()),
+        encoded() + b'\xff\xd8tail',
+        by_pillow('RGB', 'JPEG', progressive=True),
+    ],
+)
 def test_a_whole_jpeg_is_not(lenient, data, tmp_path, log):
     write_data(tmp_path, bad_image=data)
     assert sources(open_data(tmp_path, load=lenient), [0, BAD, BAD]) == [0, BAD, BAD]
@@ -621,12 +806,15 @@ def test_a_bad_image_raises_if_told_so(tmp_path):
     assert str(tmp_path / '1.jpg') in str(error.value)
 
 
-@pytest.mark.parametrize('options, words', [
-    (dict(on_bad_image='ignore'), "on_bad_image is 'ignore'"),
-    (dict(on_missing_image=None), 'on_missing_image is None'),
-    (dict(max_skipped=-1), 'max_skipped is -1'),
-    (dict(max_skipped=0.1), 'max_skipped is 0.1'),
-])
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(on_bad_image='ignore'), "on_bad_image is 'ignore'"),
+        (dict(on_missing_image=None), 'on_missing_image is None'),
+        (dict(max_skipped=-1), 'max_skipped is -1'),
+        (dict(max_skipped=0.1), 'max_skipped is 0.1'),
+    ],
+)
 def test_options_are_checked(options, words):
     with pytest.raises(ValueError, match=words):
         InvertiblePipeline(LOAD + STEPS, **options)
@@ -671,7 +859,7 @@ def test_an_image_that_is_always_rejected_gives_a_whole_group(tmp_path, log):
     dataset = open_data(tmp_path, steps=steps)
     assert sources(dataset, [0, 0, BAD, BAD, 2, 2]) == [0, 0, 0, 0, 2, 2]
     sources(dataset, [3] * 20 + [BAD])
-    (line, ) = log()
+    (line,) = log()
     assert 'reject' in line and '16 attempts' in line and f'{BAD}.jpg' in line
 
 
@@ -679,11 +867,23 @@ def test_replicas_that_are_mixed_stay_whole(tmp_path, log):
     """Images to mix with are loaded between the replicas of a bad one."""
     write_data(tmp_path, bad_image=b'damaged', count=6)
     inner = CocoDataset(
-        ann_file=str(tmp_path / 'train.json'), data_prefix=dict(img=str(tmp_path)),
-        metainfo=dict(classes=('disc', 'cube')), pipeline=[InvertiblePipeline(LOAD)])
-    dataset = MultiImageMixDataset(inner, [dict(
-        type='lt_mm.InvertiblePipeline', transforms=[
-            dict(type='Mosaic', img_scale=(WIDTH, HEIGHT)), dict(type='PackDetInputs')])])
+        ann_file=str(tmp_path / 'train.json'),
+        data_prefix=dict(img=str(tmp_path)),
+        metainfo=dict(classes=('disc', 'cube')),
+        pipeline=[InvertiblePipeline(LOAD)],
+    )
+    dataset = MultiImageMixDataset(
+        inner,
+        [
+            dict(
+                type='lt_mm.InvertiblePipeline',
+                transforms=[
+                    dict(type='Mosaic', img_scale=(WIDTH, HEIGHT)),
+                    dict(type='PackDetInputs'),
+                ],
+            )
+        ],
+    )
     for _ in range(5):
         assert sources(dataset, [0, 0]) == [0, 0]
         found = sources(dataset, [BAD] * 4)
@@ -697,8 +897,7 @@ def test_workers_count_together(tmp_path, log):
     damage(tmp_path, bad)
     dataset = open_data(tmp_path)
     sampler = GroupedRepeatAugSampler(dataset, 2, seed=0)
-    loader = DataLoader(dataset, 4, sampler=sampler, num_workers=2,
-                        collate_fn=pseudo_collate)
+    loader = DataLoader(dataset, 4, sampler=sampler, num_workers=2, collate_fn=pseudo_collate)
     for epoch in range(2):  # each with workers of its own
         sampler.set_epoch(epoch)
         for batch in loader:
@@ -712,8 +911,7 @@ def test_workers_count_together(tmp_path, log):
 
 def test_tally():
     tally = Tally(3)
-    assert [tally.add(number) for number in (5, 2, 5, 8, 2)] == [True, True, False, True,
-                                                                 False]
+    assert [tally.add(number) for number in (5, 2, 5, 8, 2)] == [True, True, False, True, False]
     assert len(tally) == 3 and tally.is_full()
     assert not tally.add(1) and len(copy.deepcopy(tally)) == 3
 
@@ -739,10 +937,17 @@ def file_of(shapes, number):
 
 
 def train(shapes, **options):
-    runner = train_demo(shapes, shapes.parent / 'work', **{
-        'train_cfg.val_begin': 9, 'train_dataloader.dataset.filter_cfg': None,
-        'train_dataloader.dataset.pipeline.0.transforms.2.scale': (96, 96),
-        'model.train_cfg.rpn_proposal.max_per_img': 30, **options})
+    runner = train_demo(
+        shapes,
+        shapes.parent / 'work',
+        **{
+            'train_cfg.val_begin': 9,
+            'train_dataloader.dataset.filter_cfg': None,
+            'train_dataloader.dataset.pipeline.0.transforms.2.scale': (96, 96),
+            'model.train_cfg.rpn_proposal.max_per_img': 30,
+            **options,
+        },
+    )
     text = next((shapes.parent / 'work').glob('*/*.log')).read_text()
     return recorded(runner), text
 
@@ -757,9 +962,18 @@ def spoil(content):
     size = len(content['annotations'])
     content['annotations'] += [
         annotation(size + 1 + row, box, content['images'][row % 8]['id'])
-        for row, box in enumerate([
-            [5, 5, INF, 9], [5, 5, 9, INF], [-1e30, -1e30, 2e30, 2e30], [NAN, 5, 9, 9],
-            [5, 5, 0, 0], [60, 60, 90, 90], [500, 500, 9, 9]])]
+        for row, box in enumerate(
+            [
+                [5, 5, INF, 9],
+                [5, 5, 9, INF],
+                [-1e30, -1e30, 2e30, 2e30],
+                [NAN, 5, 9, 9],
+                [5, 5, 0, 0],
+                [60, 60, 90, 90],
+                [500, 500, 9, 9],
+            ]
+        )
+    ]
     for crowd in content['annotations'][::5]:
         crowd['iscrowd'] = 1
 
@@ -783,7 +997,8 @@ def test_a_detector_trains_with_5000_instances_in_an_image(shapes):
         size = len(content['annotations'])
         content['annotations'] += [
             dict(each, id=size + each['id'], image_id=content['images'][0]['id'])
-            for each in many(5000)]
+            for each in many(5000)
+        ]
 
     edit(shapes, crowd_in)
     outputs, _ = train(shapes, **{'train_dataloader.dataset.indices': 2})
@@ -800,9 +1015,13 @@ def test_a_missing_file_stops_a_run_with_its_name(shapes):
 
 def test_a_wrong_folder_stops_a_run_of_skips(shapes):
     with pytest.raises(BadImageError, match='in a row.*data_prefix'):
-        train(shapes, **{
-            'train_dataloader.dataset.data_prefix.img': 'nowhere/',
-            'train_dataloader.dataset.pipeline.0.on_missing_image': 'skip'})
+        train(
+            shapes,
+            **{
+                'train_dataloader.dataset.data_prefix.img': 'nowhere/',
+                'train_dataloader.dataset.pipeline.0.on_missing_image': 'skip',
+            },
+        )
 
 
 def test_a_truncated_json_stops_a_run_before_training(shapes):
@@ -817,8 +1036,11 @@ def test_a_classifier_trains_on_bad_images(tmp_path):
     for row in range(12):
         path = pictures / 'ab'[row % 2] / f'{row}.jpg'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes({3: part(50), 4: b'text', 7: encoded(picture(1, 1))}.get(
-            row, encoded(picture(32, 32, row))))
+        path.write_bytes(
+            {3: part(50), 4: b'text', 7: encoded(picture(1, 1))}.get(
+                row, encoded(picture(32, 32, row))
+            )
+        )
     cfg = classifier_config(pictures, tmp_path / 'work')
     runner = Runner.from_cfg(cfg)
     runner.train()

@@ -1,4 +1,5 @@
 """The contract of the invertible pipeline, against the source annotations and pixels."""
+
 import copy
 import json
 import multiprocessing
@@ -24,22 +25,36 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
+from lt_mm.core import geometry
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline, describe_applied
 from lt_mm.structures.recorded_boxes import LostTraceError, TracedBoxes
-from lt_mm.core import geometry
 from tests import reference
 from tests.datasets.transforms import transform_cases
-from tests.datasets.transforms.pipeline_data import (BOXES, LABELS, PACK, SHAPE,
-                                          LoadMadeImage, MadeDataset,
-                                          all_instances, blob, lies_inside,
-                                          loaders, make_sample, mixed_dataset,
-                                          moved_annotation, paint, pipeline_of,
-                                          polygon, run, seed_all)
+from tests.datasets.transforms.pipeline_data import (
+    BOXES,
+    LABELS,
+    PACK,
+    SHAPE,
+    LoadMadeImage,
+    MadeDataset,
+    all_instances,
+    blob,
+    lies_inside,
+    loaders,
+    make_sample,
+    mixed_dataset,
+    moved_annotation,
+    paint,
+    pipeline_of,
+    polygon,
+    run,
+    seed_all,
+)
 from tests.datasets.transforms.transform_cases import CASES, EXACT, INEXACT, REFUSED
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-PIXEL = 0.01        # how well boxes must agree with the record
-RENDERING = 1.5     # how well resampled pixels show where a box is
+PIXEL = 0.01  # how well boxes must agree with the record
+RENDERING = 1.5  # how well resampled pixels show where a box is
 SEEDS = range(6)
 FLIP = dict(type='RandomFlip', prob=1.0)
 CROP = dict(type='RandomCrop', crop_size=(50, 40))
@@ -62,8 +77,9 @@ def _is_axis_aligned(matrix):
 def _restored(box, matrix):
     """A replica's box in the source frame."""
     box, matrix = np.asarray(box, np.float64), np.asarray(matrix)
-    return geometry.boxes_to_source(
-        torch.from_numpy(box)[None], torch.from_numpy(matrix)[None])[0].numpy()
+    return geometry.boxes_to_source(torch.from_numpy(box)[None], torch.from_numpy(matrix)[None])[
+        0
+    ].numpy()
 
 
 def _check_instance(row, samples, shape, may_shrink=False, slack=PIXEL):
@@ -126,8 +142,13 @@ class TestSingleImages:
             shape = packed['data_samples'].recorded_shape
             assert shape == tuple(packed['inputs'].shape[1:])
             for row in all_instances(packed):
-                _check_instance(row, {5: sample}, shape, case.recomputes,
-                                slack=1.01 if case.masks == 'bitmap' else PIXEL)
+                _check_instance(
+                    row,
+                    {5: sample},
+                    shape,
+                    case.recomputes,
+                    slack=1.01 if case.masks == 'bitmap' else PIXEL,
+                )
                 matrices.append(row['matrix'])
         assert len(matrices) >= 5
         aligned = [_is_axis_aligned(matrix) for matrix in matrices]
@@ -135,8 +156,7 @@ class TestSingleImages:
         moved = any(not np.array_equal(matrix, np.eye(3)) for matrix in matrices)
         assert moved != case.is_still
 
-    @pytest.mark.parametrize(
-        'case', [c for c in SINGLE if not c.is_still or c.hides], **by_name)
+    @pytest.mark.parametrize('case', [c for c in SINGLE if not c.is_still or c.hides], **by_name)
     def test_pixels(self, case):
         if 'Augment' in case.name:
             # Their policies change colours, which here say which instance is meant.
@@ -179,11 +199,9 @@ class TestSingleImages:
         pipeline = pipeline_of(case.transforms, case.masks, case.to_float32)
         packed = run(pipeline, make_sample(sample_idx=5))
         for row in all_instances(packed):
-            np.testing.assert_array_equal(
-                row['matrix'], packed['data_samples'].source_matrix)
+            np.testing.assert_array_equal(row['matrix'], packed['data_samples'].source_matrix)
 
-    @pytest.mark.parametrize(
-        'case', [c for c in CASES if c.expected == REFUSED], **by_name)
+    @pytest.mark.parametrize('case', [c for c in CASES if c.expected == REFUSED], **by_name)
     def test_refused(self, case):
         with pytest.raises(LostTraceError, match=case.transforms[0]['type']):
             run(pipeline_of(case.transforms), make_sample(sample_idx=5))
@@ -194,8 +212,11 @@ class TestSingleImages:
         height, width = shape
         boxes = [(0, 0, width, height), (1, 2, width - 3, height - 2), (3, 3, 4, 4)]
         sample = make_sample(boxes, shape=shape, sample_idx=0)
-        transforms = [dict(type='Resize', scale=(37, 23), keep_ratio=keep_ratio), FLIP,
-                      dict(type='RandomCrop', crop_size=(9, 7))]
+        transforms = [
+            dict(type='Resize', scale=(37, 23), keep_ratio=keep_ratio),
+            FLIP,
+            dict(type='RandomCrop', crop_size=(9, 7)),
+        ]
         for seed in SEEDS:
             packed = run(pipeline_of(transforms), sample, seed)
             rows = all_instances(packed)
@@ -209,8 +230,7 @@ def _without_colours(case):
     geometric = ['Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY']
     space = [[dict(type=name, prob=1.0, img_border_value=0)] for name in geometric]
     key = dict(AutoAugment='policies', RandAugment='aug_space')[case.name]
-    return transform_cases.Case(
-        case.name, [{'type': case.name, key: space}], case.expected)
+    return transform_cases.Case(case.name, [{'type': case.name, key: space}], case.expected)
 
 
 def _check_image_matrix(packed, matrix, hides):
@@ -240,8 +260,7 @@ class TestMixing:
     @pytest.mark.parametrize('wrapped', [True, False])
     @pytest.mark.parametrize('case', MIXING, **by_name)
     def test_annotations(self, case, wrapped):
-        samples = [make_sample(), make_sample(BOXES[:2], [1, 4], ignored=[1]),
-                   make_sample([], [])]
+        samples = [make_sample(), make_sample(BOXES[:2], [1, 4], ignored=[1]), make_sample([], [])]
         dataset = mixed_dataset(samples, [], case.transforms, wrapped, case.masks)
         seed_all(0)
         merged = 0
@@ -250,8 +269,13 @@ class TestMixing:
             sample = packed['data_samples']
             rows = all_instances(packed)
             for row in rows:
-                _check_instance(row, samples, sample.recorded_shape, case.recomputes,
-                                slack=1.01 if case.name.startswith('CopyPaste') else PIXEL)
+                _check_instance(
+                    row,
+                    samples,
+                    sample.recorded_shape,
+                    case.recomputes,
+                    slack=1.01 if case.name.startswith('CopyPaste') else PIXEL,
+                )
             assert sample.source_id == index
             sources = {row['source'][0] for row in rows}
             if len(sources) > 1:
@@ -260,8 +284,7 @@ class TestMixing:
         assert merged >= 2
 
     @pytest.mark.parametrize('wrapped', [True, False])
-    @pytest.mark.parametrize('case', [c for c in MIXING if 'Paste' not in c.name],
-                             **by_name)
+    @pytest.mark.parametrize('case', [c for c in MIXING if 'Paste' not in c.name], **by_name)
     def test_pixels(self, case, wrapped):
         samples = _mixing_samples()
         dataset = mixed_dataset(samples, [], case.transforms, wrapped)
@@ -270,18 +293,24 @@ class TestMixing:
             packed = dataset[index]
             rows = all_instances(packed)
             for channel in range(3):
-                boxes = [moved_annotation(row, samples) for row in rows
-                         if row['source'][0] == channel]
+                boxes = [
+                    moved_annotation(row, samples) for row in rows if row['source'][0] == channel
+                ]
                 _check_coverage(packed['inputs'], channel, boxes)
 
     def test_pasted_instances_lie_where_they_lay(self):
-        samples = [make_sample(BOXES[:1], LABELS[:1]), make_sample(
-            BOXES[1:], LABELS[1:], image=np.roll(paint(BOXES[1:]), 1, axis=2))]
+        samples = [
+            make_sample(BOXES[:1], LABELS[:1]),
+            make_sample(BOXES[1:], LABELS[1:], image=np.roll(paint(BOXES[1:]), 1, axis=2)),
+        ]
         paste = [dict(type='CopyPaste', selected=False)]
         dataset = mixed_dataset(samples, [], paste, True, masks='bitmap')
         seed_all(0)
-        packed = next(packed for packed in iter(lambda: dataset[0], None)
-                      if len(packed['data_samples'].gt_instances) == 3)
+        packed = next(
+            packed
+            for packed in iter(lambda: dataset[0], None)
+            if len(packed['data_samples'].gt_instances) == 3
+        )
         for row in all_instances(packed):
             image, index = row['source']
             seen = blob(packed['inputs'], channel=image + index)
@@ -289,8 +318,9 @@ class TestMixing:
 
     def test_pasted_onto_an_image_without_boxes(self):
         samples = [make_sample([], []), make_sample()]
-        dataset = mixed_dataset(samples, [], [dict(type='CopyPaste', selected=False)],
-                                True, masks='bitmap')
+        dataset = mixed_dataset(
+            samples, [], [dict(type='CopyPaste', selected=False)], True, masks='bitmap'
+        )
         seed_all(0)
         seen = 0
         for _ in range(6):
@@ -301,13 +331,19 @@ class TestMixing:
 
     @pytest.mark.parametrize('wrapped', [True, False])
     def test_a_chain_of_mixtures(self, wrapped):
-        samples = [make_sample(), make_sample(BOXES[1:], [5, 6], ignored=[0]),
-                   make_sample(BOXES[:1], [2])]
+        samples = [
+            make_sample(),
+            make_sample(BOXES[1:], [5, 6], ignored=[0]),
+            make_sample(BOXES[:1], [2]),
+        ]
         inner = [dict(type='RandomCrop', crop_size=(60, 50)), FLIP]
-        outer = [dict(type='Mosaic', img_scale=(70, 64)),
-                 dict(type='RandomAffine', max_rotate_degree=0, max_shear_degree=0),
-                 dict(type='MixUp', img_scale=(70, 64)), FLIP,
-                 dict(type='Resize', scale=(64, 48))]
+        outer = [
+            dict(type='Mosaic', img_scale=(70, 64)),
+            dict(type='RandomAffine', max_rotate_degree=0, max_shear_degree=0),
+            dict(type='MixUp', img_scale=(70, 64)),
+            FLIP,
+            dict(type='Resize', scale=(64, 48)),
+        ]
         dataset = mixed_dataset(samples, inner, outer, wrapped)
         seed_all(0)
         seen = 0
@@ -315,8 +351,9 @@ class TestMixing:
             packed = dataset[index]
             for row in all_instances(packed):
                 assert _is_axis_aligned(row['matrix'])
-                _check_instance(row, samples, packed['data_samples'].recorded_shape,
-                                may_shrink=True)
+                _check_instance(
+                    row, samples, packed['data_samples'].recorded_shape, may_shrink=True
+                )
                 seen += 1
         assert seen > 30
 
@@ -354,8 +391,10 @@ class TestMixing:
         _write_coco(tmp_path)
         samples = [make_sample(), make_sample(BOXES[:2], LABELS[:2])]
         mosaic = dict(type='Mosaic', img_scale=(70, 64))
-        dataset = MultiImageMixDataset(_coco_dataset(tmp_path), [
-            dict(type='lt_mm.InvertiblePipeline', transforms=[mosaic, FLIP, PACK])])
+        dataset = MultiImageMixDataset(
+            _coco_dataset(tmp_path),
+            [dict(type='lt_mm.InvertiblePipeline', transforms=[mosaic, FLIP, PACK])],
+        )
         assert len(dataset) == 2
         seed_all(0)
         for index in [0, 1, 0, 1]:
@@ -392,7 +431,8 @@ def _check_coverage(image, channel, boxes):
             # A second image may cover half of it (MixUp adds another colour).
             assert pixels[channel, int((y1 + y2) / 2), int((x1 + x2) / 2)] > 60
         box = reference.clip_box(
-            [x1 - RENDERING, y1 - RENDERING, x2 + RENDERING, y2 + RENDERING], shape)
+            [x1 - RENDERING, y1 - RENDERING, x2 + RENDERING, y2 + RENDERING], shape
+        )
         left, top, right, bottom = np.round(box).astype(int)
         colour[top:bottom, left:right] = False
     assert not colour.any()
@@ -403,26 +443,40 @@ def _write_coco(folder):
     images, annotations = [], []
     for number, boxes in enumerate([BOXES, BOXES[:2]]):
         cv2.imwrite(str(folder / f'{number}.png'), paint(boxes))
-        images.append(dict(id=number + 40, file_name=f'{number}.png',
-                           height=SHAPE[0], width=SHAPE[1]))
+        images.append(
+            dict(id=number + 40, file_name=f'{number}.png', height=SHAPE[0], width=SHAPE[1])
+        )
         for (x1, y1, x2, y2), label in zip(boxes, LABELS):
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=number + 40, category_id=label + 1,
-                bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=0,
-                segmentation=polygon((x1, y1, x2, y2))))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=number + 40,
+                    category_id=label + 1,
+                    bbox=[x1, y1, x2 - x1, y2 - y1],
+                    area=(x2 - x1) * (y2 - y1),
+                    iscrowd=0,
+                    segmentation=polygon((x1, y1, x2, y2)),
+                )
+            )
     categories = [dict(id=i + 1, name=f'class{i}') for i in range(8)]
-    (folder / 'coco.json').write_text(json.dumps(
-        dict(images=images, annotations=annotations, categories=categories)))
+    (folder / 'coco.json').write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    )
 
 
 def _coco_dataset(folder, transforms=None, pack=()):
-    load = [dict(type='LoadImageFromFile', backend_args=None),
-            dict(type='LoadAnnotations', with_bbox=True, with_mask=False)]
+    load = [
+        dict(type='LoadImageFromFile', backend_args=None),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=False),
+    ]
     return CocoDataset(
-        ann_file=str(folder / 'coco.json'), data_prefix=dict(img=str(folder)),
+        ann_file=str(folder / 'coco.json'),
+        data_prefix=dict(img=str(folder)),
         metainfo=dict(classes=[f'class{i}' for i in range(8)]),
-        pipeline=[dict(type='lt_mm.InvertiblePipeline',
-                       transforms=[*load, *(transforms or []), *pack])])
+        pipeline=[
+            dict(type='lt_mm.InvertiblePipeline', transforms=[*load, *(transforms or []), *pack])
+        ],
+    )
 
 
 # Each moves boxes so that a step can be told from the next; odd numbers throughout.
@@ -430,8 +484,7 @@ STRAIGHT_POOL = [
     dict(type='Resize', scale=(61, 47)),
     dict(type='Resize', scale=(90, 70), keep_ratio=True, clip_object_border=False),
     dict(type='FixShapeResize', width=53, height=71, keep_ratio=True),
-    dict(type='RandomFlip', prob=[0.3, 0.3, 0.3],
-         direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='RandomFlip', prob=[0.3, 0.3, 0.3], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='RandomShift', prob=0.8, max_shift_px=9),
     dict(type='RandomCrop', crop_size=(31, 23), allow_negative_crop=True),
     dict(type='RandomCrop', crop_size=(0.5, 0.5), crop_type='relative_range'),
@@ -439,7 +492,8 @@ STRAIGHT_POOL = [
     dict(type='Expand', prob=0.8, ratio_range=(1, 2)),
     dict(type='MinIoURandomCrop'),
     dict(type='Pad', size_divisor=16),
-    dict(type='TranslateX', prob=0.8), dict(type='TranslateY', prob=0.8),
+    dict(type='TranslateX', prob=0.8),
+    dict(type='TranslateY', prob=0.8),
     dict(type='RandomAffine', max_rotate_degree=0, max_shear_degree=0),
     dict(type='FilterAnnotations', min_gt_bbox_wh=(3, 3), keep_empty=False),
     dict(type='RandomErasing', n_patches=1, ratio=(0.1, 0.4)),
@@ -447,8 +501,10 @@ STRAIGHT_POOL = [
     dict(type='RandomApply', prob=0.5, transforms=[dict(type='RandomFlip', prob=1.0)]),
 ]
 TURNING_POOL = [
-    dict(type='Rotate', prob=0.8), dict(type='ShearX', prob=0.8),
-    dict(type='ShearY', prob=0.8), dict(type='RandomAffine'),
+    dict(type='Rotate', prob=0.8),
+    dict(type='ShearX', prob=0.8),
+    dict(type='ShearY', prob=0.8),
+    dict(type='RandomAffine'),
 ]
 shapes = st.sampled_from([(17, 11), (11, 17), (33, 57), (64, 48)])
 fractions = st.floats(0, 1, width=32)
@@ -462,10 +518,14 @@ def scenes(draw):
     for kind in draw(st.lists(st.sampled_from('abwt'), max_size=6)):
         xs = sorted([draw(fractions) * width, draw(fractions) * width])
         ys = sorted([draw(fractions) * height, draw(fractions) * height])
-        boxes.append(dict(
-            a=(xs[0], ys[0], xs[1], ys[1]), b=(0, ys[0], xs[1], height),
-            w=(0, 0, width, height),
-            t=(xs[0], ys[0], min(xs[0] + 2e-4, width), min(ys[0] + 2e-4, height)))[kind])
+        boxes.append(
+            dict(
+                a=(xs[0], ys[0], xs[1], ys[1]),
+                b=(0, ys[0], xs[1], height),
+                w=(0, 0, width, height),
+                t=(xs[0], ys[0], min(xs[0] + 2e-4, width), min(ys[0] + 2e-4, height)),
+            )[kind]
+        )
     labels = draw(st.permutations(range(len(boxes))))
     ignored = [row for row in range(len(boxes)) if draw(st.integers(0, 4)) == 0]
     image = np.random.RandomState(0).randint(0, 255, (height, width, 3), np.uint8)
@@ -498,19 +558,26 @@ class TestChains:
     """Random chains of transforms on random scenes."""
 
     @settings(max_examples=120, deadline=None)
-    @given(scenes(), st.lists(st.sampled_from(STRAIGHT_POOL), min_size=2, max_size=5),
-           st.integers(0, 2**31))
+    @given(
+        scenes(),
+        st.lists(st.sampled_from(STRAIGHT_POOL), min_size=2, max_size=5),
+        st.integers(0, 2**31),
+    )
     def test_straight_chains(self, sample, chain, seed):
         packed, rows = _run_chain(sample, chain, seed)
         for row in rows:
             assert _is_axis_aligned(row['matrix'])
-            _check_instance(row, {3: sample}, packed['data_samples'].recorded_shape,
-                            may_shrink=True)
+            _check_instance(
+                row, {3: sample}, packed['data_samples'].recorded_shape, may_shrink=True
+            )
 
     @settings(max_examples=80, deadline=None)
-    @given(scenes(), st.lists(st.sampled_from(STRAIGHT_POOL), min_size=1, max_size=2),
-           st.lists(st.sampled_from(TURNING_POOL), min_size=1, max_size=3),
-           st.integers(0, 2**31))
+    @given(
+        scenes(),
+        st.lists(st.sampled_from(STRAIGHT_POOL), min_size=1, max_size=2),
+        st.lists(st.sampled_from(TURNING_POOL), min_size=1, max_size=3),
+        st.integers(0, 2**31),
+    )
     def test_turning_chains(self, sample, straight, turning, seed):
         """A tiny box has hardly a hull: it shows the matrix of a turned image."""
         chain = [*turning, *straight] if seed % 2 else [*straight, *turning]
@@ -523,9 +590,11 @@ class TestChains:
     def test_the_pools_reach_the_checks(self):
         """Most chains neither reject the image nor lose every instance."""
         sample = make_sample(sample_idx=3)
-        counts = [len(_run_chain(sample, [first, second], seed)[1])
-                  for seed, first in enumerate(STRAIGHT_POOL + TURNING_POOL)
-                  for second in (STRAIGHT_POOL[3], STRAIGHT_POOL[8])]
+        counts = [
+            len(_run_chain(sample, [first, second], seed)[1])
+            for seed, first in enumerate(STRAIGHT_POOL + TURNING_POOL)
+            for second in (STRAIGHT_POOL[3], STRAIGHT_POOL[8])
+        ]
         assert np.mean([count > 0 for count in counts]) > 0.9
 
 
@@ -543,16 +612,17 @@ class TestRecord:
             assert group.source_matrices.dtype == torch.float64
             assert group.source_matrices.shape == (count, 3, 3)
             assert group.visibility.dtype == torch.float32
-            assert group.visibility.shape == (count, )
+            assert group.visibility.shape == (count,)
         assert sample.gt_instances.source_ids.tolist() == [[5, 0], [5, 2]]
         assert sample.ignored_instances.source_ids.tolist() == [[5, 1]]
 
     def test_fields_of_an_image_without_boxes(self):
-        group = run(pipeline_of([FLIP]),
-                    make_sample([], [], sample_idx=5))['data_samples'].gt_instances
+        group = run(pipeline_of([FLIP]), make_sample([], [], sample_idx=5))[
+            'data_samples'
+        ].gt_instances
         assert group.source_ids.shape == (0, 2) and group.source_ids.dtype == torch.int64
         assert group.source_matrices.shape == (0, 3, 3)
-        assert group.visibility.shape == (0, )
+        assert group.visibility.shape == (0,)
         assert group.source_id == 5
 
     def test_metainfo(self):
@@ -565,15 +635,18 @@ class TestRecord:
             assert facts.recorded_shape == (20, 40)
             assert facts.source_matrix.dtype == np.float64
             np.testing.assert_allclose(
-                facts.source_matrix, [[-0.5, 0, 40], [0, 1 / 3, 0], [0, 0, 1]])
-            assert [step.name for step in facts.applied_transforms] == [
-                'Resize', 'RandomFlip']
+                facts.source_matrix, [[-0.5, 0, 40], [0, 1 / 3, 0], [0, 0, 1]]
+            )
+            assert [step.name for step in facts.applied_transforms] == ['Resize', 'RandomFlip']
             assert 'source_id' in facts.metainfo_keys()
 
     def test_applied_transforms_are_readable(self):
-        transforms = [dict(type='Resize', scale=(40, 20)),
-                      dict(type='RandomFlip', prob=0.0), FLIP,
-                      dict(type='Brightness', prob=1.0)]
+        transforms = [
+            dict(type='Resize', scale=(40, 20)),
+            dict(type='RandomFlip', prob=0.0),
+            FLIP,
+            dict(type='Brightness', prob=1.0),
+        ]
         sample = run(pipeline_of(transforms), make_sample(sample_idx=5))['data_samples']
         resize, unflipped, flip = describe_applied(sample.applied_transforms)
         assert resize.startswith('Resize: ') and 'img_shape=(20, 40)' in resize
@@ -632,10 +705,11 @@ class Shift(BaseTransform):
 
 
 class TestVisibility:
-
     @pytest.mark.parametrize('clip', [True, False])
-    @pytest.mark.parametrize('dx, dy, expected', [
-        (0, 0, 1.0), (-20, 0, 0.5), (-30, 0, 0.0), (-20, -10, 0.25), (60, 0, 0.5)])
+    @pytest.mark.parametrize(
+        'dx, dy, expected',
+        [(0, 0, 1.0), (-20, 0, 0.5), (-30, 0, 0.0), (-20, -10, 0.25), (60, 0, 0.5)],
+    )
     def test_by_hand(self, dx, dy, expected, clip):
         sample = make_sample([(10, 0, 30, 20)], [0], sample_idx=0)
         packed = run(pipeline_of([Shift(dx, dy, clip)]), sample)
@@ -658,8 +732,9 @@ class TestVisibility:
     def test_flips_and_scales_hide_nothing(self):
         transforms = [FLIP, dict(type='Resize', scale=(37, 23))]
         packed = run(pipeline_of(transforms), make_sample(sample_idx=0))
-        torch.testing.assert_close(packed['data_samples'].gt_instances.visibility,
-                                   torch.ones(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            packed['data_samples'].gt_instances.visibility, torch.ones(3), atol=1e-5, rtol=0
+        )
 
 
 class Scribble(BaseTransform):
@@ -681,9 +756,14 @@ class RedrawnResize(Resize):
 def _wipe(packed):
     """Writes into all that was packed."""
     sample = packed['data_samples']
-    for tensor in (packed['inputs'], sample.gt_instances.bboxes.tensor,
-                   sample.gt_instances.labels, sample.gt_instances.source_ids,
-                   sample.gt_instances.source_matrices, sample.gt_instances.visibility):
+    for tensor in (
+        packed['inputs'],
+        sample.gt_instances.bboxes.tensor,
+        sample.gt_instances.labels,
+        sample.gt_instances.source_ids,
+        sample.gt_instances.source_matrices,
+        sample.gt_instances.visibility,
+    ):
         tensor.zero_()
     sample.source_matrix[...] = 0
     sample.applied_transforms[0].image_matrix[...] = 0
@@ -691,6 +771,7 @@ def _wipe(packed):
 
 class CountingLoader(LoadImageFromFile):
     """The stock loader, counted."""
+
     calls = 0
 
     def transform(self, results):
@@ -719,8 +800,9 @@ class TestReplicas:
         pipeline = InvertiblePipeline([LoadCounted(), *loaders()[1:], PACK])
         before = LoadCounted.calls
         for index, name in enumerate('aaabbb'):
-            sample = dict(make_sample(sample_idx=index // 3),
-                          img_path=str(tmp_path / f'{name}.png'))
+            sample = dict(
+                make_sample(sample_idx=index // 3), img_path=str(tmp_path / f'{name}.png')
+            )
             packed = run(pipeline, sample)
             channel = packed['inputs'][1]  # the second box is painted in a.png alone
             assert bool(channel.any()) == (name == 'a')
@@ -754,15 +836,19 @@ class TestReplicas:
         for name in ('source_ids', 'source_matrices', 'visibility'):
             assert torch.equal(mine.gt_instances[name], theirs.gt_instances[name])
         np.testing.assert_array_equal(mine.source_matrix, theirs.source_matrix)
-        np.testing.assert_array_equal(mine.applied_transforms[0].image_matrix,
-                                      theirs.applied_transforms[0].image_matrix)
+        np.testing.assert_array_equal(
+            mine.applied_transforms[0].image_matrix, theirs.applied_transforms[0].image_matrix
+        )
 
     @pytest.mark.parametrize('cls, calls', [(Resize, 2), (RedrawnResize, 6)])
     def test_a_resize_that_draws_nothing_is_done_once(self, cls, calls, monkeypatch):
         done = []
         resize = Resize.transform
-        monkeypatch.setattr(Resize, 'transform', lambda self, results: (
-            done.append(results['sample_idx']), resize(self, results))[1])
+        monkeypatch.setattr(
+            Resize,
+            'transform',
+            lambda self, results: (done.append(results['sample_idx']), resize(self, results))[1],
+        )
         pipeline = pipeline_of([cls((120, 90), keep_ratio=True)])
         for index in [0, 0, 0, 1, 1, 1]:
             packed = run(pipeline, make_sample(sample_idx=index))
@@ -771,8 +857,12 @@ class TestReplicas:
 
     @pytest.mark.parametrize('masks', [None, 'bitmap', 'polygon'])
     def test_every_replica_equals_the_stock_output(self, masks):
-        transforms = [RESIZE, dict(type='RandomFlip', prob=0.5),
-                      dict(type='PhotoMetricDistortion'), CROP]
+        transforms = [
+            RESIZE,
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PhotoMetricDistortion'),
+            CROP,
+        ]
         stock = Compose([*loaders(masks), *copy.deepcopy(transforms), PACK])
         ours = pipeline_of(transforms, masks)
         # Twice in a row, once each, and twice again.
@@ -798,8 +888,18 @@ class TestReplicas:
     def test_sources_that_come_once_and_then_repeatedly(self):
         dataset = MadeDataset([make_sample() for _ in range(5)], [pipeline_of([CROP])])
         loader = dataset.pipeline.transforms[0].transforms[0]
-        for index, calls in [(0, 1), (1, 2), (2, 3), (3, 4), (3, 5), (3, 5), (4, 6),
-                             (4, 6), (0, 7), (0, 7)]:
+        for index, calls in [
+            (0, 1),
+            (1, 2),
+            (2, 3),
+            (3, 4),
+            (3, 5),
+            (3, 5),
+            (4, 6),
+            (4, 6),
+            (0, 7),
+            (0, 7),
+        ]:
             assert dataset[index]['data_samples'].source_id == index
             assert loader.calls == calls
 
@@ -811,8 +911,7 @@ class TestReplicas:
     def test_a_rejected_replica_is_tried_again_on_the_same_source(self):
         pipeline = pipeline_of([RejectFirst(3)])
         assert run(pipeline, make_sample(sample_idx=5))['data_samples'].source_id == 5
-        assert run(pipeline_of([RejectFirst(3)], max_refetch=2),
-                   make_sample(sample_idx=5)) is None
+        assert run(pipeline_of([RejectFirst(3)], max_refetch=2), make_sample(sample_idx=5)) is None
 
 
 class Switch(BaseTransform):
@@ -867,11 +966,15 @@ class TestStockOutput:
     @pytest.mark.parametrize('wrapped', [True, False])
     @pytest.mark.parametrize('case', MIXING, **by_name)
     def test_mixtures(self, case, wrapped):
-        samples = [make_sample(), make_sample(BOXES[:2], [1, 4], ignored=[1]),
-                   make_sample(BOXES[:1], [6])]
+        samples = [
+            make_sample(),
+            make_sample(BOXES[:2], [1, 4], ignored=[1]),
+            make_sample(BOXES[:1], [6]),
+        ]
         ours = mixed_dataset(samples, [], case.transforms, wrapped, case.masks)
         stock = MultiImageMixDataset(
-            MadeDataset(samples, loaders(case.masks)), [*case.transforms, PACK])
+            MadeDataset(samples, loaders(case.masks)), [*case.transforms, PACK]
+        )
         expected, found = [], []
         for dataset, packed in ((stock, expected), (ours, found)):
             seed_all(3)
@@ -892,7 +995,6 @@ def _rewrite(function):
     """A third-party transform from a function of (results, boxes, width)."""
 
     class ThirdParty(BaseTransform):
-
         def transform(self, results):
             width = results['img'].shape[1]
             return function(results, results['gt_bboxes'], width) or results
@@ -1012,7 +1114,7 @@ class Albu(BaseTransform):
             boxes = boxes[self.keep]
             for key in ('gt_bboxes_labels', 'gt_ignore_flags'):
                 results[key] = results[key][self.keep]
-        boxes = np.array([box for box in boxes], dtype=np.float32).reshape(-1, 4)
+        boxes = np.array(list(boxes), dtype=np.float32).reshape(-1, 4)
         results['gt_bboxes'] = HorizontalBoxes(boxes)
         return results
 
@@ -1020,12 +1122,27 @@ class Albu(BaseTransform):
 class TestThirdParty:
     """Transforms that go past the box type are refused, never silently wrong."""
 
-    @pytest.mark.parametrize('function', [
-        _numpy_boxes, _new_boxes, _same_type_from_numbers, _into_tensor, _new_tensor,
-        _into_numpy_view, _into_data, _written_then_picked, _written_then_moved,
-        _written_then_cloned, _row_by_row, _joined_with_plain, _dropped, _set_to_none,
-        _from_masks_of_others, _from_masks_in_a_new_dict
-    ])
+    @pytest.mark.parametrize(
+        'function',
+        [
+            _numpy_boxes,
+            _new_boxes,
+            _same_type_from_numbers,
+            _into_tensor,
+            _new_tensor,
+            _into_numpy_view,
+            _into_data,
+            _written_then_picked,
+            _written_then_moved,
+            _written_then_cloned,
+            _row_by_row,
+            _joined_with_plain,
+            _dropped,
+            _set_to_none,
+            _from_masks_of_others,
+            _from_masks_in_a_new_dict,
+        ],
+    )
     def test_refused(self, function):
         pipeline = pipeline_of([FLIP, _rewrite(function)], masks='bitmap')
         with pytest.raises(LostTraceError) as caught:
@@ -1034,8 +1151,9 @@ class TestThirdParty:
         assert message.startswith('ThirdParty: ') and 'Remove ThirdParty' in message
         assert "image_only=['ThirdParty']" in message
 
-    @pytest.mark.parametrize('function', [_numpy_boxes, _new_boxes, _into_tensor,
-                                          _new_tensor, _same_type_from_numbers])
+    @pytest.mark.parametrize(
+        'function', [_numpy_boxes, _new_boxes, _into_tensor, _new_tensor, _same_type_from_numbers]
+    )
     def test_a_box_mirrored_onto_itself_is_refused(self, function):
         """The coordinates look the same, but left and right of the instance changed."""
         sample = make_sample([(20, 5, 60, 30)], [0], sample_idx=5)
@@ -1082,8 +1200,9 @@ class TestThirdParty:
             _check_instance(row, {5: sample}, SHAPE)
             _check_pixels(row, packed, {5: sample})
 
-    @pytest.mark.parametrize('keys', [None, ('img', 'gt_bboxes', 'gt_bboxes_labels',
-                                             'gt_ignore_flags', 'img_shape')])
+    @pytest.mark.parametrize(
+        'keys', [None, ('img', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'img_shape')]
+    )
     def test_a_new_dict_with_the_traced_boxes_is_welcome(self, keys):
         """Whatever of the record lies beside the boxes is carried over."""
 
@@ -1114,11 +1233,14 @@ class TestThirdParty:
         for row in rows:
             _check_instance(row, {5: sample}, SHAPE)
 
-    @pytest.mark.parametrize('boxes', [
-        BOXES,
-        # They take each other's place, so the set of numbers is the same.
-        [(10, 5, 30, 30), (50, 5, 70, 30)],
-    ])
+    @pytest.mark.parametrize(
+        'boxes',
+        [
+            BOXES,
+            # They take each other's place, so the set of numbers is the same.
+            [(10, 5, 30, 30), (50, 5, 70, 30)],
+        ],
+    )
     def test_albu_that_moves(self, boxes):
         sample = make_sample(boxes, sample_idx=5)
         with pytest.raises(LostTraceError, match='declared image_only'):
@@ -1139,18 +1261,17 @@ class TestThirdParty:
     def test_an_unknown_wrapper_of_known_transforms_is_not_trusted(self):
 
         class Mirroring(Compose):
-
             def transform(self, results):
                 _mirror_image(results)
                 return super().transform(results)
 
-        sample = run(pipeline_of([Mirroring([FLIP])]),
-                     make_sample([], [], sample_idx=5))['data_samples']
+        sample = run(pipeline_of([Mirroring([FLIP])]), make_sample([], [], sample_idx=5))[
+            'data_samples'
+        ]
         assert 'source_matrix' not in sample
 
 
 class TestErrors:
-
     def test_no_sample_idx(self):
         with pytest.raises(LostTraceError, match="no 'sample_idx'.*BaseDataset"):
             run(pipeline_of([FLIP]), make_sample())
@@ -1168,8 +1289,9 @@ class TestErrors:
         with pytest.raises(LostTraceError, match='wrap the pipeline that loads'):
             InvertiblePipeline([mixup, PACK])(results)
 
-    @pytest.mark.parametrize('box_type, found', [(None, 'ndarray'),
-                                                 ('lt_traced_hbox', 'TracedBoxes')])
+    @pytest.mark.parametrize(
+        'box_type, found', [(None, 'ndarray'), ('lt_traced_hbox', 'TracedBoxes')]
+    )
     def test_box_type(self, box_type, found):
         load = dict(type='LoadAnnotations', with_bbox=True, box_type=box_type)
         pipeline = InvertiblePipeline([LoadMadeImage(), load, FLIP, PACK])
@@ -1179,35 +1301,47 @@ class TestErrors:
     def test_annotations_loaded_after_the_image_was_moved(self):
         load, annotations = loaders()
         pipeline = InvertiblePipeline(
-            [load, dict(type='Resize', scale=(40, 20)), annotations, PACK])
+            [load, dict(type='Resize', scale=(40, 20)), annotations, PACK]
+        )
         with pytest.raises(LostTraceError, match='after Resize'):
             run(pipeline, make_sample(sample_idx=5))
 
-    @pytest.mark.parametrize('transform', [
-        dict(type=IdleInstaBoost),
-        dict(type='RandomApply', prob=1.0, transforms=[dict(type=IdleInstaBoost)]),
-        dict(type=MovesAnnotations, change=lambda instances: instances.pop()),
-        dict(type=MovesAnnotations, change=lambda instances: instances.reverse()),
-        dict(type=MovesAnnotations,
-             change=lambda instances: instances[0]['bbox'].__setitem__(0, 3.0)),
-        dict(type=MovesAnnotations,
-             change=lambda instances: instances[1].update(bbox=[1., 2., 3., 4.])),
-        dict(type=MovesAnnotations,
-             change=lambda instances: instances[1]['mask'][0].__setitem__(0, 3.0)),
-    ])
+    @pytest.mark.parametrize(
+        'transform',
+        [
+            dict(type=IdleInstaBoost),
+            dict(type='RandomApply', prob=1.0, transforms=[dict(type=IdleInstaBoost)]),
+            dict(type=MovesAnnotations, change=lambda instances: instances.pop()),
+            dict(type=MovesAnnotations, change=lambda instances: instances.reverse()),
+            dict(
+                type=MovesAnnotations,
+                change=lambda instances: instances[0]['bbox'].__setitem__(0, 3.0),
+            ),
+            dict(
+                type=MovesAnnotations,
+                change=lambda instances: instances[1].update(bbox=[1.0, 2.0, 3.0, 4.0]),
+            ),
+            dict(
+                type=MovesAnnotations,
+                change=lambda instances: instances[1]['mask'][0].__setitem__(0, 3.0),
+            ),
+        ],
+    )
     def test_annotations_changed_before_they_are_loaded(self, transform):
         load, annotations = loaders()
         pipeline = InvertiblePipeline([load, transform, annotations, PACK])
         name = transform['type']
         name = name if isinstance(name, str) else name.__name__
-        with pytest.raises(LostTraceError, match=f'^{name}: .*before they were loaded.*'
-                                                 f'Remove {name}'):
+        with pytest.raises(
+            LostTraceError, match=f'^{name}: .*before they were loaded.*Remove {name}'
+        ):
             run(pipeline, make_sample(sample_idx=5))
 
     def test_annotations_loaded_after_colours_changed(self):
         load, annotations = loaders()
         pipeline = InvertiblePipeline(
-            [load, dict(type='PhotoMetricDistortion'), annotations, FLIP, PACK])
+            [load, dict(type='PhotoMetricDistortion'), annotations, FLIP, PACK]
+        )
         sample = make_sample(sample_idx=5)
         for row in all_instances(run(pipeline, sample)):
             _check_instance(row, {5: sample}, SHAPE)
@@ -1221,32 +1355,47 @@ class TestErrors:
 class TestTransport:
     """Pipelines travel to workers."""
 
-    @pytest.mark.parametrize('duplicate', [
-        copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))],
-        ids=['deepcopy', 'pickle'])
+    @pytest.mark.parametrize(
+        'duplicate',
+        [copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))],
+        ids=['deepcopy', 'pickle'],
+    )
     def test_copies_work(self, duplicate):
         pipeline, sample = pipeline_of([CROP, FLIP]), make_sample(sample_idx=5)
         run(pipeline, sample)  # a cache to travel with
         _assert_same(run(duplicate(pipeline), sample), run(pipeline, sample))
 
-    @pytest.mark.parametrize('duplicate', [
-        copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))],
-        ids=['deepcopy', 'pickle'])
+    @pytest.mark.parametrize(
+        'duplicate',
+        [copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))],
+        ids=['deepcopy', 'pickle'],
+    )
     def test_copies_mix_for_themselves(self, duplicate):
         pipeline = InvertiblePipeline([dict(type='Mosaic', img_scale=(70, 64)), PACK])
         copied = duplicate(pipeline)
         assert len(copied.get_indexes(range(5))) == 3
         assert copied._mix_counts == [3] and pipeline._mix_counts == []
 
-    @pytest.mark.parametrize('context', [
-        'fork', pytest.param('spawn', marks=pytest.mark.skipif(
-            sys.platform != 'linux', reason='start methods differ'))])
+    @pytest.mark.parametrize(
+        'context',
+        [
+            'fork',
+            pytest.param(
+                'spawn',
+                marks=pytest.mark.skipif(sys.platform != 'linux', reason='start methods differ'),
+            ),
+        ],
+    )
     def test_workers(self, context):
         dataset = MadeDataset([make_sample() for _ in range(3)], [pipeline_of([CROP])])
         loader = DataLoader(
-            dataset, batch_size=2, sampler=[0, 0, 1, 1, 2, 2], num_workers=2,
+            dataset,
+            batch_size=2,
+            sampler=[0, 0, 1, 1, 2, 2],
+            num_workers=2,
             collate_fn=pseudo_collate,
-            multiprocessing_context=multiprocessing.get_context(context))
+            multiprocessing_context=multiprocessing.get_context(context),
+        )
         ids = [[sample.source_id for sample in batch['data_samples']] for batch in loader]
         assert ids == [[0, 0], [1, 1], [2, 2]]
 
@@ -1268,9 +1417,13 @@ class TestClassification:
         return dict(img=image, gt_label=4, sample_idx=9)
 
     def test_images_in_memory(self):
-        pipeline = InvertiblePipeline([
-            dict(type='RandomCrop', crop_size=8, padding=2),
-            dict(type='RandomFlip', prob=1.0), dict(type='PackInputs')])
+        pipeline = InvertiblePipeline(
+            [
+                dict(type='RandomCrop', crop_size=8, padding=2),
+                dict(type='RandomFlip', prob=1.0),
+                dict(type='PackInputs'),
+            ]
+        )
         packed = run(pipeline, self._sample())
         sample = packed['data_samples']
         assert tuple(packed['inputs'].shape) == (3, 8, 8)
@@ -1302,15 +1455,24 @@ class TestClassification:
 
     def test_files(self, tmp_path):
         from mmpretrain.datasets import CustomDataset
+
         for name in ('cat/a.png', 'cat/b.png', 'dog/a.png'):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             cv2.imwrite(str(tmp_path / name), np.zeros((17, 11, 3), np.uint8))
-        dataset = CustomDataset(data_root=str(tmp_path), pipeline=[
-            dict(type='lt_mm.InvertiblePipeline', transforms=[
-                dict(type='LoadImageFromFile'),
-                dict(type='RandomResizedCrop', scale=8),
-                dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-                dict(type='PackInputs')])])
+        dataset = CustomDataset(
+            data_root=str(tmp_path),
+            pipeline=[
+                dict(
+                    type='lt_mm.InvertiblePipeline',
+                    transforms=[
+                        dict(type='LoadImageFromFile'),
+                        dict(type='RandomResizedCrop', scale=8),
+                        dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+                        dict(type='PackInputs'),
+                    ],
+                )
+            ],
+        )
         for index in range(3):
             packed = dataset[index]
             sample = packed['data_samples']
@@ -1320,8 +1482,11 @@ class TestClassification:
             assert 'source_matrix' not in sample
 
     def test_stock_output(self):
-        transforms = [dict(type='RandomCrop', crop_size=8, padding=2),
-                      dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
+        transforms = [
+            dict(type='RandomCrop', crop_size=8, padding=2),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackInputs'),
+        ]
         image = np.random.RandomState(0).randint(0, 255, (17, 11, 3), np.uint8)
         for seed in range(4):
             expected = run(Compose(transforms), self._sample(image), seed)
@@ -1344,21 +1509,24 @@ print('found')
 
 
 class TestRegistry:
-
     @pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain'])
-    @pytest.mark.parametrize('name, before', [('lt_mm.InvertiblePipeline', ''),
-                                              ('InvertiblePipeline', 'import lt_mm')])
+    @pytest.mark.parametrize(
+        'name, before', [('lt_mm.InvertiblePipeline', ''), ('InvertiblePipeline', 'import lt_mm')]
+    )
     def test_found_from(self, scope, name, before):
         """In a process of its own, which has imported nothing."""
         script = _FIND.format(scope=scope, name=name, before=before)
         path = os.pathsep.join([str(REPOSITORY), os.environ.get('PYTHONPATH', '')])
-        done = subprocess.run([sys.executable, '-c', script], capture_output=True,
-                              text=True, env=dict(os.environ, PYTHONPATH=path))
+        done = subprocess.run(
+            [sys.executable, '-c', script],
+            capture_output=True,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=path),
+        )
         assert 'found' in done.stdout, done.stderr
 
 
 class TestDocumentation:
-
     def test_the_table_is_fresh(self):
         path = REPOSITORY / 'docs' / 'transforms.md'
         command = 'python -m tests.datasets.transforms.transform_cases > docs/transforms.md'
@@ -1368,17 +1536,26 @@ class TestDocumentation:
     def test_every_transform_of_mmdetection_has_a_line(self):
         """A new one is to be proved, or to be named here with its reason."""
         table = set(re.findall(r'\w+', transform_cases.support_matrix()))
-        stock = {name for name, transform in MMDET_TRANSFORMS.module_dict.items()
-                 if transform.__module__.startswith('mmdet.')}
+        stock = {
+            name
+            for name, transform in MMDET_TRANSFORMS.module_dict.items()
+            if transform.__module__.startswith('mmdet.')
+        }
         elsewhere = {
-            'ImageToTensor', 'ToTensor', 'Transpose', 'WrapFieldsToLists',  # for packing
+            'ImageToTensor',
+            'ToTensor',
+            'Transpose',
+            'WrapFieldsToLists',  # for packing
             'GeomTransform',  # the base of Rotate and others
             'Corrupt',  # changes pixels alone; needs a package
-            'BaseFrameSample', 'UniformRefFrameSample',  # tracking
+            'BaseFrameSample',
+            'UniformRefFrameSample',  # tracking
             'RandomSamplingNegPos',  # changes texts and labels
-            'InferencerLoader'}
-        assert not {name for name in stock - table - elsewhere
-                    if not name.startswith(('Load', 'Pack'))}
+            'InferencerLoader',
+        }
+        assert not {
+            name for name in stock - table - elsewhere if not name.startswith(('Load', 'Pack'))
+        }
 
     def test_names_are_unique(self):
         names = [case.name for case in CASES]

@@ -5,8 +5,9 @@ turns the proved lines into a table of the documentation:
 
     python -m tests.datasets.transforms.transform_cases > docs/transforms.md
 """
+
 from dataclasses import dataclass
-from typing import Any, List, Optional
+from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -34,12 +35,13 @@ class Case:
         hides: Whether pixels of an instance may be covered.
         note: For the table.
     """
+
     name: str
-    transforms: List[Any]
+    transforms: list[Any]
     expected: str = EXACT
     without_boxes: bool = True
     is_still: bool = False
-    masks: Optional[str] = None
+    masks: str | None = None
     is_mixing: bool = False
     to_float32: bool = False
     recomputes: bool = False
@@ -51,8 +53,7 @@ class AddProposals(BaseTransform):
     """What LoadProposals gives, of other boxes than those of the annotations."""
 
     def transform(self, results: dict) -> dict:
-        results['proposals'] = np.array(
-            [[3, 5, 30, 41], [20, 8, 66, 30]], dtype=np.float32)
+        results['proposals'] = np.array([[3, 5, 30, 41], [20, 8, 66, 30]], dtype=np.float32)
         results['proposals_scores'] = np.array([0.9, 0.4], dtype=np.float32)
         return results
 
@@ -63,8 +64,9 @@ def _still(name: str, **kwargs: Any) -> Case:
 
 def _recomputing(masks: str) -> Case:
     crop = dict(type='RandomCrop', crop_size=(40, 30), recompute_bbox=True)
-    return Case(f'RandomCrop(recompute_bbox=True), {masks} masks', [crop], masks=masks,
-                recomputes=True)
+    return Case(
+        f'RandomCrop(recompute_bbox=True), {masks} masks', [crop], masks=masks, recomputes=True
+    )
 
 
 _RESIZE = dict(type='Resize', scale=(97, 61))
@@ -74,42 +76,62 @@ _GEOMETRIC = dict(prob=1.0, reversal_prob=0.5, img_border_value=0)
 _ERASING = dict(type='RandomErasing', n_patches=2, ratio=0.3)
 _PASTE = dict(type='CopyPaste', max_num_pasted=3)
 _CENTER_CROP = dict(
-    type='RandomCenterCropPad', crop_size=(70, 50), ratios=(0.8, 1.0, 1.2), border=10,
-    mean=[0, 0, 0], std=[1, 1, 1], to_rgb=True, test_pad_mode=None)
+    type='RandomCenterCropPad',
+    crop_size=(70, 50),
+    ratios=(0.8, 1.0, 1.2),
+    border=10,
+    mean=[0, 0, 0],
+    std=[1, 1, 1],
+    to_rgb=True,
+    test_pad_mode=None,
+)
 _AFFINE = dict(type='RandomAffine', border_val=(0, 0, 0))
 
 CASES = [
     Case('Resize', [_RESIZE]),
     Case('Resize(keep_ratio=True)', [dict(_RESIZE, keep_ratio=True)]),
     Case('Resize(clip_object_border=False)', [dict(_RESIZE, clip_object_border=False)]),
-    Case('RandomResize',
-         [dict(type='RandomResize', scale=[(50, 40), (160, 120)], keep_ratio=True)]),
-    Case('RandomChoiceResize',
-         [dict(type='RandomChoiceResize', scales=[(50, 40), (77, 99), (160, 120)])]),
+    Case(
+        'RandomResize', [dict(type='RandomResize', scale=[(50, 40), (160, 120)], keep_ratio=True)]
+    ),
+    Case(
+        'RandomChoiceResize',
+        [dict(type='RandomChoiceResize', scales=[(50, 40), (77, 99), (160, 120)])],
+    ),
     Case('FixShapeResize', [dict(type='FixShapeResize', width=101, height=55)]),
-    Case('FixShapeResize(keep_ratio=True)',
-         [dict(type='FixShapeResize', width=101, height=55, keep_ratio=True)]),
+    Case(
+        'FixShapeResize(keep_ratio=True)',
+        [dict(type='FixShapeResize', width=101, height=55, keep_ratio=True)],
+    ),
     Case('FixScaleResize', [dict(type='FixScaleResize', scale=(101, 55))]),
-    Case('FixScaleResize(keep_ratio=True)',
-         [dict(type='FixScaleResize', scale=(101, 55), keep_ratio=True)]),
+    Case(
+        'FixScaleResize(keep_ratio=True)',
+        [dict(type='FixScaleResize', scale=(101, 55), keep_ratio=True)],
+    ),
     Case('ResizeShortestEdge', [dict(type='ResizeShortestEdge', scale=43)]),
     Case("RandomFlip, 'horizontal'", [_FLIP]),
     Case("RandomFlip, 'vertical'", [dict(_FLIP, direction='vertical')]),
     Case("RandomFlip, 'diagonal'", [dict(_FLIP, direction='diagonal')]),
     Case('RandomFlip_GLIP', [dict(_FLIP, type='RandomFlip_GLIP')], without_boxes=False),
-    Case('RandomFlip, several directions',
-         [dict(_FLIP, prob=[0.3, 0.3, 0.3],
-               direction=['horizontal', 'vertical', 'diagonal'])]),
+    Case(
+        'RandomFlip, several directions',
+        [dict(_FLIP, prob=[0.3, 0.3, 0.3], direction=['horizontal', 'vertical', 'diagonal'])],
+    ),
     Case('RandomShift', [dict(type='RandomShift', prob=1.0, max_shift_px=20)]),
     Case("RandomCrop, 'absolute'", [_CROP]),
-    Case("RandomCrop, 'absolute_range'",
-         [dict(_CROP, crop_size=(30, 60), crop_type='absolute_range')]),
-    Case("RandomCrop, 'relative'",
-         [dict(_CROP, crop_size=(0.6, 0.7), crop_type='relative')]),
-    Case("RandomCrop, 'relative_range'",
-         [dict(_CROP, crop_size=(0.4, 0.5), crop_type='relative_range')]),
-    Case('RandomCrop(allow_negative_crop=True)',
-         [dict(_CROP, crop_size=(15, 12), allow_negative_crop=True)]),
+    Case(
+        "RandomCrop, 'absolute_range'",
+        [dict(_CROP, crop_size=(30, 60), crop_type='absolute_range')],
+    ),
+    Case("RandomCrop, 'relative'", [dict(_CROP, crop_size=(0.6, 0.7), crop_type='relative')]),
+    Case(
+        "RandomCrop, 'relative_range'",
+        [dict(_CROP, crop_size=(0.4, 0.5), crop_type='relative_range')],
+    ),
+    Case(
+        'RandomCrop(allow_negative_crop=True)',
+        [dict(_CROP, crop_size=(15, 12), allow_negative_crop=True)],
+    ),
     Case('RandomCrop(bbox_clip_border=False)', [dict(_CROP, bbox_clip_border=False)]),
     _recomputing('bitmap'),
     _recomputing('polygon'),
@@ -123,60 +145,133 @@ CASES = [
     Case('TranslateX', [dict(type='TranslateX', max_mag=0.3, **_GEOMETRIC)]),
     Case('TranslateY', [dict(type='TranslateY', max_mag=0.3, **_GEOMETRIC)]),
     Case('RandomAffine', [_AFFINE], INEXACT, without_boxes=False),
-    Case('RandomAffine, no rotation and no shear',
-         [dict(_AFFINE, max_rotate_degree=0, max_shear_degree=0)], without_boxes=False),
+    Case(
+        'RandomAffine, no rotation and no shear',
+        [dict(_AFFINE, max_rotate_degree=0, max_shear_degree=0)],
+        without_boxes=False,
+    ),
     Case('AutoAugment', [dict(type='AutoAugment')], INEXACT, recomputes=True),
     Case('RandAugment', [dict(type='RandAugment')], INEXACT, recomputes=True),
-    Case('Mosaic', [dict(type='Mosaic', img_scale=(70, 64))], without_boxes=False,
-         is_mixing=True),
-    Case('CachedMosaic', [dict(type='CachedMosaic', img_scale=(70, 64))],
-         without_boxes=False, is_mixing=True),
-    Case('MixUp', [dict(type='MixUp', img_scale=(70, 64))], without_boxes=False,
-         is_mixing=True, recomputes=True),
-    Case('CachedMixUp', [dict(type='CachedMixUp', img_scale=(70, 64))],
-         without_boxes=False, is_mixing=True, recomputes=True),
-    Case('CopyPaste', [_PASTE], without_boxes=False, masks='bitmap', is_mixing=True,
-         recomputes=True, hides=True),
-    Case('CopyPaste(paste_by_box=True)', [dict(_PASTE, paste_by_box=True)],
-         without_boxes=False, is_mixing=True, recomputes=True, hides=True),
+    Case('Mosaic', [dict(type='Mosaic', img_scale=(70, 64))], without_boxes=False, is_mixing=True),
+    Case(
+        'CachedMosaic',
+        [dict(type='CachedMosaic', img_scale=(70, 64))],
+        without_boxes=False,
+        is_mixing=True,
+    ),
+    Case(
+        'MixUp',
+        [dict(type='MixUp', img_scale=(70, 64))],
+        without_boxes=False,
+        is_mixing=True,
+        recomputes=True,
+    ),
+    Case(
+        'CachedMixUp',
+        [dict(type='CachedMixUp', img_scale=(70, 64))],
+        without_boxes=False,
+        is_mixing=True,
+        recomputes=True,
+    ),
+    Case(
+        'CopyPaste',
+        [_PASTE],
+        without_boxes=False,
+        masks='bitmap',
+        is_mixing=True,
+        recomputes=True,
+        hides=True,
+    ),
+    Case(
+        'CopyPaste(paste_by_box=True)',
+        [dict(_PASTE, paste_by_box=True)],
+        without_boxes=False,
+        is_mixing=True,
+        recomputes=True,
+        hides=True,
+    ),
     _still('PhotoMetricDistortion'),
     _still('mmcv.RandomGrayscale', prob=1.0, keep_channels=True),
     _still('YOLOXHSVRandomAug'),
-    *(_still(name, prob=1.0) for name in (
-        'AutoContrast', 'Brightness', 'Color', 'ColorTransform', 'Contrast', 'Equalize',
-        'Invert', 'Posterize', 'Sharpness', 'Solarize', 'SolarizeAdd')),
-    Case('CutOut', [dict(type='CutOut', n_holes=2, cutout_shape=(12, 9))],
-         is_still=True, hides=True),
+    *(
+        _still(name, prob=1.0)
+        for name in (
+            'AutoContrast',
+            'Brightness',
+            'Color',
+            'ColorTransform',
+            'Contrast',
+            'Equalize',
+            'Invert',
+            'Posterize',
+            'Sharpness',
+            'Solarize',
+            'SolarizeAdd',
+        )
+    ),
+    Case(
+        'CutOut', [dict(type='CutOut', n_holes=2, cutout_shape=(12, 9))], is_still=True, hides=True
+    ),
     Case('RandomErasing', [_ERASING], is_still=True, hides=True),
-    Case('FilterAnnotations', [dict(type='FilterAnnotations', min_gt_bbox_wh=(26, 1))],
-         is_still=True),
+    Case(
+        'FilterAnnotations', [dict(type='FilterAnnotations', min_gt_bbox_wh=(26, 1))], is_still=True
+    ),
     Case('RandomApply', [dict(type='RandomApply', transforms=[_FLIP, _CROP])]),
-    Case('RandomApply of transforms unknown without boxes',
-         [dict(type='RandomApply', prob=0.9, transforms=[dict(type='MinIoURandomCrop')])],
-         without_boxes=False),
-    Case('RandomChoice',
-         [dict(type='RandomChoice', transforms=[[_FLIP], [_RESIZE], [_FLIP, _CROP]])]),
-    Case('RandomOrder', [dict(type='RandomOrder', transforms=[
-        _FLIP, _RESIZE, dict(_CROP, allow_negative_crop=True)])]),
-    Case('KeyMapper', [dict(type='mmcv.KeyMapper', mapping=dict(img='img'),
-                            transforms=[_FLIP])], without_boxes=False),
-    Case('TransformBroadcaster',
-         [dict(type='mmcv.TransformBroadcaster', mapping=dict(img=['img']),
-               auto_remap=True, transforms=[_FLIP])], without_boxes=False),
-    Case('ProposalBroadcaster',
-         [dict(type=AddProposals),
-          dict(type='ProposalBroadcaster', transforms=[_RESIZE, _FLIP])],
-         without_boxes=False),
-    Case('MultiBranch',
-         [dict(type='MultiBranch', branch_field=['sup'],
-               sup=[_FLIP, dict(type='PackDetInputs')])], REFUSED,
-         note='it packs several samples'),
+    Case(
+        'RandomApply of transforms unknown without boxes',
+        [dict(type='RandomApply', prob=0.9, transforms=[dict(type='MinIoURandomCrop')])],
+        without_boxes=False,
+    ),
+    Case(
+        'RandomChoice', [dict(type='RandomChoice', transforms=[[_FLIP], [_RESIZE], [_FLIP, _CROP]])]
+    ),
+    Case(
+        'RandomOrder',
+        [
+            dict(
+                type='RandomOrder',
+                transforms=[_FLIP, _RESIZE, dict(_CROP, allow_negative_crop=True)],
+            )
+        ],
+    ),
+    Case(
+        'KeyMapper',
+        [dict(type='mmcv.KeyMapper', mapping=dict(img='img'), transforms=[_FLIP])],
+        without_boxes=False,
+    ),
+    Case(
+        'TransformBroadcaster',
+        [
+            dict(
+                type='mmcv.TransformBroadcaster',
+                mapping=dict(img=['img']),
+                auto_remap=True,
+                transforms=[_FLIP],
+            )
+        ],
+        without_boxes=False,
+    ),
+    Case(
+        'ProposalBroadcaster',
+        [dict(type=AddProposals), dict(type='ProposalBroadcaster', transforms=[_RESIZE, _FLIP])],
+        without_boxes=False,
+    ),
+    Case(
+        'MultiBranch',
+        [dict(type='MultiBranch', branch_field=['sup'], sup=[_FLIP, dict(type='PackDetInputs')])],
+        REFUSED,
+        note='it packs several samples',
+    ),
     Case('SegRescale', [dict(type='SegRescale')], is_still=True, without_boxes=False),
-    Case('GTBoxSubOne_GLIP', [dict(type='GTBoxSubOne_GLIP')], REFUSED,
-         note='it makes the boxes anew'),
-    Case('RandomApply or RandomChoice with RandomErasing inside',
-         [dict(type='RandomApply', prob=1.0, transforms=[_ERASING])], REFUSED,
-         note='it rebuilds the boxes from numbers, out of sight'),
+    Case(
+        'GTBoxSubOne_GLIP', [dict(type='GTBoxSubOne_GLIP')], REFUSED, note='it makes the boxes anew'
+    ),
+    Case(
+        'RandomApply or RandomChoice with RandomErasing inside',
+        [dict(type='RandomApply', prob=1.0, transforms=[_ERASING])],
+        REFUSED,
+        note='it rebuilds the boxes from numbers, out of sight',
+    ),
 ]
 
 # Refused for what they do to the boxes; ``test_pipeline.py`` makes one of each kind.
@@ -188,15 +283,19 @@ REFUSED_KINDS = [
     ('a transform that mirrors boxes onto themselves by writing', REFUSED, ''),
     ('a transform that drops gt_bboxes', REFUSED, ''),
     ('annotations loaded after the image was moved', REFUSED, ''),
-    ('InstaBoost, or annotations changed before they are loaded', REFUSED,
-     'no box tells how they were moved'),
+    (
+        'InstaBoost, or annotations changed before they are loaded',
+        REFUSED,
+        'no box tells how they were moved',
+    ),
     ('a transform that returns the traced boxes in a new dict', EXACT, ''),
 ]
 
 _HEAD = """\
 # What is recorded of each transform
 
-Generated from the tests: `python -m tests.datasets.transforms.transform_cases > docs/transforms.md`.
+Generated from the tests:
+`python -m tests.datasets.transforms.transform_cases > docs/transforms.md`.
 `tests/configs/test_stock_pipelines.py` runs the training pipelines of all stock configs of
 MMDetection for images with boxes: each is recorded, or refused by name.
 
@@ -219,9 +318,9 @@ def support_matrix() -> str:
         boxes = case.expected + (', moves nothing' if case.is_still else '')
         boxes += f' ({case.note})' if case.note else ''
         known = 'recorded' if case.without_boxes else 'unknown'
-        rows.append(f"| {case.name} | {boxes} | {'' if case.expected == REFUSED else known} |\n")
+        rows.append(f'| {case.name} | {boxes} | {"" if case.expected == REFUSED else known} |\n')
     for name, expected, note in REFUSED_KINDS:
-        rows.append(f"| {name} | {expected}{f' ({note})' if note else ''} | |\n")
+        rows.append(f'| {name} | {expected}{f" ({note})" if note else ""} | |\n')
     return ''.join(rows)
 
 

@@ -1,4 +1,5 @@
 """What wrapped heads say of their pairs, and the hook that draws it."""
+
 import copy
 
 import cv2
@@ -10,16 +11,31 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from lt_mm.core.consistency import categorical_consistency
 from lt_mm.engine.hooks import pair_visualization_hook as pair_pictures
 from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook, pairs_figure
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.core.consistency import categorical_consistency
+from tests.apis.test_training import (  # noqa: F401
+    CONFIGS,
+    classifier_config,
+    detector_options,
+    pictures,
+    recorded,
+    shapes,
+)
 from tests.models.heads import dense_data
-from tests.models.heads.head_data import (FLIP, SHAPE, ZOOM, build_cls_head, build_roi_head,
-                                      cls_samples, det_sample, mask_roi_head_config,
-                                      roi_losses, to_source)
-from tests.apis.test_training import (CONFIGS, classifier_config,  # noqa: F401
-                                          detector_options, pictures, recorded, shapes)
+from tests.models.heads.head_data import (
+    FLIP,
+    SHAPE,
+    ZOOM,
+    build_cls_head,
+    build_roi_head,
+    cls_samples,
+    det_sample,
+    mask_roi_head_config,
+    roi_losses,
+    to_source,
+)
 
 VIEWS = [np.eye(3), FLIP, ZOOM]
 LOCAL = dict(type='LocalVisBackend')
@@ -27,8 +43,12 @@ SMALL = {  # an iteration of the demo in half a second
     'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3),
     'train_dataloader.batch_size': 2,
     'default_hooks.checkpoint': None,
-    'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None,
-    'test_dataloader': None, 'test_cfg': None, 'test_evaluator': None,
+    'val_dataloader': None,
+    'val_cfg': None,
+    'val_evaluator': None,
+    'test_dataloader': None,
+    'test_cfg': None,
+    'test_evaluator': None,
 }
 
 
@@ -43,8 +63,12 @@ def check_boxes(record, num_pairs):
     assert not record.boxes.requires_grad and not record.restored.requires_grad
     views = [*VIEWS, VIEWS[0]]
     for image, source, paired, box, restored in zip(
-            record.images.tolist(), record.source_ids.tolist(), record.paired.tolist(),
-            record.boxes, record.restored):
+        record.images.tolist(),
+        record.source_ids.tolist(),
+        record.paired.tolist(),
+        record.boxes,
+        record.restored,
+    ):
         assert source == (8 if image == 3 else 3)
         assert not (paired and image == 3)
         expected = to_source(box, views[image])
@@ -62,9 +86,15 @@ def test_roi_heads_record_boxes_and_masks(pairing):
     samples = replicas()
     for sample in samples:
         sample.gt_instances.set_metainfo(dict(source_matrix=sample.source_matrix))
-    head = build_roi_head(dict(
-        type='lt_mm.LossTransformHead', head=mask_roi_head_config(), pairing=pairing,
-        score_threshold=0.3, iou_threshold=0.2))
+    head = build_roi_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            head=mask_roi_head_config(),
+            pairing=pairing,
+            score_threshold=0.3,
+            iou_threshold=0.2,
+        )
+    )
     expected, _ = roi_losses(head, samples)
     boxes, masks = [], []
     head.bbox_head.lt_recorder = boxes.append
@@ -72,12 +102,12 @@ def test_roi_heads_record_boxes_and_masks(pairing):
     losses, _ = roi_losses(head, samples)
     assert losses.keys() == expected.keys()
     assert all(torch.equal(losses[key], expected[key]) for key in losses)
-    (boxes, ), (masks, ) = boxes, masks
+    (boxes,), (masks,) = boxes, masks
     check_boxes(boxes, int(losses['lt_num_pairs']))
     check_boxes(masks, int(masks.paired.sum()))
     assert (boxes.kind, masks.kind) == ('bbox', 'mask')
     assert masks.masks.shape == (len(masks.boxes), 6, 6)
-    assert 0 < masks.masks.min() and masks.masks.max() < 1
+    assert masks.masks.min() > 0 and masks.masks.max() < 1
     if pairing == 'iou':
         assert bool((boxes.paired | (boxes.scores >= 0.3)).all())
 
@@ -93,24 +123,33 @@ def test_dense_heads_record_boxes(kind):
     head.lt_recorder = records.append
     dense_data.seed_samplers()
     losses = dense_data.losses_of(kind, head, outputs, samples)
-    for (name, value), (_, other) in zip(dense_data.values_of(losses),
-                                         dense_data.values_of(expected)):
+    for (name, value), (_, other) in zip(
+        dense_data.values_of(losses), dense_data.values_of(expected)
+    ):
         assert torch.equal(value, other), name
-    record, = records
-    pairs, = [value for name, value in losses.items() if 'lt_num_pairs' in name]
+    (record,) = records
+    (pairs,) = [value for name, value in losses.items() if 'lt_num_pairs' in name]
     check_boxes(record, int(pairs))
 
 
 def test_classifiers_record_logits():
-    head = build_cls_head(dict(
-        type='lt_mm.LossTransformHead', temperature=2.0,
-        head=dict(type='LinearClsHead', num_classes=3, in_channels=5,
-                  loss=dict(type='CrossEntropyLoss'))))
-    feats = (torch.randn(5, 5), )
+    head = build_cls_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            temperature=2.0,
+            head=dict(
+                type='LinearClsHead',
+                num_classes=3,
+                in_channels=5,
+                loss=dict(type='CrossEntropyLoss'),
+            ),
+        )
+    )
+    feats = (torch.randn(5, 5),)
     records = []
     head.lt_recorder = records.append
     head.loss(feats, cls_samples([7, 7, 2, 2, 4]))
-    record, = records
+    (record,) = records
     logits = head(feats)
     assert torch.equal(record.logits, logits) and not record.logits.requires_grad
     assert record.paired.tolist() == [True] * 4 + [False]
@@ -118,8 +157,8 @@ def test_classifiers_record_logits():
     torch.testing.assert_close(record.scores, logits.softmax(1).max(1).values)
     torch.testing.assert_close(
         head.lt_divergence(record.logits[2:4]),
-        categorical_consistency(logits[2:4], torch.zeros(2, dtype=torch.int64),
-                                temperature=2.0))
+        categorical_consistency(logits[2:4], torch.zeros(2, dtype=torch.int64), temperature=2.0),
+    )
 
 
 # -- what is drawn -------------------------------------------------------------
@@ -131,19 +170,27 @@ def made_record(group_ids, images, scores=None):
     rows = torch.arange(count, dtype=torch.float32)[:, None]
     boxes = torch.cat([rows, rows, rows + 20, rows + 30], dim=1)
     groups = torch.tensor(group_ids)
-    paired = torch.tensor([group >= 0 and group_ids.count(group) > 1
-                           for group in group_ids], dtype=torch.bool)
+    paired = torch.tensor(
+        [group >= 0 and group_ids.count(group) > 1 for group in group_ids], dtype=torch.bool
+    )
     return PairRecord(
-        'bbox', torch.tensor(images, dtype=torch.int64), torch.tensor(images) // 2,
-        groups, paired, torch.zeros(count, dtype=torch.int64),
+        'bbox',
+        torch.tensor(images, dtype=torch.int64),
+        torch.tensor(images) // 2,
+        groups,
+        paired,
+        torch.zeros(count, dtype=torch.int64),
         torch.linspace(1, 0.5, count) if scores is None else torch.tensor(scores),
-        boxes, boxes + 1)
+        boxes,
+        boxes + 1,
+    )
 
 
 def batch(num_images=4):
     samples = [det_sample(number // 2) for number in range(num_images)]
-    return dict(inputs=[torch.zeros(3, *SHAPE, dtype=torch.uint8)] * num_images,
-                data_samples=samples)
+    return dict(
+        inputs=[torch.zeros(3, *SHAPE, dtype=torch.uint8)] * num_images, data_samples=samples
+    )
 
 
 def lefts(axes):
@@ -172,16 +219,20 @@ def test_no_pairs_are_told():
     for record in (made_record([-1, -1], [0, 1]), made_record([], [])):
         figure = pairs_figure(record, batch(2), None, 3, 4, 3)
         assert figure.get_suptitle() == (
-            f'0 pairs: none of the {len(record.paired)} predictions has a partner')
+            f'0 pairs: none of the {len(record.paired)} predictions has a partner'
+        )
 
 
 def test_sources_with_pairs_come_first():
     record = made_record([-1, 3, 3], [0, 4, 5])
-    figure = pairs_figure(record, batch(6), None, max_sources=2, max_replicas=1,
-                          max_per_group=3)
+    figure = pairs_figure(record, batch(6), None, max_sources=2, max_replicas=1, max_per_group=3)
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ['source 2: restored', 'image 4 of the batch',
-                      'source 0: restored', 'image 0 of the batch']
+    assert titles == [
+        'source 2: restored',
+        'image 4 of the batch',
+        'source 0: restored',
+        'image 0 of the batch',
+    ]
 
 
 def test_micro_batches_make_one_record():
@@ -194,30 +245,33 @@ def test_micro_batches_make_one_record():
 # -- the hook ------------------------------------------------------------------
 
 
-def train(cfg, work_dir, hook=None, backends=(LOCAL, )):
+def train(cfg, work_dir, hook=None, backends=(LOCAL,)):
     """A runner that trained, and the outputs of its steps."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = str(work_dir)
     # Of one name there is one in a process.
     cfg.visualizer.update(name=str(work_dir), vis_backends=list(backends))
     if hook is not None:
-        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='lt_mm.PairVisualizationHook',
-                                                    **hook)]
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='lt_mm.PairVisualizationHook', **hook)]
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner
 
 
 def images_in(work_dir):
-    return {path.name: cv2.imread(str(path))
-            for path in work_dir.glob('*/vis_data/vis_image/*.png')}
+    return {
+        path.name: cv2.imread(str(path)) for path in work_dir.glob('*/vis_data/vis_image/*.png')
+    }
 
 
 def demo_config(shapes, **more):  # noqa: F811
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
     options = detector_options(shapes)
-    options = {key: value for key, value in options.items()
-               if not key.startswith(('val', 'test', 'train_cfg'))}
+    options = {
+        key: value
+        for key, value in options.items()
+        if not key.startswith(('val', 'test', 'train_cfg'))
+    }
     cfg.merge_from_dict({**options, **SMALL, **more})
     return cfg
 
@@ -248,8 +302,7 @@ def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):  # noqa
     monkeypatch.setattr(pair_pictures, 'pairs_figure', keep)
     cfg = classifier_config(pictures, tmp_path)
     train(cfg, tmp_path / 'stock', dict(interval=6, max_sources=2))
-    cfg.train_cfg = dict(type='lt_mm.MicroBatchTrainLoop', max_epochs=1,
-                         num_micro_batches=4)
+    cfg.train_cfg = dict(type='lt_mm.MicroBatchTrainLoop', max_epochs=1, num_micro_batches=4)
     train(cfg, tmp_path / 'micro', dict(interval=6, max_sources=2))
     for name in ('stock', 'micro'):
         assert list(images_in(tmp_path / name)) == ['lt_pairs_head_6.png']
@@ -263,10 +316,15 @@ def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):  # noqa
 
 def test_all_backends_get_the_picture(pictures, tmp_path):  # noqa: F811
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    train(classifier_config(pictures, tmp_path), tmp_path, dict(interval=3),
-          [LOCAL, dict(type='TensorboardVisBackend')])
+
+    train(
+        classifier_config(pictures, tmp_path),
+        tmp_path,
+        dict(interval=3),
+        [LOCAL, dict(type='TensorboardVisBackend')],
+    )
     assert len(images_in(tmp_path)) == 2
-    folder, = tmp_path.glob('*/vis_data')
+    (folder,) = tmp_path.glob('*/vis_data')
     events = EventAccumulator(str(folder)).Reload().Images('lt_pairs_head')
     assert [event.step for event in events] == [3, 6]
 
@@ -284,8 +342,7 @@ def test_a_model_without_a_wrapped_head(pictures, tmp_path):  # noqa: F811
         train(cfg, tmp_path, dict(interval=1))
 
 
-@pytest.mark.parametrize('name', ['interval', 'max_sources', 'max_replicas',
-                                  'max_per_group'])
+@pytest.mark.parametrize('name', ['interval', 'max_sources', 'max_replicas', 'max_per_group'])
 def test_numbers_out_of_range(name):
     with pytest.raises(ValueError, match=f'{name} is 0'):
         PairVisualizationHook(**{name: 0})

@@ -1,4 +1,5 @@
 """The joint gradient from micro-batches, against the step on the joint batch."""
+
 import copy
 
 import pytest
@@ -8,13 +9,26 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from lt_mm.models.heads.loss_transform_head import UnsupportedHeadError
 from lt_mm.engine.loops.micro_batches import _Exchanged, joint_step
-from tests.models.heads.head_data import (FLIP, MASK_SIDE, SHAPE, ZOOM, cls_samples,
-                                      det_sample, mask_roi_head_config)
+from lt_mm.models.heads.loss_transform_head import UnsupportedHeadError
+from tests.apis.test_training import (  # noqa: F401
+    CONFIGS,
+    classifier_config,
+    detector_options,
+    pictures,
+    recorded,
+    shapes,
+)
+from tests.models.heads.head_data import (
+    FLIP,
+    MASK_SIDE,
+    SHAPE,
+    ZOOM,
+    cls_samples,
+    det_sample,
+    mask_roi_head_config,
+)
 from tests.models.heads.test_across_ranks import model_config
-from tests.apis.test_training import (CONFIGS, classifier_config,  # noqa: F401
-                                          detector_options, pictures, recorded, shapes)
 
 
 class KeepGradients(OptimWrapper):
@@ -42,8 +56,8 @@ def config_of(kind, draws=False):
         config['backbone'].update(drop_path_rate=0.3)
     elif draws:
         config['train_cfg']['rcnn']['sampler'] = dict(
-            type='RandomSampler', num=8, pos_fraction=0.5, neg_pos_ub=-1,
-            add_gt_as_proposals=True)
+            type='RandomSampler', num=8, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=True
+        )
     return ConfigDict(config)
 
 
@@ -61,15 +75,21 @@ def built(kind, draws=False, norm_eval=True):
 def batch(kind):
     """Two sources, two replicas of each."""
     views = [(3, None), (3, FLIP), (8, None), (8, ZOOM)]
-    samples = (cls_samples([source for source, _ in views]) if kind == 'classifier' else
-               [det_sample(source, view=view) for source, view in views])
+    samples = (
+        cls_samples([source for source, _ in views])
+        if kind == 'classifier'
+        else [det_sample(source, view=view) for source, view in views]
+    )
     inputs = torch.rand(4, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
     return dict(inputs=inputs, data_samples=samples)
 
 
 def gradients(model):
-    return {name: parameter.grad for name, parameter in model.named_parameters()
-            if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def optim_of(model):
@@ -130,20 +150,21 @@ def test_second_pass_repeats_the_first(kind, monkeypatch):
     model = built(kind, draws=True)
     joint_step(model, batch(kind), optim_of(model), 2)
     assert len(compared) > 4 and all(compared)
-    assert all(head.lt_micro_batches is None for head in model.modules()
-               if hasattr(head, 'lt_options'))
+    assert all(
+        head.lt_micro_batches is None for head in model.modules() if hasattr(head, 'lt_options')
+    )
 
 
 def test_other_predictions_in_the_second_pass_are_refused():
     exchanged = _Exchanged()
     for number in range(2):
         exchanged.begin(number)
-        exchanged.gather(torch.full((3, ), float(number)))
+        exchanged.gather(torch.full((3,), float(number)))
     exchanged.is_complete = True
     exchanged.begin(1)
     with pytest.raises(RuntimeError, match='second pass'):
         exchanged.gather(torch.zeros(2))
-    own = torch.full((3, ), 5.0, requires_grad=True)
+    own = torch.full((3,), 5.0, requires_grad=True)
     parts = exchanged.gather(own)
     assert parts[0].tolist() == [0.0] * 3 and parts[1] is own
     with pytest.raises(RuntimeError, match='second pass'):
@@ -166,8 +187,7 @@ def test_refusals():
     with pytest.raises(UnsupportedHeadError, match='ATSSHead'):
         joint_step(model, batch('ATSS'), optim_of(model), 2)
     model = built('classifier')
-    accumulating = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1),
-                                accumulative_counts=2)
+    accumulating = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=2)
     with pytest.raises(ValueError, match='accumulative_counts=1'):
         joint_step(model, batch('classifier'), accumulating, 2)
     model.head.lt_options.across_ranks = True
@@ -176,9 +196,15 @@ def test_refusals():
 
 
 def test_the_loop_trains_a_classifier_from_a_config(pictures, tmp_path):  # noqa: F811
-    cfg = classifier_config(pictures, tmp_path, **{'train_cfg': dict(
-        _delete_=True, type='lt_mm.MicroBatchTrainLoop', max_epochs=4,
-        num_micro_batches=4)})
+    cfg = classifier_config(
+        pictures,
+        tmp_path,
+        **{
+            'train_cfg': dict(
+                _delete_=True, type='lt_mm.MicroBatchTrainLoop', max_epochs=4, num_micro_batches=4
+            )
+        },
+    )
     runner = Runner.from_cfg(cfg)
     runner.train()
     steps = recorded(runner)
@@ -189,16 +215,32 @@ def test_the_loop_trains_a_classifier_from_a_config(pictures, tmp_path):  # noqa
 
 def test_the_iteration_loop_trains_a_detector_from_a_config(shapes, tmp_path):  # noqa: F811
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
-    cfg.merge_from_dict(detector_options(shapes, **{
-        'work_dir': str(tmp_path), 'randomness': dict(seed=0),
-        'train_cfg': dict(_delete_=True, type='lt_mm.MicroBatchIterTrainLoop',
-                          max_iters=2, num_micro_batches=2),
-        'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None,
-        'test_dataloader': None, 'test_cfg': None, 'test_evaluator': None}))
+    cfg.merge_from_dict(
+        detector_options(
+            shapes,
+            **{
+                'work_dir': str(tmp_path),
+                'randomness': dict(seed=0),
+                'train_cfg': dict(
+                    _delete_=True,
+                    type='lt_mm.MicroBatchIterTrainLoop',
+                    max_iters=2,
+                    num_micro_batches=2,
+                ),
+                'val_dataloader': None,
+                'val_cfg': None,
+                'val_evaluator': None,
+                'test_dataloader': None,
+                'test_cfg': None,
+                'test_evaluator': None,
+            },
+        )
+    )
     runner = Runner.from_cfg(cfg)
     before = copy.deepcopy(runner.model.state_dict())
     runner.train()
     assert all(step['lt_num_pairs'] > 0 for step in recorded(runner))
     after = runner.model.state_dict()
-    assert not torch.equal(before['roi_head.bbox_head.fc_cls.weight'],
-                           after['roi_head.bbox_head.fc_cls.weight'])
+    assert not torch.equal(
+        before['roi_head.bbox_head.fc_cls.weight'], after['roi_head.bbox_head.fc_cls.weight']
+    )

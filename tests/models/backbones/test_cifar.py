@@ -1,4 +1,5 @@
 """The CIFAR networks against the papers: sizes by formula, values by naive references."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +12,14 @@ from lt_mm.models.backbones.cifar import CifarDenseNet, CifarResNet
 
 def classifier(backbone, in_channels):
     init_default_scope('mmpretrain')
-    return MODELS.build(dict(
-        type='ImageClassifier',
-        backbone=backbone,
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=10, in_channels=in_channels)))
+    return MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=backbone,
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=in_channels),
+        )
+    )
 
 
 def count(module):
@@ -51,10 +55,16 @@ def densenet_parameters(layers, growth):
 
 
 # The exact numbers are those of the public implementations, the millions the papers'.
-@pytest.mark.parametrize('depth, exact, millions', [
-    (20, 269_722, 0.27), (32, 464_154, 0.46), (44, 658_586, 0.66), (56, 853_018, 0.85),
-    (110, 1_727_962, 1.7)
-])
+@pytest.mark.parametrize(
+    'depth, exact, millions',
+    [
+        (20, 269_722, 0.27),
+        (32, 464_154, 0.46),
+        (44, 658_586, 0.66),
+        (56, 853_018, 0.85),
+        (110, 1_727_962, 1.7),
+    ],
+)
 def test_resnet_has_the_papers_size(depth, exact, millions):
     model = classifier(dict(type='lt_mm.CifarResNet', depth=depth), 64)
     assert count(model) == exact == resnet_parameters((depth - 2) // 6)
@@ -109,7 +119,7 @@ def test_resnet_is_initialised_by_he():
     net.init_weights()
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            expected = (2 / (9 * module.out_channels))**0.5
+            expected = (2 / (9 * module.out_channels)) ** 0.5
             assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.15)
     # The paper does not start the blocks as identities; MMPretrain's ResNet does.
     assert torch.equal(net.layer1[0].norm2.weight, torch.ones(16))
@@ -122,9 +132,9 @@ def test_densenet_is_initialised_by_he():
     net.init_weights()
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * module.kernel_size[0]**2
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
             std = float(module.weight.detach().std())
-            assert std == pytest.approx((2 / fan_out)**0.5, rel=0.2)
+            assert std == pytest.approx((2 / fan_out) ** 0.5, rel=0.2)
         if isinstance(module, nn.BatchNorm2d):
             assert torch.equal(module.weight, torch.ones_like(module.weight))
 
@@ -138,8 +148,7 @@ def naive_densenet(net, x):
         x = (x + norm.bias[:, None, None]).clamp(min=0)
         if convolution is None:
             return x
-        return nn.functional.conv2d(x, convolution.weight,
-                                    padding=convolution.kernel_size[0] // 2)
+        return nn.functional.conv2d(x, convolution.weight, padding=convolution.kernel_size[0] // 2)
 
     x = nn.functional.conv2d(x, net.stem.weight, padding=1)
     for block in range(3):
@@ -162,15 +171,18 @@ def test_densenet_against_the_definition():
     torch.testing.assert_close(net(x)[0], naive_densenet(net, x))
 
 
-@pytest.mark.parametrize('backbone, in_channels', [
-    (dict(type='lt_mm.CifarResNet', depth=8), 64),
-    (dict(type='lt_mm.CifarDenseNet', depth=10, growth_rate=4), 40),
-])
+@pytest.mark.parametrize(
+    'backbone, in_channels',
+    [
+        (dict(type='lt_mm.CifarResNet', depth=8), 64),
+        (dict(type='lt_mm.CifarDenseNet', depth=10, growth_rate=4), 40),
+    ],
+)
 def test_every_parameter_gets_gradient_and_modes_switch(backbone, in_channels):
     model = classifier(backbone, in_channels)
     model.init_weights()
     x = torch.randn(4, 3, 32, 32)
-    (features, ) = model.backbone(x)
+    (features,) = model.backbone(x)
     assert features.shape == (4, in_channels, 8, 8)
     model(x).square().sum().backward()
     for name, parameter in model.named_parameters():

@@ -1,4 +1,5 @@
 """NASNetMobile against the published network."""
+
 import sys
 
 import pytest
@@ -18,11 +19,14 @@ def net():
 
 def classifier(num_classes=1000):
     init_default_scope('mmpretrain')
-    return MODELS.build(dict(
-        type='ImageClassifier',
-        backbone=dict(type='lt_mm.NASNetMobile'),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=1056)))
+    return MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='lt_mm.NASNetMobile'),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=1056),
+        )
+    )
 
 
 def test_number_of_parameters(net):
@@ -41,7 +45,7 @@ def fill(net):
         places = torch.arange(value.numel(), dtype=torch.float64)
         wave = torch.cos(places * 0.7 + i).view(value.shape)
         if value.dim() == 4:
-            value.copy_(wave * (2 / value[0].numel())**0.5)
+            value.copy_(wave * (2 / value[0].numel()) ** 0.5)
         elif name.endswith(('.bias', '.running_mean')):
             value.copy_(0.1 * wave)
         else:
@@ -60,16 +64,16 @@ def test_features_are_those_of_the_published_network():
     fill(net)
     places = torch.arange(3 * 64 * 64, dtype=torch.float64)
     with torch.no_grad():
-        (features, ) = net(1.5 * torch.cos(places * 0.05).view(1, 3, 64, 64))
+        (features,) = net(1.5 * torch.cos(places * 0.05).view(1, 3, 64, 64))
     found = features[0, [10, 500, 1000], 0, 1]
     expected = [0.0558989045944179, 0.1574447943284877, 0.4204990365052894]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64),
-                               rtol=1e-9, atol=0)
-    expected = [[0.1392054986335897, 0.1366344833497732],
-                [0.1428646314698612, 0.1453369882362230]]
     torch.testing.assert_close(
-        features[0].mean(dim=0), torch.tensor(expected, dtype=torch.float64),
-        rtol=1e-9, atol=0)
+        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0
+    )
+    expected = [[0.1392054986335897, 0.1366344833497732], [0.1428646314698612, 0.1453369882362230]]
+    torch.testing.assert_close(
+        features[0].mean(dim=0), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize('size', [7, 8])
@@ -83,7 +87,7 @@ def test_averages_leave_the_padding_out(net, size):
     for row in range(4):
         for column in range(4):
             top, left = start + 2 * row, start + 2 * column
-            inside = x[..., max(top, 0):top + 3, max(left, 0):left + 3]
+            inside = x[..., max(top, 0) : top + 3, max(left, 0) : left + 3]
             expected[..., row, column] = inside.mean(dim=(2, 3))
     for pool in pools:
         torch.testing.assert_close(pool(x), expected)
@@ -94,7 +98,7 @@ def test_stride_is_32(net, size, side):
     """The first layer does not pad: 65 pixels give as many as 64, 67 one more."""
     net.eval()
     with torch.no_grad():
-        (features, ) = net(torch.randn(1, 3, *size))
+        (features,) = net(torch.randn(1, 3, *size))
     assert features.shape == (1, 1056, *side)
 
 
@@ -112,8 +116,10 @@ def test_every_parameter_gets_gradient():
 
 def test_published_checkpoint_fills_backbone_and_head(net, tmp_path):
     """As ``load_from`` reads it: bare names, the classifier called ``last_linear``."""
-    published = {name: torch.randn_like(value) if value.is_floating_point() else value
-                 for name, value in net.state_dict().items()}
+    published = {
+        name: torch.randn_like(value) if value.is_floating_point() else value
+        for name, value in net.state_dict().items()
+    }
     published['last_linear.weight'] = torch.randn(1000, 1056)
     published['last_linear.bias'] = torch.randn(1000)
     torch.save(published, tmp_path / 'published.pth')

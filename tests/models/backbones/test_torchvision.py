@@ -1,4 +1,5 @@
 """torchvision's backbones against torchvision's own models on the same weights."""
+
 import copy
 import functools
 import pickle
@@ -34,7 +35,7 @@ SMALL = dict(name='shufflenet_v2_x1_0', nodes=['stage2', 'conv5'])
 SMALLEST_OF_INCEPTION = (75, 97)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def config_of(name):
     return Config.fromfile(str(CONFIGS / 'pennfudan' / f'mask_rcnn_{name}.py'))
 
@@ -71,8 +72,10 @@ def maps_by_hooks(model, nodes, images):
 
     # DenseNet's last ReLU is a function.
     modules = {node: 'features' if node == 'relu' else node for node in nodes}
-    handles = [model.get_submodule(module).register_forward_hook(keep(node))
-               for node, module in modules.items()]
+    handles = [
+        model.get_submodule(module).register_forward_hook(keep(node))
+        for node, module in modules.items()
+    ]
     model(images)
     for handle in handles:
         handle.remove()
@@ -85,8 +88,11 @@ def case(request):
     if request.param in TABLE:
         arguments = config_of(request.param).model.backbone
     else:  # what torchvision's Faster R-CNN takes of it
-        arguments = dict(type='lt_mm.TorchvisionBackbone', name=request.param,
-                         nodes=['features.13', 'features.16'])
+        arguments = dict(
+            type='lt_mm.TorchvisionBackbone',
+            name=request.param,
+            nodes=['features.13', 'features.16'],
+        )
     torch.manual_seed(0)
     size = SMALLEST_OF_INCEPTION if request.param == 'inception_v3' else (33, 65)
     return request.param, MODELS.build(arguments), torch.rand(2, 3, *size)
@@ -114,10 +120,8 @@ def test_maps_and_statistics_are_those_of_torchvision(case):
         torch.testing.assert_close(after[key], theirs[key])
     # Nothing waits for a gradient that never comes: the tail is gone.
     sum(feature.square().sum() for feature in found).backward()
-    assert [key for key, value in backbone.named_parameters()
-            if value.grad is None] == []
-    assert tail and all(
-        key.startswith(('fc.', 'classifier.', 'features.norm5.')) for key in tail)
+    assert [key for key, value in backbone.named_parameters() if value.grad is None] == []
+    assert tail and all(key.startswith(('fc.', 'classifier.', 'features.norm5.')) for key in tail)
 
 
 @pytest.mark.parametrize('name', TABLE)
@@ -147,8 +151,9 @@ def test_fpn_anchors_and_roi_extractors_fit_the_maps(case):
     assert strides == [*backbone.strides, 2 * backbone.strides[-1]]
     for boxes, sizes in zip(anchors.base_anchors, TABLE[name][1]):
         width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
-        found = {(round(float(w * h)**0.5), round(float(h / w), 3))
-                 for w, h in zip(width, height)}
+        found = {
+            (round(float(w * h) ** 0.5), round(float(h / w), 3)) for w, h in zip(width, height)
+        }
         assert found == {(size, ratio) for size in sizes for ratio in (0.5, 1.0, 2.0)}
 
 
@@ -160,10 +165,10 @@ def test_maps_come_in_the_order_of_the_nodes():
     assert [tuple(one.shape[1:]) for one in maps] == [(1024, 2, 2), (116, 8, 8)]
 
 
-@pytest.mark.parametrize('name, node', [
-    ('convnext_tiny', 'features.1'), ('googlenet', 'conv3'),
-    ('shufflenet_v2_x1_0', 'stage2')
-])
+@pytest.mark.parametrize(
+    'name, node',
+    [('convnext_tiny', 'features.1'), ('googlenet', 'conv3'), ('shufflenet_v2_x1_0', 'stage2')],
+)
 def test_pickled_and_copied_backbones_follow_the_mode(name, node):
     backbone = TorchvisionBackbone(name, [node])
     images = torch.rand(2, 3, 33, 65)
@@ -183,8 +188,9 @@ def test_pickled_and_copied_backbones_follow_the_mode(name, node):
 
 def test_functional_dropout_follows_the_mode():
     """Tracing makes a constant of ``F.dropout(training=...)``: one graph a mode."""
-    backbone = TorchvisionBackbone('densenet121', ['features.denseblock1'],
-                                   options=dict(drop_rate=0.5), norm_eval=True)
+    backbone = TorchvisionBackbone(
+        'densenet121', ['features.denseblock1'], options=dict(drop_rate=0.5), norm_eval=True
+    )
     images = torch.rand(1, 3, 64, 64)
     assert not torch.equal(backbone(images)[0], backbone(images)[0])
     backbone.eval()
@@ -206,12 +212,17 @@ def test_initialisation_is_that_of_torchvision():
 @pytest.mark.parametrize('prefix', [None, 'backbone.'])
 def test_pretrained_init_loads_a_torchvision_state_dict(tmp_path, prefix):
     weights = get_model(SMALL['name'], weights=None).state_dict()
-    torch.save({(prefix or '') + key: value for key, value in weights.items()},
-               tmp_path / 'weights.pth')
+    torch.save(
+        {(prefix or '') + key: value for key, value in weights.items()}, tmp_path / 'weights.pth'
+    )
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
-    backbone = MODELS.build(dict(
-        SMALL, type='lt_mm.TorchvisionBackbone',
-        init_cfg=init_cfg if prefix is None else dict(init_cfg, prefix=prefix)))
+    backbone = MODELS.build(
+        dict(
+            SMALL,
+            type='lt_mm.TorchvisionBackbone',
+            init_cfg=init_cfg if prefix is None else dict(init_cfg, prefix=prefix),
+        )
+    )
     before = copy.deepcopy(backbone.state_dict())
     backbone.init_weights()
     assert not torch.equal(before['conv1.0.weight'], weights['conv1.0.weight'])
@@ -246,8 +257,7 @@ def test_norm_eval_and_norm_momentum():
     assert backbone.training and backbone.stage2.training
     before = copy.deepcopy(backbone.state_dict())
     backbone(torch.rand(2, 3, 64, 64))
-    assert all(torch.equal(before[key], value)
-               for key, value in backbone.state_dict().items())
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
 
 
 def test_momentum_of_mnasnet_lets_statistics_settle():
@@ -259,24 +269,27 @@ def test_momentum_of_mnasnet_lets_statistics_settle():
 
 def test_norm_cfg_builds_stock_norms():
     backbone = TorchvisionBackbone(
-        'resnet18', ['layer4'], norm_cfg=dict(type='BN', eps=0.0, requires_grad=False))
+        'resnet18', ['layer4'], norm_cfg=dict(type='BN', eps=0.0, requires_grad=False)
+    )
     assert {norm.eps for norm in batch_norms(backbone)} == {0.0}
     assert not backbone.bn1.weight.requires_grad and backbone.conv1.weight.requires_grad
-    grouped = TorchvisionBackbone(
-        'resnet18', ['layer4'], norm_cfg=dict(type='GN', num_groups=32))
+    grouped = TorchvisionBackbone('resnet18', ['layer4'], norm_cfg=dict(type='GN', num_groups=32))
     assert isinstance(pickle.loads(pickle.dumps(grouped)).bn1, torch.nn.GroupNorm)
 
 
-@pytest.mark.parametrize('change, error, match', [
-    (dict(name='shufflenet'), ValueError, "'shufflenet'.*shufflenet_v2_x1_0"),
-    (dict(name='fasterrcnn_resnet50_fpn'), ValueError, 'classifier'),
-    (dict(nodes=['stage5']), ValueError, 'stage5.*stage4.0'),
-    (dict(nodes=[]), ValueError, r'nodes is \[\].*stage2.0'),
-    (dict(nodes=['conv5', 'conv5']), ValueError, 'different names'),
-    (dict(nodes=['stage2', 'stage2.1']), ValueError, 'stage2.1.*Leave one'),
-    (dict(norm_cfg=dict(type='BN')), TypeError, 'norm_layer.*norm_cfg'),
-    (dict(options=dict(depth=3)), TypeError, 'depth.*options'),
-])
+@pytest.mark.parametrize(
+    'change, error, match',
+    [
+        (dict(name='shufflenet'), ValueError, "'shufflenet'.*shufflenet_v2_x1_0"),
+        (dict(name='fasterrcnn_resnet50_fpn'), ValueError, 'classifier'),
+        (dict(nodes=['stage5']), ValueError, 'stage5.*stage4.0'),
+        (dict(nodes=[]), ValueError, r'nodes is \[\].*stage2.0'),
+        (dict(nodes=['conv5', 'conv5']), ValueError, 'different names'),
+        (dict(nodes=['stage2', 'stage2.1']), ValueError, 'stage2.1.*Leave one'),
+        (dict(norm_cfg=dict(type='BN')), TypeError, 'norm_layer.*norm_cfg'),
+        (dict(options=dict(depth=3)), TypeError, 'depth.*options'),
+    ],
+)
 def test_errors_name_what_there_is(change, error, match):
     with pytest.raises(error, match=f'(?s){match}'):
         TorchvisionBackbone(**{**SMALL, **change})

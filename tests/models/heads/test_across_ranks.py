@@ -1,4 +1,5 @@
 """Replicas on different ranks: the joint loss, its gradient, and no rank that hangs."""
+
 import copy
 
 import pytest
@@ -9,9 +10,17 @@ from mmengine.registry import MODELS, init_default_scope
 
 from lt_mm.models.heads.loss_transform_head import UnpairedBatchError
 from tests.models.heads.dense_data import build, losses_of, made_outputs
-from tests.models.heads.head_data import (FLIP, SHAPE, ZOOM, build_cls_head, build_roi_head,
-                                      cls_samples, det_sample, mask_roi_head_config,
-                                      roi_head_config)
+from tests.models.heads.head_data import (
+    FLIP,
+    SHAPE,
+    ZOOM,
+    build_cls_head,
+    build_roi_head,
+    cls_samples,
+    det_sample,
+    mask_roi_head_config,
+    roi_head_config,
+)
 from tests.ranks import run_ranks
 
 DENSE = ('RetinaNet', 'RetinaNet, softmax', 'ATSS', 'GFL', 'FCOS', 'YOLOX', 'DINO')
@@ -20,16 +29,20 @@ WORLD = 2
 
 def replicas():
     """Two sources, three replicas each; one lost an object, one is barely visible."""
-    return [det_sample(3), det_sample(8), det_sample(3, flip=True),
-            det_sample(8, instances=(0, )), det_sample(3, view=ZOOM),
-            det_sample(8, view=FLIP @ ZOOM, visibility=0.1)]
+    return [
+        det_sample(3),
+        det_sample(8),
+        det_sample(3, flip=True),
+        det_sample(8, instances=(0,)),
+        det_sample(3, view=ZOOM),
+        det_sample(8, view=FLIP @ ZOOM, visibility=0.1),
+    ]
 
 
 def terms_of(losses):
     """The sum of the consistency terms, and what is logged of them, as numbers."""
     loss = sum(value for key, value in losses.items() if 'loss_lt_' in key)
-    return loss, {key: float(value.detach()) for key, value in losses.items()
-                  if 'lt_' in key}
+    return loss, {key: float(value.detach()) for key, value in losses.items() if 'lt_' in key}
 
 
 def dense_terms(kind, images, options):
@@ -38,24 +51,28 @@ def dense_terms(kind, images, options):
     outputs, leaves = made_outputs(kind, head, len(replicas()))
     axis = 1 if kind == 'DINO' else 0
     if kind == 'DINO':
-        outputs = (outputs[0][:, images], outputs[1][:, images],
-                   *(encoder[images] for encoder in outputs[2:]))
+        outputs = (
+            outputs[0][:, images],
+            outputs[1][:, images],
+            *(encoder[images] for encoder in outputs[2:]),
+        )
     else:
         outputs = tuple([level[images] for level in levels] for levels in outputs)
-    loss, logged = terms_of(losses_of(kind, head, outputs,
-                                      [replicas()[image] for image in images]))
-    gradients = torch.autograd.grad(loss, leaves[:2] if kind == 'DINO' else leaves,
-                                    allow_unused=True)
-    return logged, [gradient.index_select(axis, torch.tensor(images))
-                    for gradient in gradients]
+    loss, logged = terms_of(losses_of(kind, head, outputs, [replicas()[image] for image in images]))
+    gradients = torch.autograd.grad(
+        loss, leaves[:2] if kind == 'DINO' else leaves, allow_unused=True
+    )
+    return logged, [gradient.index_select(axis, torch.tensor(images)) for gradient in gradients]
 
 
 def roi_terms(images, options):
     """Terms of a RoI head with boxes and masks; gradients of the features."""
-    everything = dict(type='RandomSampler', num=1000, pos_fraction=1.0, neg_pos_ub=-1,
-                      add_gt_as_proposals=True)  # draws nothing
-    head = build_roi_head(dict(type='lt_mm.LossTransformHead',
-                               head=mask_roi_head_config(), **options), everything)
+    everything = dict(
+        type='RandomSampler', num=1000, pos_fraction=1.0, neg_pos_ub=-1, add_gt_as_proposals=True
+    )  # draws nothing
+    head = build_roi_head(
+        dict(type='lt_mm.LossTransformHead', head=mask_roi_head_config(), **options), everything
+    )
     samples = [replicas()[image] for image in images]
     features = torch.randn(6, 8, 8, 12, generator=torch.Generator().manual_seed(0))
     features = features[images].requires_grad_()
@@ -63,20 +80,34 @@ def roi_terms(images, options):
     for sample in samples:
         proposal = copy.deepcopy(sample.gt_instances)
         first, second = proposal.bboxes[0], proposal.bboxes[-1]
-        proposals.append(type(proposal)(bboxes=torch.stack([
-            first + 3, second - 2, first - torch.tensor([4., 0., 0., 5.]),
-            torch.tensor([0., 0., 9., 9.])])))
-    loss, logged = terms_of(head.loss((features, ), proposals, copy.deepcopy(samples)))
+        proposals.append(
+            type(proposal)(
+                bboxes=torch.stack(
+                    [
+                        first + 3,
+                        second - 2,
+                        first - torch.tensor([4.0, 0.0, 0.0, 5.0]),
+                        torch.tensor([0.0, 0.0, 9.0, 9.0]),
+                    ]
+                )
+            )
+        )
+    loss, logged = terms_of(head.loss((features,), proposals, copy.deepcopy(samples)))
     return logged, [torch.autograd.grad(loss, features)[0]]
 
 
 def cls_terms(images, options):
-    head = build_cls_head(dict(type='lt_mm.LossTransformHead', head=dict(
-        type='LinearClsHead', num_classes=3, in_channels=4), **options))
+    head = build_cls_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=4),
+            **options,
+        )
+    )
     features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     features = features[images].requires_grad_()
     samples = cls_samples([[3, 8, 3, 8, 3, 8][image] for image in images])
-    loss, logged = terms_of(head.loss((features, ), samples))
+    loss, logged = terms_of(head.loss((features,), samples))
     return logged, [torch.autograd.grad(loss, features)[0]]
 
 
@@ -96,8 +127,7 @@ CASES = ('classifier', 'RoI head', *DENSE)
 OPTIONS = {
     'gt': dict(rho=1.0),
     'gt_nearest': dict(rho=0.7, pairing='gt_nearest', detach_mean=True),
-    'iou': dict(rho=1.0, pairing='iou', score_threshold=0.3, iou_threshold=0.1,
-                max_candidates=40),
+    'iou': dict(rho=1.0, pairing='iou', score_threshold=0.3, iou_threshold=0.1, max_candidates=40),
 }
 # Replicas of a source are on different ranks; ranks hold different numbers of images.
 PARTS = ([0, 1, 2, 3], [4, 5])
@@ -106,8 +136,9 @@ PARTS = ([0, 1, 2, 3], [4, 5])
 @pytest.fixture(scope='module', params=OPTIONS)
 def on_ranks(request):
     options = OPTIONS[request.param]
-    return request.param, run_ranks(all_terms, WORLD, CASES,
-                                    dict(options, across_ranks=True), PARTS)
+    return request.param, run_ranks(
+        all_terms, WORLD, CASES, dict(options, across_ranks=True), PARTS
+    )
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -131,20 +162,25 @@ def test_ranks_together_give_the_loss_and_gradient_of_the_joint_batch(case, on_r
             torch.testing.assert_close(
                 rank[case][1][number] / WORLD,
                 gradient.index_select(axis, torch.tensor(images)),
-                rtol=1e-4, atol=1e-7)
+                rtol=1e-4,
+                atol=1e-7,
+            )
 
 
 def uneven(rank):
     """Ranks without an object, without a pair, with unequal numbers of everything."""
     parts = {
-        'one rank has no object': ([det_sample(1), det_sample(1, flip=True)],
-                                   [det_sample(2, instances=())]),
-        'no object at all': ([det_sample(1, instances=())],
-                             [det_sample(1, instances=())]),
-        'no pair': ([det_sample(1, instances=(0, ))], [det_sample(1, instances=(1, ))]),
+        'one rank has no object': (
+            [det_sample(1), det_sample(1, flip=True)],
+            [det_sample(2, instances=())],
+        ),
+        'no object at all': ([det_sample(1, instances=())], [det_sample(1, instances=())]),
+        'no pair': ([det_sample(1, instances=(0,))], [det_sample(1, instances=(1,))]),
         'no visible pair': ([det_sample(1, visibility=0.0)], [det_sample(1)]),
-        'many and one': ([det_sample(1), det_sample(1, flip=True), det_sample(2),
-                          det_sample(2, view=ZOOM)], [det_sample(1, instances=(1, ))]),
+        'many and one': (
+            [det_sample(1), det_sample(1, flip=True), det_sample(2), det_sample(2, view=ZOOM)],
+            [det_sample(1, instances=(1,))],
+        ),
     }
     found = {}
     for kind in ('RetinaNet', 'FCOS', 'GFL'):
@@ -154,8 +190,9 @@ def uneven(rank):
             losses = losses_of(kind, head, outputs, part[rank])
             loss, logged = terms_of(losses)
             loss.backward()
-            finite = all(leaf.grad is not None and leaf.grad.isfinite().all()
-                         for leaf in leaves[:2])
+            finite = all(
+                leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves[:2]
+            )
             found[kind, name] = logged, finite
     return found
 
@@ -166,20 +203,25 @@ def test_uneven_ranks_finish():
         for logged, finite in (first[kind, name], second[kind, name]):
             assert finite
             assert (logged['lt_kl_cls'] > 0) == (
-                name in ('one rank has no object', 'many and one')), (kind, name)
+                name in ('one rank has no object', 'many and one')
+            ), (kind, name)
     assert second['GFL', 'one rank has no object'][0]['lt_num_pairs'] == 0
     assert second['GFL', 'many and one'][0]['lt_num_pairs'] > 0
 
 
 def unpaired(rank, across_ranks):
     """Ten batches of which each rank has one replica, and one source that is alone."""
-    head = build_cls_head(dict(type='lt_mm.LossTransformHead', across_ranks=across_ranks,
-                               head=dict(type='LinearClsHead', num_classes=3,
-                                         in_channels=4)))
+    head = build_cls_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            across_ranks=across_ranks,
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=4),
+        )
+    )
     losses = []
     try:
         for _ in range(10):
-            losses.append(head.loss((torch.randn(2, 4), ), cls_samples([1, 2])))
+            losses.append(head.loss((torch.randn(2, 4),), cls_samples([1, 2])))
     except UnpairedBatchError as error:
         return len(losses), str(error)
     return len(losses), None
@@ -193,26 +235,32 @@ def test_spread_replicas_without_exchange_are_refused_and_with_it_accepted():
 
 def mixed_apart(rank):
     """Soft labels that differ between the ranks for one source."""
-    head = build_cls_head(dict(
-        type='lt_mm.LossTransformHead', across_ranks=True, mixed_labels='average',
-        head=dict(type='LinearClsHead', num_classes=3, in_channels=4)))
+    head = build_cls_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            across_ranks=True,
+            mixed_labels='average',
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=4),
+        )
+    )
     samples = cls_samples([1, 2])
-    scores = torch.tensor([[1., 0., 0.], [0., 1., 0.]] if rank else
-                          [[0., 0., 1.], [0., 1., 0.]])
+    scores = torch.tensor(
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]] if rank else [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    )
     for sample, score in zip(samples, scores):
         sample.set_gt_score(score)
-    head.loss((torch.randn(2, 4), ), samples)
+    head.loss((torch.randn(2, 4),), samples)
     averaged = torch.stack([sample.gt_score for sample in samples])
     for sample, score in zip(samples, scores):
         sample.set_gt_score(score)
         sample.set_metainfo(dict(mix_lambda=1.0 if rank else 0.5))
     with pytest.raises(ValueError, match="placement='rank'"):
-        head.loss((torch.randn(2, 4), ), samples)
+        head.loss((torch.randn(2, 4),), samples)
     return averaged
 
 
 def test_labels_of_replicas_on_different_ranks():
-    expected = torch.tensor([[0.5, 0., 0.5], [0., 1., 0.]])
+    expected = torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]])
     for averaged in run_ranks(mixed_apart, WORLD):
         assert torch.equal(averaged, expected)
 
@@ -229,20 +277,34 @@ def test_one_rank_needs_no_exchange():
 # Whole stock models below MMEngine's distributed wrapper
 # ---------------------------------------------------------------------------
 
-_NARROW = dict(type='ResNet', depth=18, num_stages=4, out_indices=(2, 3),
-               base_channels=8, stem_channels=8, norm_eval=True)
+_NARROW = dict(
+    type='ResNet',
+    depth=18,
+    num_stages=4,
+    out_indices=(2, 3),
+    base_channels=8,
+    stem_channels=8,
+    norm_eval=True,
+)
 _FPN = dict(type='FPN', in_channels=[32, 64], out_channels=8, num_outs=2)
-_SQUARE_ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=2,
-                       scales_per_octave=1, strides=[16, 32])
-_ALL = dict(type='RandomSampler', num=10**4, pos_fraction=1.0, neg_pos_ub=-1,
-            add_gt_as_proposals=False)
+_SQUARE_ANCHORS = dict(
+    type='AnchorGenerator', ratios=[1.0], octave_base_scale=2, scales_per_octave=1, strides=[16, 32]
+)
+_ALL = dict(
+    type='RandomSampler', num=10**4, pos_fraction=1.0, neg_pos_ub=-1, add_gt_as_proposals=False
+)
 _PRIORS = dict(allowed_border=-1, pos_weight=-1, debug=False)
 
 
 def _at_iou(threshold):
     """Every prior is positive or negative, none ignored."""
-    return dict(type='MaxIoUAssigner', pos_iou_thr=threshold, neg_iou_thr=threshold,
-                min_pos_iou=threshold, ignore_iof_thr=-1)
+    return dict(
+        type='MaxIoUAssigner',
+        pos_iou_thr=threshold,
+        neg_iou_thr=threshold,
+        min_pos_iou=threshold,
+        ignore_iof_thr=-1,
+    )
 
 
 def model_config(kind, across_ranks):
@@ -253,34 +315,66 @@ def model_config(kind, across_ranks):
     """
     wrap = dict(type='lt_mm.LossTransformHead', rho=1.0, across_ranks=across_ranks)
     if kind == 'classifier':
-        return dict(type='mmpretrain.ImageClassifier', backbone=dict(
-            _NARROW, type='mmpretrain.ResNet', out_indices=(3, )),
+        return dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(_NARROW, type='mmpretrain.ResNet', out_indices=(3,)),
             neck=dict(type='mmpretrain.GlobalAveragePooling'),
-            head=dict(wrap, head=dict(type='mmpretrain.LinearClsHead', num_classes=3,
-                                      in_channels=64)))
+            head=dict(
+                wrap, head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=64)
+            ),
+        )
     if kind == 'ATSS':
         return dict(
-            type='mmdet.ATSS', backbone=_NARROW, neck=_FPN,
-            bbox_head=dict(wrap, head=dict(
-                type='ATSSHead', num_classes=3, in_channels=8, feat_channels=8,
-                stacked_convs=1, norm_cfg=None, anchor_generator=_SQUARE_ANCHORS,
-                loss_bbox=dict(type='GIoULoss'))),
-            train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=4), **_PRIORS))
+            type='mmdet.ATSS',
+            backbone=_NARROW,
+            neck=_FPN,
+            bbox_head=dict(
+                wrap,
+                head=dict(
+                    type='ATSSHead',
+                    num_classes=3,
+                    in_channels=8,
+                    feat_channels=8,
+                    stacked_convs=1,
+                    norm_cfg=None,
+                    anchor_generator=_SQUARE_ANCHORS,
+                    loss_bbox=dict(type='GIoULoss'),
+                ),
+            ),
+            train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=4), **_PRIORS),
+        )
     roi_head = roi_head_config()
     roi_head['bbox_roi_extractor']['featmap_strides'] = [16]
     return dict(
-        type='mmdet.FasterRCNN', backbone=_NARROW, neck=_FPN,
-        rpn_head=dict(type='RPNHead', in_channels=8, feat_channels=8,
-                      anchor_generator=dict(type='AnchorGenerator', scales=[2],
-                                            ratios=[1.0], strides=[16, 32])),
+        type='mmdet.FasterRCNN',
+        backbone=_NARROW,
+        neck=_FPN,
+        rpn_head=dict(
+            type='RPNHead',
+            in_channels=8,
+            feat_channels=8,
+            anchor_generator=dict(
+                type='AnchorGenerator', scales=[2], ratios=[1.0], strides=[16, 32]
+            ),
+        ),
         roi_head=dict(wrap, head=roi_head),
         train_cfg=dict(
             rpn=dict(assigner=_at_iou(0.4), sampler=_ALL, **_PRIORS),
-            rpn_proposal=dict(nms_pre=100, max_per_img=16, min_bbox_size=-1,
-                              nms=dict(type='nms', iou_threshold=1.0)),
-            rcnn=dict(assigner=_at_iou(0.4), sampler=dict(
-                _ALL, add_gt_as_proposals=True), pos_weight=-1, debug=False)),
-        test_cfg=dict(rpn=None, rcnn=None))
+            rpn_proposal=dict(
+                nms_pre=100,
+                max_per_img=16,
+                min_bbox_size=-1,
+                nms=dict(type='nms', iou_threshold=1.0),
+            ),
+            rcnn=dict(
+                assigner=_at_iou(0.4),
+                sampler=dict(_ALL, add_gt_as_proposals=True),
+                pos_weight=-1,
+                debug=False,
+            ),
+        ),
+        test_cfg=dict(rpn=None, rcnn=None),
+    )
 
 
 def gradients_of(kind, images, across_ranks=False, distributed=True):
@@ -293,16 +387,28 @@ def gradients_of(kind, images, across_ranks=False, distributed=True):
     model.train()
     pictures = torch.rand(4, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
     views = [(3, None), (3, FLIP), (8, None), (8, ZOOM)]
-    samples = (cls_samples([source for source, _ in views]) if kind == 'classifier' else
-               [det_sample(source, view=view) for source, view in views])
-    wrapped = MMDistributedDataParallel(
-        model, device_ids=None, broadcast_buffers=False) if distributed else model
+    samples = (
+        cls_samples([source for source, _ in views])
+        if kind == 'classifier'
+        else [det_sample(source, view=view) for source, view in views]
+    )
+    wrapped = (
+        MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
+        if distributed
+        else model
+    )
     losses = wrapped(pictures[images], [samples[image] for image in images], mode='loss')
-    loss = sum(sum(value) if isinstance(value, list) else value
-               for key, value in losses.items() if 'loss' in key)
+    loss = sum(
+        sum(value) if isinstance(value, list) else value
+        for key, value in losses.items()
+        if 'loss' in key
+    )
     loss.backward()
-    return float(loss.detach()), float(losses['lt_num_pairs']), {
-        name: parameter.grad for name, parameter in model.named_parameters()}
+    return (
+        float(loss.detach()),
+        float(losses['lt_num_pairs']),
+        {name: parameter.grad for name, parameter in model.named_parameters()},
+    )
 
 
 def gradients_of_all_kinds(rank, parts, across_ranks):
@@ -315,12 +421,12 @@ PLACEMENTS = {'rank': ([0, 1], [2, 3]), 'spread': ([0, 2], [1, 3])}
 
 @pytest.mark.parametrize('placement', PLACEMENTS)
 def test_two_processes_train_like_one_on_the_joint_batch(placement):
-    found = run_ranks(gradients_of_all_kinds, WORLD, PLACEMENTS[placement],
-                      placement == 'spread', timeout=120)
+    found = run_ranks(
+        gradients_of_all_kinds, WORLD, PLACEMENTS[placement], placement == 'spread', timeout=120
+    )
     for kind in MODELS_HERE:
         loss, pairs, gradients = gradients_of(kind, [0, 1, 2, 3], distributed=False)
-        (mine, my_pairs, first), (theirs, their_pairs, second) = (
-            rank[kind] for rank in found)
+        (mine, my_pairs, first), (theirs, their_pairs, second) = (rank[kind] for rank in found)
         assert pairs > 0 and my_pairs + their_pairs == pairs, kind
         assert (mine + theirs) / 2 == pytest.approx(loss, rel=1e-5), kind
         scale = max(gradient.abs().max() for gradient in gradients.values())

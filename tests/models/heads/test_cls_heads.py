@@ -1,4 +1,5 @@
 """LossTransformHead on MMPretrain's classification heads: contracts with the stock."""
+
 import copy
 import io
 import pickle
@@ -12,29 +13,34 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmpretrain.models.heads import LinearClsHead
 from torch import nn
 
-from lt_mm.models.heads.loss_transform_head import (LossTransformHead, MissingRecordError, UnpairedBatchError,
-                                 UnsupportedHeadError)
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.models.heads.loss_transform_head import (
+    LossTransformHead,
+    MissingRecordError,
+    UnpairedBatchError,
+    UnsupportedHeadError,
+)
 from tests.models.heads.head_data import build_cls_head, cls_samples, total
 
 IDS = [7, 7, 2, 2, 7, 2]
 CE = dict(type='CrossEntropyLoss')
 SIGMOID_CE = dict(type='CrossEntropyLoss', use_sigmoid=True)
 LINEAR = dict(type='LinearClsHead', num_classes=3, in_channels=5, loss=CE)
-MULTI_LABEL = dict(
-    type='MultiLabelLinearClsHead', num_classes=3, in_channels=5, loss=SIGMOID_CE)
+MULTI_LABEL = dict(type='MultiLabelLinearClsHead', num_classes=3, in_channels=5, loss=SIGMOID_CE)
 HEADS = {
     'linear': LINEAR,
-    'vit': dict(type='VisionTransformerClsHead', num_classes=3, in_channels=5,
-                hidden_dim=4, loss=CE),
-    'stacked': dict(type='StackedLinearClsHead', num_classes=3, in_channels=5,
-                    mid_channels=[6], loss=CE),
-    'label smoothing': dict(LINEAR, loss=dict(type='LabelSmoothLoss',
-                                              label_smooth_val=0.1)),
+    'vit': dict(
+        type='VisionTransformerClsHead', num_classes=3, in_channels=5, hidden_dim=4, loss=CE
+    ),
+    'stacked': dict(
+        type='StackedLinearClsHead', num_classes=3, in_channels=5, mid_channels=[6], loss=CE
+    ),
+    'label smoothing': dict(LINEAR, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)),
     'sigmoid': dict(LINEAR, loss=SIGMOID_CE),
     'multi-label': MULTI_LABEL,
-    'csra': dict(type='CSRAClsHead', num_classes=3, in_channels=5, num_heads=1, lam=0.1,
-                 loss=SIGMOID_CE),
+    'csra': dict(
+        type='CSRAClsHead', num_classes=3, in_channels=5, num_heads=1, lam=0.1, loss=SIGMOID_CE
+    ),
 }
 
 
@@ -46,14 +52,14 @@ def feats_for(head, count=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shape = (count, 5, 2, 2) if head['type'] == 'CSRAClsHead' else (count, 5)
     feats = torch.randn(*shape, generator=generator, requires_grad=True)
-    return feats, (feats, )
+    return feats, (feats,)
 
 
 def samples_for(head, ids=IDS):
     samples = cls_samples(ids)
     if head['type'] in ('MultiLabelLinearClsHead', 'CSRAClsHead'):
         for sample in samples:
-            sample.set_gt_score(torch.tensor([1., 0., 1.]))
+            sample.set_gt_score(torch.tensor([1.0, 0.0, 1.0]))
     if head['loss'].get('use_sigmoid') and head['type'] == 'LinearClsHead':
         for sample in samples:
             sample.set_gt_score(torch.eye(3)[int(sample.gt_label)])
@@ -65,8 +71,7 @@ def test_identity_of_the_stock_head(name):
     stock, head = build_cls_head(HEADS[name]), wrapped(HEADS[name])
     assert isinstance(head, type(stock))
     assert list(head.state_dict()) == list(stock.state_dict())
-    assert [n for n, _ in head.named_parameters()] == [
-        n for n, _ in stock.named_parameters()]
+    assert [n for n, _ in head.named_parameters()] == [n for n, _ in stock.named_parameters()]
     assert [n for n, _ in head.named_modules()] == [n for n, _ in stock.named_modules()]
     for each in (head, stock):
         torch.manual_seed(0)
@@ -135,15 +140,13 @@ def test_options_reach_the_term():
     leaf, feats = feats_for(LINEAR)
     head = wrapped(LINEAR, rho=9, rho_cls=0.5, temperature=2.0, detach_mean=True)
     losses = head.loss(feats, samples)
-    expected = categorical_consistency(head(feats), ids, temperature=2.0,
-                                       detach_mean=True)
+    expected = categorical_consistency(head(feats), ids, temperature=2.0, detach_mean=True)
     torch.testing.assert_close(losses['loss_lt_cls'], 0.5 * expected)
-    gradient, = torch.autograd.grad(losses['loss_lt_cls'], leaf)
-    reference, = torch.autograd.grad(0.5 * expected, leaf)
+    (gradient,) = torch.autograd.grad(losses['loss_lt_cls'], leaf)
+    (reference,) = torch.autograd.grad(0.5 * expected, leaf)
     torch.testing.assert_close(gradient, reference)
     as_sigmoid = wrapped(LINEAR, activation='sigmoid').loss(feats, samples)
-    torch.testing.assert_close(as_sigmoid['lt_kl_cls'],
-                               bernoulli_consistency(head(feats), ids))
+    torch.testing.assert_close(as_sigmoid['lt_kl_cls'], bernoulli_consistency(head(feats), ids))
 
 
 def test_schedule_follows_the_runner():
@@ -178,10 +181,15 @@ def test_without_pairs_the_term_is_zero_with_a_graph(ids):
         assert losses['loss_lt_cls'] == 0
 
 
-@pytest.mark.parametrize('copied', [
-    copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head)),
-    lambda head: _saved_and_loaded(head)
-], ids=['deepcopy', 'pickle', 'torch.save'])
+@pytest.mark.parametrize(
+    'copied',
+    [
+        copy.deepcopy,
+        lambda head: pickle.loads(pickle.dumps(head)),
+        lambda head: _saved_and_loaded(head),
+    ],
+    ids=['deepcopy', 'pickle', 'torch.save'],
+)
 def test_copies_are_wrapped_too(copied):
     head = wrapped(LINEAR, rho=3.0)
     twin = copied(head)
@@ -225,14 +233,18 @@ def test_paramwise_cfg_sees_the_stock_names():
     def groups(head):
         model = nn.ModuleDict(dict(head=head))
         constructor = DefaultOptimWrapperConstructor(
-            dict(type='OptimWrapper',
-                 optimizer=dict(type='SGD', lr=1.0, weight_decay=1e-4)),
-            dict(custom_keys={'head.layers.0': dict(lr_mult=0.1)}, bias_lr_mult=2.0,
-                 norm_decay_mult=0.0))
+            dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1.0, weight_decay=1e-4)),
+            dict(
+                custom_keys={'head.layers.0': dict(lr_mult=0.1)},
+                bias_lr_mult=2.0,
+                norm_decay_mult=0.0,
+            ),
+        )
         optimizer = constructor(model).optimizer
         names = {id(p): n for n, p in model.named_parameters()}
-        return {names[id(p)]: group['lr'] for group in optimizer.param_groups
-                for p in group['params']}
+        return {
+            names[id(p)]: group['lr'] for group in optimizer.param_groups for p in group['params']
+        }
 
     stock = dict(HEADS['stacked'])
     expected = groups(build_cls_head(stock))
@@ -258,8 +270,9 @@ def test_term_is_float32_under_autocast(dtype):
         losses = head.loss(feats, cls_samples(IDS))
         logits = head(feats)
     assert logits.dtype == dtype and losses['loss_lt_cls'].dtype == torch.float32
-    torch.testing.assert_close(losses['loss_lt_cls'], categorical_consistency(
-        logits.float(), torch.tensor(IDS)))
+    torch.testing.assert_close(
+        losses['loss_lt_cls'], categorical_consistency(logits.float(), torch.tensor(IDS))
+    )
     total(losses).backward()
 
 
@@ -278,10 +291,13 @@ def test_two_images_with_one_id():
         wrapped(LINEAR).loss(feats_for(LINEAR, 2)[1], samples)
 
 
-@pytest.mark.parametrize('ids, found', [
-    ([1, 2, 3, 4], 'no two samples of a batch are replicas'),
-    ([1, 1, 1, 2], 'are split between batches'),
-])
+@pytest.mark.parametrize(
+    'ids, found',
+    [
+        ([1, 2, 3, 4], 'no two samples of a batch are replicas'),
+        ([1, 1, 1, 2], 'are split between batches'),
+    ],
+)
 def test_training_without_whole_groups_stops(ids, found):
     head, samples = wrapped(LINEAR), cls_samples(ids)
     _, feats = feats_for(LINEAR, 4)
@@ -351,11 +367,14 @@ def test_mixed_labels_are_refused():
     samples = samples_with_scores([torch.tensor([0.7, 0.3, 0.0])] * 6)
     with pytest.raises(ValueError, match='labels of the batch are mixed') as error:
         wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)
-    for remedy in ("data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor'",
-                   "dict(type='lt_mm.GroupedMixup'", "mixed_labels='average'"):
+    for remedy in (
+        "data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor'",
+        "dict(type='lt_mm.GroupedMixup'",
+        "mixed_labels='average'",
+    ):
         assert remedy in str(error.value)
     # one-hot scores are labels in another form
-    samples = samples_with_scores([torch.tensor([0., 1., 0.])] * 6)
+    samples = samples_with_scores([torch.tensor([0.0, 1.0, 0.0])] * 6)
     losses = wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)
     total(losses).backward()
     assert losses['loss_lt_cls'] > 0
@@ -394,8 +413,7 @@ def test_average_leaves_labels_that_nobody_mixed():
     _, feats = feats_for(LINEAR)
     losses = head.loss(feats, samples_with_scores(scores))
     total(losses).backward()
-    assert torch.equal(losses['loss'],
-                       stock.loss(feats, samples_with_scores(scores))['loss'])
+    assert torch.equal(losses['loss'], stock.loss(feats, samples_with_scores(scores))['loss'])
 
 
 @pytest.mark.parametrize('mixed_labels', ['refuse', 'average'])
@@ -405,11 +423,11 @@ def test_labels_that_a_grouped_augment_mixed(mixed_labels):
     leaf, feats = feats_for(LINEAR)
     losses = head.loss(feats, samples_with_scores(scores, mix_lambda=0.3))
     total(losses).backward()
-    assert torch.equal(losses['loss'],
-                       stock.loss(feats, samples_with_scores(scores))['loss'])
+    assert torch.equal(losses['loss'], stock.loss(feats, samples_with_scores(scores))['loss'])
     # The groups are still the sources.
-    torch.testing.assert_close(losses['lt_kl_cls'], categorical_consistency(
-        head(feats), torch.tensor(IDS)))
+    torch.testing.assert_close(
+        losses['lt_kl_cls'], categorical_consistency(head(feats), torch.tensor(IDS))
+    )
     assert losses['lt_num_pairs'] == 6 and leaf.grad.abs().sum() > 0
 
 
@@ -421,8 +439,18 @@ def test_a_grouped_augment_that_gives_replicas_different_labels(mixed_labels):
 
 
 def test_multi_label_targets_are_not_mixed_labels():
-    targets = alike(torch.tensor([[1., 1., 0.], [0., 0., 0.], [1., 1., 1.], [0., 1., 1.],
-                                  [0., 0., 1.], [1., 0., 0.]]))
+    targets = alike(
+        torch.tensor(
+            [
+                [1.0, 1.0, 0.0],
+                [0.0, 0.0, 0.0],
+                [1.0, 1.0, 1.0],
+                [0.0, 1.0, 1.0],
+                [0.0, 0.0, 1.0],
+                [1.0, 0.0, 0.0],
+            ]
+        )
+    )
     head = wrapped(MULTI_LABEL)
     losses = head.loss(feats_for(MULTI_LABEL)[1], samples_with_scores(targets))
     total(losses).backward()
@@ -434,6 +462,7 @@ def test_multi_label_targets_are_not_mixed_labels():
 
 def test_labels_are_not_looked_at_where_they_cannot_be_mixed(monkeypatch):
     """Looking makes the host wait for the device."""
+
     def look(*args):
         raise AssertionError('the labels were compared')
 
@@ -446,45 +475,58 @@ def test_labels_are_not_looked_at_where_they_cannot_be_mixed(monkeypatch):
     total(average.loss(feats, samples_with_scores(soft_labels()))).backward()
 
 
-@pytest.mark.parametrize('config, message', [
-    (dict(type='SwAVHead', loss=dict(type='SwAVLoss', feat_dim=4)), 'SwAVHead.*expected'),
-    (dict(LINEAR, type='ArcFaceClsHead'), 'ArcFaceClsHead.*expected'),
-    (dict(type='ConformerHead', num_classes=3, in_channels=[5, 5]),
-     'ConformerHead has a _get_loss.*expected'),
-])
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        (dict(type='SwAVHead', loss=dict(type='SwAVLoss', feat_dim=4)), 'SwAVHead.*expected'),
+        (dict(LINEAR, type='ArcFaceClsHead'), 'ArcFaceClsHead.*expected'),
+        (
+            dict(type='ConformerHead', num_classes=3, in_channels=[5, 5]),
+            'ConformerHead has a _get_loss.*expected',
+        ),
+    ],
+)
 def test_unsupported_heads(config, message):
     with pytest.raises(UnsupportedHeadError, match=message):
         wrapped(config)
 
 
 class LossOfItsOwn(LinearClsHead):
-
     def loss(self, feats, data_samples, **kwargs):
         labels = torch.cat([sample.gt_label for sample in data_samples])
         return dict(loss=self.loss_module(self(feats), labels))
 
 
 class TwoPredictions(LinearClsHead):
-
     def forward(self, feats):
         return [super().forward(feats)] * 2
 
 
-@pytest.mark.parametrize('kind, message', [
-    (LossOfItsOwn, 'LossOfItsOwn.* without _get_loss'),
-    (TwoPredictions, r'TwoPredictions.* predicts list; .* logits of shape \(N, C\)')])
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        (LossOfItsOwn, 'LossOfItsOwn.* without _get_loss'),
+        (TwoPredictions, r'TwoPredictions.* predicts list; .* logits of shape \(N, C\)'),
+    ],
+)
 def test_heads_that_are_refused_at_the_first_step(kind, message):
     head = wrapped(dict(LINEAR, type=kind))
     with pytest.raises(UnsupportedHeadError, match=message):
         head.loss(feats_for(LINEAR)[1], cls_samples(IDS))
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(rho=-1), '-1'), (dict(rho='high'), 'high'), (dict(pairing='iou!'), 'iou!'),
-    (dict(temperature=0), 'temperature is 0'), (dict(activation='tanh'), 'tanh'),
-    (dict(min_visibility=2), 'min_visibility is 2'),
-    (dict(rho=dict(type='step')), 'step'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(rho=-1), '-1'),
+        (dict(rho='high'), 'high'),
+        (dict(pairing='iou!'), 'iou!'),
+        (dict(temperature=0), 'temperature is 0'),
+        (dict(activation='tanh'), 'tanh'),
+        (dict(min_visibility=2), 'min_visibility is 2'),
+        (dict(rho=dict(type='step')), 'step'),
+    ],
+)
 def test_bad_options_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         wrapped(LINEAR, **options)
@@ -493,12 +535,10 @@ def test_bad_options_name_the_value(options, message):
 def test_a_built_head_can_be_wrapped():
     stock = build_cls_head(LINEAR)
     head = LossTransformHead(stock)
-    assert head is stock and 'loss_lt_cls' in head.loss(
-        feats_for(LINEAR)[1], cls_samples(IDS))
+    assert head is stock and 'loss_lt_cls' in head.loss(feats_for(LINEAR)[1], cls_samples(IDS))
     assert type(build_cls_head(LINEAR)) is LinearClsHead  # nobody else is touched
 
 
 def test_config_dicts_and_found_by_bare_name():
     config = ConfigDict(type='LossTransformHead', head=LINEAR)
-    assert 'loss_lt_cls' in build_cls_head(config).loss(
-        feats_for(LINEAR)[1], cls_samples(IDS))
+    assert 'loss_lt_cls' in build_cls_head(config).loss(feats_for(LINEAR)[1], cls_samples(IDS))

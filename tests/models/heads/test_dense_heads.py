@@ -1,4 +1,5 @@
 """LossTransformHead on MMDetection's single-stage heads: contracts, pairs, terms."""
+
 import copy
 import pickle
 
@@ -9,18 +10,37 @@ from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
-from lt_mm.models.heads.loss_transform_head import (MissingRecordError, UnpairedBatchError,
-                                 UnsupportedHeadError)
+from lt_mm.models.heads.loss_transform_head import (
+    MissingRecordError,
+    UnpairedBatchError,
+    UnsupportedHeadError,
+)
 from tests import reference
 from tests import reference_losses as twin
-from tests.models.heads.dense_data import (CLASSES, DETR_LIKE, FCOS_LIKE, HEADS, STRIDES,
-                                       anchor_at, as_the_head_gets, box_at, build,
-                                       logits_at, losses_of, losses_of_inputs,
-                                       made_inputs, made_outputs, mirrored, moved_anchor,
-                                       place_of, seed_samplers, side_logits_at, total,
-                                       values_of)
-from tests.models.heads.head_data import (FLIP, IDENTITY, SHAPE, SHEAR, ZOOM, det_sample,
-                                      to_source)
+from tests.models.heads.dense_data import (
+    CLASSES,
+    DETR_LIKE,
+    FCOS_LIKE,
+    HEADS,
+    STRIDES,
+    anchor_at,
+    as_the_head_gets,
+    box_at,
+    build,
+    logits_at,
+    losses_of,
+    losses_of_inputs,
+    made_inputs,
+    made_outputs,
+    mirrored,
+    moved_anchor,
+    place_of,
+    seed_samplers,
+    side_logits_at,
+    total,
+    values_of,
+)
+from tests.models.heads.head_data import FLIP, IDENTITY, SHAPE, SHEAR, ZOOM, det_sample, to_source
 
 ANCHORS = ('RetinaNet', 'RetinaNet, softmax', 'SSD', 'ATSS', 'GFL', 'RPN')
 # A family each, for what the families share.
@@ -29,14 +49,20 @@ FAMILIES = ('RetinaNet', 'GFL', 'FCOS', 'YOLOX', 'DINO', 'RPN')
 
 def replicas():
     """Three replicas of source 3, and two of source 8, one of which lost an object."""
-    return [det_sample(3), det_sample(3, flip=True), det_sample(3, view=ZOOM),
-            det_sample(8, instances=(0, )), det_sample(8, view=FLIP @ ZOOM)]
+    return [
+        det_sample(3),
+        det_sample(3, flip=True),
+        det_sample(3, view=ZOOM),
+        det_sample(8, instances=(0,)),
+        det_sample(8, view=FLIP @ ZOOM),
+    ]
 
 
 def term_of(losses, kind):
     """The losses' term of one kind, 'cls' or 'bbox', under the name that the head uses."""
-    return next(value for key, value in losses.items()
-                if key in (f'loss_lt_{kind}', f'loss_rpn_lt_{kind}'))
+    return next(
+        value for key, value in losses.items() if key in (f'loss_lt_{kind}', f'loss_rpn_lt_{kind}')
+    )
 
 
 def pairs_of(losses):
@@ -53,16 +79,16 @@ def test_identity_of_the_stock_head(kind):
     plain, head = build(kind), build(kind, rho=1.0)
     assert isinstance(head, type(plain)) and type(head) is not type(plain)
     assert list(head.state_dict()) == list(plain.state_dict())
-    assert [n for n, _ in head.named_parameters()] == [
-        n for n, _ in plain.named_parameters()]
+    assert [n for n, _ in head.named_parameters()] == [n for n, _ in plain.named_parameters()]
     head.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(head.state_dict(), strict=True)
     samples, inputs = replicas()[:2], made_inputs(kind, 2)
     if kind == 'SSD':  # MMDetection 3.3 and later reads an attribute that SSD lacks
         plain.loss_cls = head.loss_cls = None
     with torch.no_grad():
-        for mine, theirs in zip(head.eval().predict(*inputs, samples),
-                                plain.eval().predict(*inputs, samples)):
+        for mine, theirs in zip(
+            head.eval().predict(*inputs, samples), plain.eval().predict(*inputs, samples)
+        ):
             assert len(theirs) and torch.equal(mine.bboxes, theirs.bboxes)
             assert torch.equal(mine.scores, theirs.scores)
 
@@ -82,8 +108,7 @@ def test_rho_zero_is_the_stock_loss_bit_for_bit(kind):
     gradients = [parameter.grad for parameter in plain.parameters()]
     assert any(gradient is not None for gradient in gradients)
     for parameter, gradient in zip(head.parameters(), gradients):
-        assert (parameter.grad is None if gradient is None
-                else torch.equal(parameter.grad, gradient))
+        assert parameter.grad is None if gradient is None else torch.equal(parameter.grad, gradient)
     assert term_of(losses, 'cls') == term_of(losses, 'bbox') == 0
     prefix = 'rpn_' if kind == 'RPN' else ''
     assert losses[f'{prefix}lt_kl_cls'] > 0 and losses[f'{prefix}lt_kl_bbox'] > 0
@@ -95,8 +120,9 @@ def test_the_stock_losses_do_not_change_with_rho(kind):
     plain, head = build(kind), build(kind, rho=2.0)
     expected = dict(losses_of_inputs(kind, plain, replicas()))
     losses = losses_of_inputs(kind, head, replicas())
-    for (key, theirs), (_, mine) in zip(values_of(expected), values_of(
-            {key: losses[key] for key in expected})):
+    for (key, theirs), (_, mine) in zip(
+        values_of(expected), values_of({key: losses[key] for key in expected})
+    ):
         assert torch.equal(mine, theirs), key
     total(losses).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
@@ -111,10 +137,15 @@ def _targets(kind, head, outputs, samples):
     """What the stock head's ``_get_targets_single`` gives for the final predictions."""
     samples = as_the_head_gets(kind, samples)
     if kind in DETR_LIKE:
-        return [head._get_targets_single(logits[-len(logits) + _skipped(kind):],
-                                         boxes[_skipped(kind):], sample.gt_instances,
-                                         sample.metainfo)
-                for logits, boxes, sample in zip(outputs[0][-1], outputs[1][-1], samples)]
+        return [
+            head._get_targets_single(
+                logits[-len(logits) + _skipped(kind) :],
+                boxes[_skipped(kind) :],
+                sample.gt_instances,
+                sample.metainfo,
+            )
+            for logits, boxes, sample in zip(outputs[0][-1], outputs[1][-1], samples)
+        ]
     single, seen = head._get_targets_single, []
 
     def noted(*args, **kwargs):
@@ -143,17 +174,19 @@ def _positives(kind, head, target, sample):
         rows = [row for row, label in enumerate(labels) if 0 <= label < head.num_classes]
         labels = [int(labels[row]) for row in rows]
         boxes = [_target_box(kind, head, target, row, sample) for row in rows]
-    return [(row, twin.annotation(box.tolist(), label, gt.bboxes.tolist(),
-                                  gt.labels.tolist()))
-            for row, label, box in zip(rows, labels, boxes)]
+    return [
+        (row, twin.annotation(box.tolist(), label, gt.bboxes.tolist(), gt.labels.tolist()))
+        for row, label, box in zip(rows, labels, boxes)
+    ]
 
 
 def _target_box(kind, head, target, row, sample):
     if kind in DETR_LIKE:
         x, y, w, h = target[2][row].double()
         height, width = sample.img_shape
-        return torch.stack([(x - w / 2) * width, (y - h / 2) * height,
-                            (x + w / 2) * width, (y + h / 2) * height])
+        return torch.stack(
+            [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+        )
     if kind in FCOS_LIKE:
         level, y, x, _ = place_of(head, row)
         left, top, right, bottom = target[1][row].double()
@@ -174,45 +207,62 @@ def _normaliser(kind, targets, positives):
     return max(sum(max(len(own), least) for own in positives), 1)
 
 
-def naive_terms(kind, outputs, samples, pairing='gt', temperature=1.0,
-                detach_mean=False, change=lambda head: None):
+def naive_terms(
+    kind,
+    outputs,
+    samples,
+    pairing='gt',
+    temperature=1.0,
+    detach_mean=False,
+    change=lambda head: None,
+):
     """Both terms, the group ids and the share of paired instances, from loops."""
     head = build(kind)
     change(head)
     targets = _targets(kind, head, outputs, samples)
     positives = [_positives(kind, head, *both) for both in zip(targets, samples)]
-    found = [(image, row, annotation) for image, own in enumerate(positives)
-             for row, annotation in own]
+    found = [
+        (image, row, annotation) for image, own in enumerate(positives) for row, annotation in own
+    ]
     gts = [sample.gt_instances for sample in samples]
     instances = [tuple(gts[image].source_ids[k].tolist()) for image, _, k in found]
     views = [gts[image].source_matrices[k].numpy() for image, _, k in found]
     images = [image for image, _, _ in found]
     keep = [bool(gts[image].visibility[k] >= 0.3) for image, _, k in found]
     groups = twin.across_replicas(instances, images, keep)
-    share = len({(image, k) for (image, _, k), group in zip(found, groups) if group >= 0}
-                ) / max(sum(len(gt.bboxes) for gt in gts), 1)
-    logits = torch.stack([logits_at(kind, head, outputs, image, row)
-                          for image, row, _ in found])
-    restored = torch.stack([
-        to_source(box_at(kind, head, outputs, image, row, samples[image].img_shape), view)
-        for (image, row, _), view in zip(found, views)])
+    share = len({(image, k) for (image, _, k), group in zip(found, groups) if group >= 0}) / max(
+        sum(len(gt.bboxes) for gt in gts), 1
+    )
+    logits = torch.stack([logits_at(kind, head, outputs, image, row) for image, row, _ in found])
+    restored = torch.stack(
+        [
+            to_source(box_at(kind, head, outputs, image, row, samples[image].img_shape), view)
+            for (image, row, _), view in zip(found, views)
+        ]
+    )
     if pairing == 'gt_nearest':
-        annotated = [to_source(gts[image].bboxes[k], view)
-                     for (image, _, k), view in zip(found, views)]
-        groups = twin.resort(groups, images, [
-            float((box - other).norm().detach())
-            for box, other in zip(restored, annotated)])
-    options = dict(detach_mean=detach_mean,
-                   avg_factor=_normaliser(kind, targets, positives))
-    discrete = (twin.categorical if kind in ('RetinaNet, softmax', 'SSD', 'DETR')
-                else twin.bernoulli)
+        annotated = [
+            to_source(gts[image].bboxes[k], view) for (image, _, k), view in zip(found, views)
+        ]
+        groups = twin.resort(
+            groups,
+            images,
+            [float((box - other).norm().detach()) for box, other in zip(restored, annotated)],
+        )
+    options = dict(detach_mean=detach_mean, avg_factor=_normaliser(kind, targets, positives))
+    discrete = twin.categorical if kind in ('RetinaNet, softmax', 'SSD', 'DETR') else twin.bernoulli
     cls_term = discrete(logits, groups, temperature=temperature, **options)
     if kind == 'GFL':
-        sides = [_sides_in_source(head, outputs, image, row, view)
-                 for (image, row, _), view in zip(found, views)]
-        box_term = twin.sides(torch.stack([logits for logits, _ in sides]),
-                              torch.stack([places for _, places in sides]), groups,
-                              **options)
+        sides = [
+            _sides_in_source(head, outputs, image, row, view)
+            for (image, row, _), view in zip(found, views)
+        ]
+        box_term = twin.sides(
+            torch.stack([logits for logits, _ in sides]),
+            torch.stack([places for _, places in sides]),
+            groups,
+            **options,
+        )
     else:
         box_term = twin.box(restored, groups, **options)
     return cls_term, box_term, groups, share
@@ -237,20 +287,25 @@ def check_against_the_loop(kind, samples, change=lambda head: None, **options):
     outputs, leaves = made_outputs(kind, head, len(samples))
     losses = losses_of(kind, head, outputs, samples)
     cls_term, box_term, groups, share = naive_terms(
-        kind, outputs, samples, change=change, **options)
+        kind, outputs, samples, change=change, **options
+    )
     paired = sum(len(twin.positives(groups, i)) > 1 for i in range(len(groups)))
     assert pairs_of(losses) == paired
     torch.testing.assert_close(
         next(value for key, value in losses.items() if 'lt_paired_share' in key),
-        torch.tensor(share))
+        torch.tensor(share),
+    )
     for name, rho, term in (('cls', 2.0, cls_term), ('bbox', 0.5, box_term)):
         found = term_of(losses, name)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), rho * term, rtol=1e-4, atol=1e-6)
         # Where nothing of a map is positive, the loop has no graph to it.
-        gradients = [torch.autograd.grad(value, leaves, retain_graph=True,
-                                         allow_unused=True, materialize_grads=True)
-                     for value in (found, rho * term)]
+        gradients = [
+            torch.autograd.grad(
+                value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for value in (found, rho * term)
+        ]
         for mine, theirs in zip(*gradients):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
     return cls_term, box_term, groups
@@ -266,16 +321,18 @@ def test_terms_against_a_naive_loop(case):
 
 def padded(sample, img_shape, pad_shape):
     """The sample as a smaller image that was filled up to the others' size."""
-    sample.set_metainfo(dict(img_shape=img_shape, pad_shape=pad_shape,
-                             recorded_shape=img_shape))
+    sample.set_metainfo(dict(img_shape=img_shape, pad_shape=pad_shape, recorded_shape=img_shape))
     return sample
 
 
 @pytest.mark.parametrize('kind', HEADS)
 def test_padding_and_anchors_outside_the_image(kind):
     """Rows count all anchors, also where the stock head leaves some out."""
-    samples = [padded(det_sample(3), (60, 88), (64, 88)), det_sample(3, flip=True),
-               padded(det_sample(3, view=ZOOM), (64, 92), (64, 96))]
+    samples = [
+        padded(det_sample(3), (60, 88), (64, 88)),
+        det_sample(3, flip=True),
+        padded(det_sample(3, view=ZOOM), (64, 92), (64, 96)),
+    ]
 
     def change(head):
         if kind in ANCHORS:
@@ -285,9 +342,11 @@ def test_padding_and_anchors_outside_the_image(kind):
         head = build(kind)
         change(head)
         targets = _targets(kind, head, made_outputs(kind, head, 3)[0], samples)
-        assert any([row for row, _ in _positives(kind, head, target, sample)]
-                   != target[-1].pos_inds.tolist()
-                   for target, sample in zip(targets, samples))
+        assert any(
+            [row for row, _ in _positives(kind, head, target, sample)]
+            != target[-1].pos_inds.tolist()
+            for target, sample in zip(targets, samples)
+        )
     check_against_the_loop(kind, samples, change)
 
 
@@ -304,8 +363,10 @@ def _of_mirrored(kind, samples, mirror=True):
     else:
         outputs = tuple(
             [torch.cat([level[:1], level[:1]]) for level in levels]
-            if kind not in DETR_LIKE else _repeated(levels)
-            for levels in outputs)
+            if kind not in DETR_LIKE
+            else _repeated(levels)
+            for levels in outputs
+        )
     return losses_of(kind, head, outputs, samples)
 
 
@@ -320,8 +381,7 @@ def test_mirrored_predictions_of_mirrored_replicas_cost_nothing(kind):
     losses = _of_mirrored(kind, samples)
     assert pairs_of(losses) == 4
     for name in ('cls', 'bbox'):
-        torch.testing.assert_close(term_of(losses, name), torch.tensor(0.), atol=1e-6,
-                                   rtol=0)
+        torch.testing.assert_close(term_of(losses, name), torch.tensor(0.0), atol=1e-6, rtol=0)
     # The same predictions are misaligned without the flip in the record, and it shows.
     wrong = copy.deepcopy(samples)
     wrong[1].gt_instances.source_matrices[:] = torch.tensor(IDENTITY)
@@ -339,8 +399,11 @@ def test_hidden_instances_pair_with_nothing(kind):
     losses = losses_of(kind, head, outputs, samples)
     share = next(value for key, value in losses.items() if 'lt_paired_share' in key)
     assert share == 0.5  # one of two instances, in both replicas
-    assert 0 < pairs_of(losses) < pairs_of(
-        losses_of(kind, build(kind, min_visibility=0.2), outputs, samples))
+    assert (
+        0
+        < pairs_of(losses)
+        < pairs_of(losses_of(kind, build(kind, min_visibility=0.2), outputs, samples))
+    )
     samples[1].gt_instances.visibility[1] = 0.2
     losses = losses_of(kind, head, outputs, samples)
     assert pairs_of(losses) == 0 and term_of(losses, 'cls') == 0
@@ -358,12 +421,16 @@ def test_sheared_instances_stay_out_of_the_box_term_only(kind):
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
-@pytest.mark.parametrize('samples', [
-    lambda: [det_sample(1, instances=()), det_sample(1, instances=())],
-    lambda: [det_sample(1), det_sample(1, instances=())],
-    lambda: [det_sample(1, instances=(0, )), det_sample(1, instances=(1, ))],
-    lambda: [det_sample(1)],
-], ids=['no object', 'objects in one', 'no common object', 'one replica'])
+@pytest.mark.parametrize(
+    'samples',
+    [
+        lambda: [det_sample(1, instances=()), det_sample(1, instances=())],
+        lambda: [det_sample(1), det_sample(1, instances=())],
+        lambda: [det_sample(1, instances=(0,)), det_sample(1, instances=(1,))],
+        lambda: [det_sample(1)],
+    ],
+    ids=['no object', 'objects in one', 'no common object', 'one replica'],
+)
 @pytest.mark.parametrize('kind', HEADS)
 def test_without_pairs_the_terms_are_zero_with_a_graph(kind, samples):
     head, samples = build(kind, rho=1.0), samples()
@@ -422,9 +489,11 @@ def test_training_without_replicas_stops(kind):
         losses_of(kind, head, outputs, samples)
 
 
-@pytest.mark.parametrize('copied', [
-    copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))
-], ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied',
+    [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))],
+    ids=['deepcopy', 'pickle'],
+)
 @pytest.mark.parametrize('kind', FAMILIES)
 def test_copies_are_wrapped_too(kind, copied):
     head = build(kind, rho=3.0)
@@ -454,8 +523,10 @@ _NO_NORM = dict(_NARROW, norm_cfg=None)
 _GROUPS = dict(_NARROW, norm_cfg=dict(type='GN', num_groups=2))
 _TALL = dict(_NARROW, anchor_generator=HEADS['RetinaNet']['anchor_generator'])
 _ONE = dict(anchor_generator=HEADS['ATSS']['anchor_generator'])
-_DETR = {key: HEADS['DINO'][key] for key in ('num_classes', 'embed_dims', 'loss_cls',
-                                             'loss_bbox', 'loss_iou')}
+_DETR = {
+    key: HEADS['DINO'][key]
+    for key in ('num_classes', 'embed_dims', 'loss_cls', 'loss_bbox', 'loss_iou')
+}
 _CORNER = dict(num_classes=CLASSES, in_channels=8, num_feat_levels=1)
 UNSUPPORTED = {
     'FoveaHead': _NARROW,
@@ -466,23 +537,29 @@ UNSUPPORTED = {
     'VFNetHead': _NO_NORM,
     'FreeAnchorRetinaHead': _TALL,
     'PISARetinaHead': _TALL,
-    'PISASSDHead': {key: value for key, value in HEADS['SSD'].items()
-                    if key not in ('type', 'train_cfg')},
+    'PISASSDHead': {
+        key: value for key, value in HEADS['SSD'].items() if key not in ('type', 'train_cfg')
+    },
     'GARetinaHead': _NARROW,
     'LADHead': dict(_NO_NORM, **_ONE),
-    'LDHead': dict(_NO_NORM, **_ONE, reg_max=6, loss_ld=dict(
-        type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)),
+    'LDHead': dict(
+        _NO_NORM,
+        **_ONE,
+        reg_max=6,
+        loss_ld=dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10),
+    ),
     'AutoAssignHead': _NO_NORM,
-    'YOLOFHead': dict(num_classes=CLASSES, in_channels=8, num_cls_convs=1,
-                      num_reg_convs=1, **_ONE),
-    'YOLOV3Head': dict(num_classes=CLASSES, in_channels=(8, 8, 8),
-                       out_channels=(8, 8, 8)),
+    'YOLOFHead': dict(num_classes=CLASSES, in_channels=8, num_cls_convs=1, num_reg_convs=1, **_ONE),
+    'YOLOV3Head': dict(num_classes=CLASSES, in_channels=(8, 8, 8), out_channels=(8, 8, 8)),
     'SABLRetinaHead': _NARROW,
     'CornerHead': _CORNER,
     'CentripetalHead': _CORNER,
     'CenterNetHead': dict(num_classes=CLASSES, in_channels=8, feat_channels=8),
-    'RTMDetHead': dict(_NARROW, norm_cfg=dict(type='BN'), anchor_generator=dict(
-        type='MlvlPointGenerator', offset=0, strides=list(STRIDES))),
+    'RTMDetHead': dict(
+        _NARROW,
+        norm_cfg=dict(type='BN'),
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=list(STRIDES)),
+    ),
     'DDQDETRHead': dict(_DETR, num_pred_layer=3, as_two_stage=True, aux_num_pos=4),
 }
 
@@ -492,8 +569,11 @@ def test_heads_with_another_loss_are_refused(name):
     init_default_scope('mmdet')
     config = dict(type=name, **copy.deepcopy(UNSUPPORTED[name]))
     MODELS.build(copy.deepcopy(config))  # by itself it builds
-    with pytest.raises(UnsupportedHeadError, match=rf"{name}\b.*expected .*Head.*"
-                       rf"head=dict\(type='{name}'"):
+    with pytest.raises(
+        UnsupportedHeadError,
+        match=rf'{name}\b.*expected .*Head.*'
+        rf"head=dict\(type='{name}'",
+    ):
         MODELS.build(dict(type='lt_mm.LossTransformHead', head=config))
 
 
@@ -505,11 +585,13 @@ def _renamed(kind, name, without=(), **changes):
 # Only their layers differ from those of a known head; and the inputs of their ``loss``.
 ALIKE = {
     'RetinaSepBNHead': ('RetinaNet', dict(num_ins=2, norm_cfg=dict(type='BN')), ()),
-    'NASFCOSHead': ('FCOS', {}, ('stacked_convs', )),
-    'ConditionalDETRHead': ('Deformable DETR', {}, (
-        'num_pred_layer', 'as_two_stage', 'share_pred_layer')),
-    'DABDETRHead': ('Deformable DETR', {}, (
-        'num_pred_layer', 'as_two_stage', 'share_pred_layer')),
+    'NASFCOSHead': ('FCOS', {}, ('stacked_convs',)),
+    'ConditionalDETRHead': (
+        'Deformable DETR',
+        {},
+        ('num_pred_layer', 'as_two_stage', 'share_pred_layer'),
+    ),
+    'DABDETRHead': ('Deformable DETR', {}, ('num_pred_layer', 'as_two_stage', 'share_pred_layer')),
 }
 
 
@@ -517,20 +599,31 @@ ALIKE = {
 def test_heads_that_change_only_their_layers(name):
     init_default_scope('mmdet')
     kind, changes, without = ALIKE[name]
-    head = MODELS.build(dict(type='lt_mm.LossTransformHead', rho=1.0, head=_renamed(
-        kind, name, without, **copy.deepcopy(changes))))
+    head = MODELS.build(
+        dict(
+            type='lt_mm.LossTransformHead',
+            rho=1.0,
+            head=_renamed(kind, name, without, **copy.deepcopy(changes)),
+        )
+    )
     head.init_weights()
     inputs = made_inputs(kind, 2)
     if kind == 'Deformable DETR':  # one set of references: for all layers, or for each
         hidden, references = inputs
-        inputs = (hidden, references[0][..., :2] if name == 'ConditionalDETRHead'
-                  else torch.stack(references[1:]))
+        inputs = (
+            hidden,
+            references[0][..., :2]
+            if name == 'ConditionalDETRHead'
+            else torch.stack(references[1:]),
+        )
     losses = head.loss(*inputs, [det_sample(3), det_sample(3, flip=True)])
     assert losses['lt_num_pairs'] >= 4
     assert losses['loss_lt_cls'] > 0 and losses['loss_lt_bbox'] > 0
     total(losses).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all()
-               for parameter in head.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in head.parameters()
+    )
 
 
 # ---------------------------------------------------------------------------
@@ -545,9 +638,21 @@ DETECTORS = {
     'Faster R-CNN': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
 }
 _TINY = dict(
-    depth=18, feedforward_channels=32, fc_out_channels=16, num_heads=4, num_groups=4, num_layers=2,
-    num_queries=20, num_dn_queries=4, stacked_convs=1, num_classes=CLASSES,
-    frozen_stages=-1, init_cfg=None, nms_pre=50, max_per_img=20)
+    depth=18,
+    feedforward_channels=32,
+    fc_out_channels=16,
+    num_heads=4,
+    num_groups=4,
+    num_layers=2,
+    num_queries=20,
+    num_dn_queries=4,
+    stacked_convs=1,
+    num_classes=CLASSES,
+    frozen_stages=-1,
+    init_cfg=None,
+    nms_pre=50,
+    max_per_img=20,
+)
 # Channels of the stages of ResNet-50, and of the narrow ResNet-18.
 _STAGES = {256: 4, 512: 8, 1024: 16, 2048: 32}
 
@@ -558,8 +663,9 @@ def tiny(config, width):
         return [tiny(value, width) for value in config]
     if not isinstance(config, dict):
         return config
-    sizes = dict(_TINY, embed_dims=width, out_channels=width, feat_channels=width,
-                 num_feats=width // 2)
+    sizes = dict(
+        _TINY, embed_dims=width, out_channels=width, feat_channels=width, num_feats=width // 2
+    )
     small = {key: sizes.get(key, tiny(value, width)) for key, value in config.items()}
     channels = small.get('in_channels')
     if isinstance(channels, list):
@@ -577,12 +683,12 @@ def detector(name, **options):
     """The stock detector, tiny; its heads wrapped where there are options."""
     init_default_scope('mmdet')
     # MMDetection 3.3 encodes the queries of DINO in 256 channels, whatever its width.
-    config = tiny(get_config(f'mmdet::{DETECTORS[name]}').model.to_dict(),
-                  width=256 if name == 'DINO' else 32)
+    config = tiny(
+        get_config(f'mmdet::{DETECTORS[name]}').model.to_dict(), width=256 if name == 'DINO' else 32
+    )
     for head in ('bbox_head', 'rpn_head', 'roi_head'):
         if options and head in config:
-            config[head] = dict(type='lt_mm.LossTransformHead', head=config[head],
-                                **options)
+            config[head] = dict(type='lt_mm.LossTransformHead', head=config[head], **options)
     torch.manual_seed(0)
     model = MODELS.build(ConfigDict(config))
     # Until then the level embeddings of Deformable DETR and DINO are whatever was in memory.
@@ -604,16 +710,26 @@ def test_whole_detectors(name):
         seed_samplers()
         losses.append(model.loss(images, copy.deepcopy(samples)))
     expected, found = losses
-    for (key, theirs), (_, mine) in zip(values_of(expected), values_of(
-            {key: found[key] for key in expected})):
+    for (key, theirs), (_, mine) in zip(
+        values_of(expected), values_of({key: found[key] for key in expected})
+    ):
         assert torch.equal(mine, theirs), key
     terms = {key for key in found if 'lt_' in key}
     assert terms == set(found) - set(expected)
-    of_roi = {'loss_lt_cls', 'loss_lt_bbox', 'lt_kl_cls', 'lt_kl_bbox', 'lt_num_pairs',
-              'lt_paired_share'}
+    of_roi = {
+        'loss_lt_cls',
+        'loss_lt_bbox',
+        'lt_kl_cls',
+        'lt_kl_bbox',
+        'lt_num_pairs',
+        'lt_paired_share',
+    }
     of_rpn = {key.replace('lt_', 'rpn_lt_') for key in of_roi}
     assert terms == of_roi | (of_rpn if name == 'Faster R-CNN' else set())
     assert all(found[key] > 0 for key in terms)
     total(found).backward()
-    assert all(parameter.grad.isfinite().all() for parameter in wrapped.parameters()
-               if parameter.grad is not None)
+    assert all(
+        parameter.grad.isfinite().all()
+        for parameter in wrapped.parameters()
+        if parameter.grad is not None
+    )

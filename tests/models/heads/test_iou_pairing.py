@@ -1,4 +1,5 @@
 """pairing='iou': confident predictions that overlap in the source, without annotations."""
+
 import copy
 
 import numpy as np
@@ -11,17 +12,31 @@ from lt_mm.models.heads.ranks import OwnRank
 from tests import reference
 from tests import reference_losses as twin
 from tests.models.heads import dense_data
-from tests.models.heads.head_data import (FLIP, ZOOM, build_roi_head, det_sample,
-                                      mask_roi_head_config, roi_head_config, roi_losses,
-                                      sampled_rois, total)
+from tests.models.heads.head_data import (
+    FLIP,
+    ZOOM,
+    build_roi_head,
+    det_sample,
+    mask_roi_head_config,
+    roi_head_config,
+    roi_losses,
+    sampled_rois,
+    total,
+)
 
 OPTIONS = dict(pairing='iou', iou_threshold=0.3, score_threshold=0.45, max_candidates=7)
 
 
 def replicas():
     """Three replicas of source 3, one of source 5, two of source 8."""
-    samples = [det_sample(3), det_sample(5), det_sample(3, flip=True), det_sample(8),
-               det_sample(3, view=ZOOM), det_sample(8, view=FLIP @ ZOOM)]
+    samples = [
+        det_sample(3),
+        det_sample(5),
+        det_sample(3, flip=True),
+        det_sample(8),
+        det_sample(3, view=ZOOM),
+        det_sample(8, view=FLIP @ ZOOM),
+    ]
     for sample in samples:
         sample.gt_instances.set_metainfo(dict(source_matrix=sample.source_matrix))
     return samples
@@ -35,7 +50,7 @@ def replicas():
 def candidates(scores, options=OPTIONS):
     """Rows of the most confident predictions of one image, best first."""
     order = sorted(range(len(scores)), key=lambda row: -float(scores[row]))
-    kept = order[:options['max_candidates']]
+    kept = order[: options['max_candidates']]
     return [row for row in kept if scores[row] >= options['score_threshold']]
 
 
@@ -48,10 +63,14 @@ def naive_groups(images, threshold):
     groups, means, number = [[] for _ in images], {}, 0
     for image, (source, boxes, labels) in enumerate(images):
         known = [name for name in means if name[0] == source]
-        averages = [[sum(column) / len(column) for column in zip(*means[name][1])]
-                    for name in known]
-        pairs = dict(twin.greedy_pairs(boxes, averages, labels,
-                                       [means[name][0] for name in known], threshold))
+        averages = [
+            [sum(column) / len(column) for column in zip(*means[name][1])] for name in known
+        ]
+        pairs = dict(
+            twin.greedy_pairs(
+                boxes, averages, labels, [means[name][0] for name in known], threshold
+            )
+        )
         for row, (box, label) in enumerate(zip(boxes, labels)):
             if row in pairs:
                 name = known[pairs[row]]
@@ -72,26 +91,29 @@ def naive_terms(head, logits, decode, samples, sigmoid, avg_factor, options=OPTI
     images, rows_of, boxes, chosen = [], [], [], []
     for image, (own, sample) in enumerate(zip(logits, samples)):
         probabilities = own.sigmoid() if sigmoid else own.softmax(dim=1)
-        scores, labels = probabilities[:, :head.num_classes].max(dim=1)
+        scores, labels = probabilities[:, : head.num_classes].max(dim=1)
         rows = candidates(scores.tolist(), options)
         back = reference.inverse(sample.source_matrix)
         restored = []
         for row in rows:
             x1, y1, x2, y2 = decode(image, row, int(labels[row]))
-            corners = torch.stack([torch.stack([x, y, x * 0 + 1])
-                                   for x in (x1, x2) for y in (y1, y2)])
+            corners = torch.stack(
+                [torch.stack([x, y, x * 0 + 1]) for x in (x1, x2) for y in (y1, y2)]
+            )
             moved = corners.double() @ torch.tensor(back).T
             moved = moved[:, :2] / moved[:, 2:]
             restored.append(torch.cat([moved.amin(dim=0), moved.amax(dim=0)]))
-        images.append((sample.source_id, [box.tolist() for box in restored],
-                       labels[rows].tolist()))
+        images.append((sample.source_id, [box.tolist() for box in restored], labels[rows].tolist()))
         rows_of.append(rows)
         boxes += restored
         chosen += [own[row] for row in rows]
     groups = naive_groups(images, options['iou_threshold'])
     kind = twin.bernoulli if sigmoid else twin.categorical
-    return (kind(torch.stack(chosen), groups, avg_factor=avg_factor),
-            twin.box(torch.stack(boxes), groups, avg_factor=avg_factor), groups)
+    return (
+        kind(torch.stack(chosen), groups, avg_factor=avg_factor),
+        twin.box(torch.stack(boxes), groups, avg_factor=avg_factor),
+        groups,
+    )
 
 
 def check(losses, keys, terms, leaves):
@@ -100,13 +122,13 @@ def check(losses, keys, terms, leaves):
     paired = sum(groups.count(group) > 1 for group in groups)
     assert paired >= 6 and len({g for g in groups if groups.count(g) > 1}) >= 3
     assert losses[keys[2]] == paired
-    torch.testing.assert_close(losses[keys[3]],
-                               torch.tensor(paired / len(groups)))
+    torch.testing.assert_close(losses[keys[3]], torch.tensor(paired / len(groups)))
     for key, term in zip(keys[:2], (cls_term, box_term)):
         assert term > 1e-5
         torch.testing.assert_close(losses[key].double(), term, rtol=1e-4, atol=1e-7)
-    found = torch.autograd.grad(losses[keys[0]] + losses[keys[1]], leaves,
-                                retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(
+        losses[keys[0]] + losses[keys[1]], leaves, retain_graph=True, allow_unused=True
+    )
     expected = torch.autograd.grad(cls_term + box_term, leaves, allow_unused=True)
     for mine, theirs in zip(found, expected):
         assert (mine is None) == (theirs is None)
@@ -119,8 +141,7 @@ KEYS = ('loss_lt_cls', 'loss_lt_bbox', 'lt_num_pairs', 'lt_paired_share')
 
 @pytest.mark.parametrize('sigmoid', [False, True], ids=['softmax', 'sigmoid'])
 def test_box_head_against_a_naive_loop(sigmoid):
-    config = roi_head_config(
-        loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=sigmoid))
+    config = roi_head_config(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=sigmoid))
     options = dict(OPTIONS, max_candidates=20, iou_threshold=0.2)
     head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **options))
     samples = replicas()
@@ -133,37 +154,47 @@ def test_box_head_against_a_naive_loop(sigmoid):
 
     def decode(image, row, label):
         own = deltas[image][row].view(-1, 4)[label]
-        return head.bbox_head.bbox_coder.decode(results[image].priors[row][None],
-                                                own[None])[0]
+        return head.bbox_head.bbox_coder.decode(results[image].priors[row][None], own[None])[0]
 
-    terms = naive_terms(head.bbox_head, logits, decode, samples, sigmoid, sum(counts),
-                        options)
+    terms = naive_terms(head.bbox_head, logits, decode, samples, sigmoid, sum(counts), options)
     check(losses, KEYS, terms, list(head.bbox_head.parameters()))
 
 
 @pytest.mark.parametrize('kind', ['RetinaNet', 'FCOS', 'SSD', 'YOLOX', 'DETR', 'DINO'])
 def test_dense_heads_against_a_naive_loop(kind):
     """Decoding is compared elsewhere; here the front's own decoder is read one by one."""
-    options = dict(OPTIONS, max_candidates=25, iou_threshold=0.1,
-                   score_threshold=0.3 if kind in ('SSD', 'DETR') else 0.5)
+    options = dict(
+        OPTIONS,
+        max_candidates=25,
+        iou_threshold=0.1,
+        score_threshold=0.3 if kind in ('SSD', 'DETR') else 0.5,
+    )
     head = dense_data.build(kind, **options)
     samples = replicas()
     outputs, leaves = dense_data.made_outputs(kind, head, len(samples))
     seen = []
     add_terms = head._add_terms
-    head._add_terms = lambda detections, losses: (seen.append(detections),
-                                                  add_terms(detections, losses))
+    head._add_terms = lambda detections, losses: (
+        seen.append(detections),
+        add_terms(detections, losses),
+    )
     losses = dense_data.losses_of(kind, head, outputs, samples)
-    detections, = seen
+    (detections,) = seen
     count = detections.counts[0]
 
     def decode(image, row, label):
-        return detections.decode(torch.tensor([image * count + row]),
-                                 torch.tensor([label]))[0]
+        return detections.decode(torch.tensor([image * count + row]), torch.tensor([label]))[0]
 
     positives = sum(len(rows) for rows in detections.positives)
-    terms = naive_terms(head, detections.logits.split(detections.counts), decode, samples,
-                        detections.sigmoid, positives, options)
+    terms = naive_terms(
+        head,
+        detections.logits.split(detections.counts),
+        decode,
+        samples,
+        detections.sigmoid,
+        positives,
+        options,
+    )
     check(losses, KEYS, terms, leaves[:2] if kind in dense_data.DETR_LIKE else leaves)
 
 
@@ -176,19 +207,20 @@ def test_masks_against_a_naive_pairing():
     records = [sample.gt_instances for sample in samples]
     annotations = [result.pos_assigned_gt_inds for result in results]
     labels = torch.cat([result.pos_gt_labels for result in results])
-    group_ids, restored = head.mask_head._pair(rois, labels, records, annotations,
-                                               OwnRank())
+    group_ids, restored = head.mask_head._pair(rois, labels, records, annotations, OwnRank())
     images = []
     for result, sample in zip(results, samples):
         back = reference.inverse(sample.source_matrix)
-        images.append((sample.source_id,
-                       [reference.move_box(box, back).tolist()
-                        for box in result.pos_priors],
-                       result.pos_gt_labels.tolist()))
+        images.append(
+            (
+                sample.source_id,
+                [reference.move_box(box, back).tolist() for box in result.pos_priors],
+                result.pos_gt_labels.tolist(),
+            )
+        )
     expected = naive_groups(images, OPTIONS['iou_threshold'])
     assert twin.same_partition(group_ids) == twin.same_partition(expected)
-    np.testing.assert_allclose(restored, [box for _, own, _ in images for box in own],
-                               atol=1e-4)
+    np.testing.assert_allclose(restored, [box for _, own, _ in images for box in own], atol=1e-4)
     losses, _ = roi_losses(head, samples)
     assert losses['loss_lt_mask'] > 0
     total(losses).backward()
@@ -224,9 +256,11 @@ def test_an_image_without_a_matrix_of_its_own():
         _losses(head, samples)
 
 
-@pytest.mark.parametrize('change', [
-    dict(score_threshold=1.0), dict(iou_threshold=1.0)
-], ids=['no confident prediction', 'no overlap'])
+@pytest.mark.parametrize(
+    'change',
+    [dict(score_threshold=1.0), dict(iou_threshold=1.0)],
+    ids=['no confident prediction', 'no overlap'],
+)
 def test_without_pairs_the_terms_are_zero_with_a_graph(change):
     head = dense_data.build('RetinaNet', **{**OPTIONS, **change})
     samples = replicas()

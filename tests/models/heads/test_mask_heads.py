@@ -1,4 +1,5 @@
 """LossTransformHead on MMDetection's mask heads: contracts with the stock, the term."""
+
 import copy
 import pickle
 
@@ -9,14 +10,30 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.registry import init_default_scope
 
-from lt_mm.models.heads.loss_transform_head import (MissingRecordError, UnpairedBatchError,
-                                 UnsupportedHeadError)
+from lt_mm.models.heads.loss_transform_head import (
+    MissingRecordError,
+    UnpairedBatchError,
+    UnsupportedHeadError,
+)
 from tests import reference
 from tests import reference_losses as twin
-from tests.models.heads.head_data import (FLIP, IDENTITY, MASK_SIDE, SHAPE, SHEAR, ZOOM,
-                                      build_roi_head, det_sample, mask_roi_head_config,
-                                      rcnn_train_cfg, roi_inputs, roi_losses,
-                                      sampled_rois, to_source, total)
+from tests.models.heads.head_data import (
+    FLIP,
+    IDENTITY,
+    MASK_SIDE,
+    SHAPE,
+    SHEAR,
+    ZOOM,
+    build_roi_head,
+    det_sample,
+    mask_roi_head_config,
+    rcnn_train_cfg,
+    roi_inputs,
+    roi_losses,
+    sampled_rois,
+    to_source,
+    total,
+)
 
 KINDS = {
     'each class': {},
@@ -28,8 +45,13 @@ GRID = 5  # no centre of a cell lies on the edge of a RoI
 
 def replicas():
     """Three replicas of source 3, and two of source 8, one of which lost an object."""
-    return [det_sample(3), det_sample(3, flip=True), det_sample(3, view=ZOOM),
-            det_sample(8, instances=(0, )), det_sample(8, view=FLIP @ ZOOM)]
+    return [
+        det_sample(3),
+        det_sample(3, flip=True),
+        det_sample(3, view=ZOOM),
+        det_sample(8, instances=(0,)),
+        det_sample(8, view=FLIP @ ZOOM),
+    ]
 
 
 def stock(kind='each class', **changes):
@@ -40,10 +62,10 @@ def wrapped(kind='each class', roi=True, **options):
     config = mask_roi_head_config(**KINDS[kind])
     if roi:
         return build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **options))
-    config['mask_head'] = dict(type='lt_mm.LossTransformHead', head=config['mask_head'],
-                               **options)
-    return build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
-                                       sampler=rcnn_train_cfg().sampler))
+    config['mask_head'] = dict(type='lt_mm.LossTransformHead', head=config['mask_head'], **options)
+    return build_roi_head(
+        config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
+    )
 
 
 @pytest.mark.parametrize('roi', [True, False], ids=['roi_head', 'mask_head'])
@@ -52,8 +74,7 @@ def test_identity_of_the_stock_head(kind, roi):
     plain, head = stock(kind), wrapped(kind, roi)
     assert isinstance(head.mask_head, type(plain.mask_head))
     assert list(head.state_dict()) == list(plain.state_dict())
-    assert [n for n, _ in head.named_parameters()] == [
-        n for n, _ in plain.named_parameters()]
+    assert [n for n, _ in head.named_parameters()] == [n for n, _ in plain.named_parameters()]
     head.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(head.state_dict(), strict=True)
     samples = replicas()[:2]
@@ -94,8 +115,7 @@ def _read(mask, x, y):
     weights = []
     for size, place in zip(mask.shape, (y, x)):
         place = min(max(place - 0.5, 0), size - 1)
-        weights.append((1 - (torch.arange(size, dtype=torch.float64) - place).abs())
-                       .clamp(min=0))
+        weights.append((1 - (torch.arange(size, dtype=torch.float64) - place).abs()).clamp(min=0))
     return weights[0] @ mask.double() @ weights[1]
 
 
@@ -108,44 +128,56 @@ def _in_source(mask, roi, view, region):
         across, down = (x - x1) / (x2 - x1), (y - y1) / (y2 - y1)
         values.append(_read(mask, across * mask.shape[1], down * mask.shape[0]))
         inside.append(bool(0 <= across <= 1 and 0 <= down <= 1))
-    return (torch.stack(values).view(GRID, GRID),
-            torch.tensor(inside).view(GRID, GRID))
+    return (torch.stack(values).view(GRID, GRID), torch.tensor(inside).view(GRID, GRID))
 
 
 def _naive_term(head, samples, agnostic, **options):
     features, results = sampled_rois(head, samples)
     if head.share_roi_extractor:
         rois = bbox2roi([result.priors for result in results])
-        positive = torch.cat([torch.arange(len(result.priors)) < len(result.pos_priors)
-                              for result in results])
+        positive = torch.cat(
+            [torch.arange(len(result.priors)) < len(result.pos_priors) for result in results]
+        )
         predicted = head.mask_head(head.bbox_roi_extractor(features, rois)[positive])
     else:
-        predicted = head.mask_head(head.mask_roi_extractor(
-            features, bbox2roi([result.pos_priors for result in results])))
+        predicted = head.mask_head(
+            head.mask_roi_extractor(features, bbox2roi([result.pos_priors for result in results]))
+        )
     rows, masks = [], []
     for image, (result, sample) in enumerate(zip(results, samples)):
         gt = sample.gt_instances
         for roi, k in zip(result.pos_priors, result.pos_assigned_gt_inds.tolist()):
             channel = 0 if agnostic else int(gt.labels[k])
             masks.append(predicted[len(masks), channel])
-            rows.append((tuple(gt.source_ids[k].tolist()), image, roi,
-                         gt.source_matrices[k].numpy(), gt.bboxes[k],
-                         bool(gt.visibility[k] >= 0.3)))
+            rows.append(
+                (
+                    tuple(gt.source_ids[k].tolist()),
+                    image,
+                    roi,
+                    gt.source_matrices[k].numpy(),
+                    gt.bboxes[k],
+                    bool(gt.visibility[k] >= 0.3),
+                )
+            )
     instances, images, rois, views, boxes, keep = zip(*rows)
     groups = twin.across_replicas(instances, images, keep)
-    regions = twin.hulls([to_source(box, view).tolist() for box, view in zip(boxes, views)],
-                         groups)
+    regions = twin.hulls([to_source(box, view).tolist() for box, view in zip(boxes, views)], groups)
     read = [_in_source(*row) for row in zip(masks, rois, views, regions)]
-    term = twin.masks(torch.stack([values for values, _ in read]),
-                      torch.stack([inside for _, inside in read]), groups, **options)
+    term = twin.masks(
+        torch.stack([values for values, _ in read]),
+        torch.stack([inside for _, inside in read]),
+        groups,
+        **options,
+    )
     return term, groups, torch.stack([inside for _, inside in read])
 
 
 @pytest.mark.parametrize('roi', [True, False], ids=['roi_head', 'mask_head'])
-@pytest.mark.parametrize('kind, options', [
-    *((kind, {}) for kind in KINDS),
-    ('each class', dict(temperature=2.0, detach_mean=True)),
-], ids=[*KINDS, 'options'])
+@pytest.mark.parametrize(
+    'kind, options',
+    [*((kind, {}) for kind in KINDS), ('each class', dict(temperature=2.0, detach_mean=True))],
+    ids=[*KINDS, 'options'],
+)
 def test_term_against_a_naive_loop(kind, roi, options):
     head = wrapped(kind, roi, rho_mask=0.5, mask_grid=GRID, **options)
     samples = replicas()
@@ -154,12 +186,13 @@ def test_term_against_a_naive_loop(kind, roi, options):
     term, groups, inside = _naive_term(head, samples, kind == 'class-agnostic', **options)
     assert len(set(groups) - {-1}) == 3 and -1 in groups
     assert not inside.all() and inside.any()
-    torch.testing.assert_close(losses['loss_lt_mask'].double(), 0.5 * term, rtol=1e-4,
-                               atol=1e-7)
+    torch.testing.assert_close(losses['loss_lt_mask'].double(), 0.5 * term, rtol=1e-4, atol=1e-7)
     assert term > 5e-4 and losses['loss_lt_mask'].dtype == torch.float32
     weights = list(head.mask_head.parameters())
-    for mine, theirs in zip(torch.autograd.grad(losses['loss_lt_mask'], weights),
-                            torch.autograd.grad(0.5 * term, weights)):
+    for mine, theirs in zip(
+        torch.autograd.grad(losses['loss_lt_mask'], weights),
+        torch.autograd.grad(0.5 * term, weights),
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
     expected, _ = roi_losses(stock(kind), samples)
     assert torch.equal(losses['loss_mask'], expected['loss_mask'])
@@ -169,12 +202,17 @@ def test_term_against_a_naive_loop(kind, roi, options):
 # What the term sees
 # ---------------------------------------------------------------------------
 
-VERTICAL = np.array([[1., 0., 0.], [0., -1., SHAPE[0]], [0., 0., 1.]])
-CROP = np.array([[1., 0., -20.], [0., 1., -14.], [0., 0., 1.]])
-SHRINK = np.diag([0.6, 0.8, 1.])
+VERTICAL = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, SHAPE[0]], [0.0, 0.0, 1.0]])
+CROP = np.array([[1.0, 0.0, -20.0], [0.0, 1.0, -14.0], [0.0, 0.0, 1.0]])
+SHRINK = np.diag([0.6, 0.8, 1.0])
 VIEWS = {
-    'flip': FLIP, 'vertical flip': VERTICAL, 'zoom': ZOOM, 'crop': CROP, 'shrink': SHRINK,
-    'flip and zoom': FLIP @ ZOOM, 'shear': SHEAR,
+    'flip': FLIP,
+    'vertical flip': VERTICAL,
+    'zoom': ZOOM,
+    'crop': CROP,
+    'shrink': SHRINK,
+    'flip and zoom': FLIP @ ZOOM,
+    'shear': SHEAR,
 }
 
 
@@ -201,7 +239,8 @@ def _term_of_source_function(samples, change=lambda masks: masks):
         predicted.append(change(masks) if image else masks)
     masks = torch.cat(predicted).requires_grad_()
     losses = head.mask_head.loss_and_target(
-        masks, results, [sample.gt_instances for sample in samples], head.train_cfg)
+        masks, results, [sample.gt_instances for sample in samples], head.train_cfg
+    )
     term = losses['loss_mask']['loss_lt_mask']
     term.backward()
     assert masks.grad.isfinite().all()
@@ -226,12 +265,16 @@ def test_hidden_instances_pair_with_nothing():
     assert roi_losses(wrapped(min_visibility=0.1), samples)[0]['loss_lt_mask'] > 0
 
 
-@pytest.mark.parametrize('samples', [
-    lambda: [det_sample(1, instances=()), det_sample(1, instances=())],
-    lambda: [det_sample(1), det_sample(1, instances=())],
-    lambda: [det_sample(1, instances=(0, )), det_sample(1, instances=(1, ))],
-    lambda: [det_sample(1)],
-], ids=['no object', 'objects in one', 'no common object', 'one replica'])
+@pytest.mark.parametrize(
+    'samples',
+    [
+        lambda: [det_sample(1, instances=()), det_sample(1, instances=())],
+        lambda: [det_sample(1), det_sample(1, instances=())],
+        lambda: [det_sample(1, instances=(0,)), det_sample(1, instances=(1,))],
+        lambda: [det_sample(1)],
+    ],
+    ids=['no object', 'objects in one', 'no common object', 'one replica'],
+)
 @pytest.mark.parametrize('kind', KINDS)
 def test_without_pairs_the_term_is_zero_with_a_graph(kind, samples):
     head = wrapped(kind)
@@ -255,9 +298,11 @@ def test_the_term_is_float32_under_autocast():
     assert leaf.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('copied', [
-    copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))
-], ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied',
+    [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))],
+    ids=['deepcopy', 'pickle'],
+)
 def test_copies_are_wrapped_too(copied):
     head = wrapped(rho=3.0)
     mine, theirs = (roi_losses(one, replicas())[0] for one in (head, copied(head)))
@@ -293,21 +338,41 @@ def test_training_without_replicas_stops():
 
 
 DYNAMIC = dict(
-    type='DynamicMaskHead', num_classes=3, in_channels=8, conv_out_channels=8,
-    dynamic_conv_cfg=dict(type='DynamicConv', in_channels=8, feat_channels=4,
-                          out_channels=8, input_feat_shape=3))
+    type='DynamicMaskHead',
+    num_classes=3,
+    in_channels=8,
+    conv_out_channels=8,
+    dynamic_conv_cfg=dict(
+        type='DynamicConv', in_channels=8, feat_channels=4, out_channels=8, input_feat_shape=3
+    ),
+)
 UNSUPPORTED = {
     'DynamicMaskHead': DYNAMIC,
-    'MaskPointHead': dict(type='MaskPointHead', num_classes=3, in_channels=8, num_fcs=1,
-                          fc_channels=8),
-    'MaskIoUHead': dict(type='MaskIoUHead', num_convs=1, num_fcs=1, roi_feat_size=3,
-                        in_channels=8, conv_out_channels=8, fc_out_channels=8,
-                        num_classes=3),
-    'GridHead': dict(type='GridHead', num_convs=1, in_channels=8,
-                     point_feat_channels=8, norm_cfg=None),
+    'MaskPointHead': dict(
+        type='MaskPointHead', num_classes=3, in_channels=8, num_fcs=1, fc_channels=8
+    ),
+    'MaskIoUHead': dict(
+        type='MaskIoUHead',
+        num_convs=1,
+        num_fcs=1,
+        roi_feat_size=3,
+        in_channels=8,
+        conv_out_channels=8,
+        fc_out_channels=8,
+        num_classes=3,
+    ),
+    'GridHead': dict(
+        type='GridHead', num_convs=1, in_channels=8, point_feat_channels=8, norm_cfg=None
+    ),
     'FusedSemanticHead': dict(
-        type='FusedSemanticHead', num_ins=2, fusion_level=1, num_convs=1, in_channels=8,
-        conv_out_channels=8, num_classes=3),
+        type='FusedSemanticHead',
+        num_ins=2,
+        fusion_level=1,
+        num_convs=1,
+        in_channels=8,
+        conv_out_channels=8,
+        num_classes=3,
+    ),
 }
 
 
@@ -316,8 +381,7 @@ def test_unsupported_mask_heads(name):
     init_default_scope('mmdet')
     MODELS.build(copy.deepcopy(UNSUPPORTED[name]))  # by itself it builds
     with pytest.raises(UnsupportedHeadError, match=f'{name}.* expected .*FCNMaskHead'):
-        MODELS.build(dict(type='lt_mm.LossTransformHead',
-                          head=copy.deepcopy(UNSUPPORTED[name])))
+        MODELS.build(dict(type='lt_mm.LossTransformHead', head=copy.deepcopy(UNSUPPORTED[name])))
 
 
 def test_a_roi_head_with_an_unsupported_mask_head():
@@ -327,8 +391,13 @@ def test_a_roi_head_with_an_unsupported_mask_head():
 
 
 OTHERS = {
-    'CoarseMaskHead': dict(type='CoarseMaskHead', num_fcs=1, fc_out_channels=16,
-                           roi_feat_size=MASK_SIDE // 2, downsample_factor=1),
+    'CoarseMaskHead': dict(
+        type='CoarseMaskHead',
+        num_fcs=1,
+        fc_out_channels=16,
+        roi_feat_size=MASK_SIDE // 2,
+        downsample_factor=1,
+    ),
     'SCNetMaskHead': dict(type='SCNetMaskHead', conv_to_res=False),
 }
 

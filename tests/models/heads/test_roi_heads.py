@@ -1,4 +1,5 @@
 """LossTransformHead on MMDetection's RoI heads: contracts with the stock, pairing."""
+
 import copy
 import pickle
 from functools import partial
@@ -12,40 +13,55 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from lt_mm.models.heads.loss_transform_head import (MissingRecordError, UnpairedBatchError,
-                                 UnsupportedHeadError)
-from lt_mm.core.consistency import (bernoulli_consistency, box_consistency,
-                                    categorical_consistency)
-from tests.models.heads.head_data import (STAGE_WEIGHTS, build_roi_head, cascade_config,
-                                      det_sample, mask_roi_head_config,
-                                      rcnn_train_cfg, roi_head_config, roi_inputs,
-                                      roi_losses, sampled_rois, to_source, total)
+from lt_mm.core.consistency import bernoulli_consistency, box_consistency, categorical_consistency
+from lt_mm.models.heads.loss_transform_head import (
+    MissingRecordError,
+    UnpairedBatchError,
+    UnsupportedHeadError,
+)
+from tests.models.heads.head_data import (
+    STAGE_WEIGHTS,
+    build_roi_head,
+    cascade_config,
+    det_sample,
+    mask_roi_head_config,
+    rcnn_train_cfg,
+    roi_head_config,
+    roi_inputs,
+    roi_losses,
+    sampled_rois,
+    to_source,
+    total,
+)
 
 SIGMOID = dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))
 KINDS = {
     'softmax': {},
     'sigmoid': SIGMOID,
     'class-agnostic': dict(reg_class_agnostic=True),
-    'decoded regression': dict(reg_decoded_bbox=True,
-                               loss_bbox=dict(type='GIoULoss')),
+    'decoded regression': dict(reg_decoded_bbox=True, loss_bbox=dict(type='GIoULoss')),
     'convolutions': dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=8),
 }
 
 
 def replicas():
     """Two replicas of source 3, one mirrored, and two of source 8, one with a loss."""
-    return [det_sample(3), det_sample(3, flip=True), det_sample(8, instances=(0, )),
-            det_sample(8, flip=True)]
+    return [
+        det_sample(3),
+        det_sample(3, flip=True),
+        det_sample(8, instances=(0,)),
+        det_sample(8, flip=True),
+    ]
 
 
 def wrapped(kind='softmax', roi=True, **options):
     config = roi_head_config(**KINDS[kind])
     if roi:
         return build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **options))
-    config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'],
-                               **options)
-    return build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
-                                       sampler=rcnn_train_cfg().sampler))
+    config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'], **options)
+    return build_roi_head(
+        config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
+    )
 
 
 def stock(kind='softmax'):
@@ -59,15 +75,15 @@ def test_identity_of_the_stock_head(kind, roi):
     assert isinstance(head, type(plain))
     assert isinstance(head.bbox_head, type(plain.bbox_head))
     assert list(head.state_dict()) == list(plain.state_dict())
-    assert [n for n, _ in head.named_parameters()] == [
-        n for n, _ in plain.named_parameters()]
+    assert [n for n, _ in head.named_parameters()] == [n for n, _ in plain.named_parameters()]
     head.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(head.state_dict(), strict=True)
     samples = replicas()
     features, proposals = roi_inputs(samples)
     with torch.no_grad():
-        for mine, theirs in zip(head.predict(features, proposals, samples),
-                                plain.predict(features, proposals, samples)):
+        for mine, theirs in zip(
+            head.predict(features, proposals, samples), plain.predict(features, proposals, samples)
+        ):
             assert len(theirs) and torch.equal(mine.bboxes, theirs.bboxes)
             assert torch.equal(mine.scores, theirs.scores)
 
@@ -98,8 +114,15 @@ def _predictions_and_record(head, samples, stage=None):
     for image, (result, sample) in enumerate(zip(results, samples)):
         gt = sample.gt_instances
         for prior, index in zip(result.pos_priors, result.pos_assigned_gt_inds.tolist()):
-            record.append((image, *gt.source_ids[index].tolist(), int(gt.labels[index]),
-                           prior, gt.source_matrices[index]))
+            record.append(
+                (
+                    image,
+                    *gt.source_ids[index].tolist(),
+                    int(gt.labels[index]),
+                    prior,
+                    gt.source_matrices[index],
+                )
+            )
         record += [None] * len(result.neg_priors)
     return predicted['cls_score'], predicted['bbox_pred'], record
 
@@ -109,8 +132,9 @@ def _naive_groups(record):
     for entry in filter(None, record):
         images.setdefault(entry[1:3], set()).add(entry[0])
     names = sorted(name for name, seen in images.items() if len(seen) > 1)
-    return torch.tensor([names.index(entry[1:3]) if entry and entry[1:3] in names else -1
-                         for entry in record])
+    return torch.tensor(
+        [names.index(entry[1:3]) if entry and entry[1:3] in names else -1 for entry in record]
+    )
 
 
 def _naive_restored(bbox_head, bbox_pred, record):
@@ -131,7 +155,7 @@ def _naive_restored(bbox_head, bbox_pred, record):
 @pytest.mark.parametrize('kind', KINDS)
 def test_terms_against_a_naive_loop(kind, roi):
     plain, head = stock(kind), wrapped(kind, roi, rho_cls=2.0, rho_bbox=0.5)
-    losses, leaf = roi_losses(head, replicas())
+    losses, _ = roi_losses(head, replicas())
     cls_score, bbox_pred, record = _predictions_and_record(head, replicas())
     groups = _naive_groups(record)
     assert len(groups.unique()) == 4 and (groups >= 0).sum() > 10
@@ -143,11 +167,11 @@ def test_terms_against_a_naive_loop(kind, roi):
     assert losses['lt_num_pairs'] == (groups >= 0).sum()
     expected, _ = roi_losses(plain, replicas())
     assert torch.equal(losses['loss_bbox'], expected['loss_bbox'])
-    weights = [p for p in head.parameters()]
-    found = torch.autograd.grad(losses['loss_lt_cls'] + losses['loss_lt_bbox'], weights,
-                                allow_unused=True)
-    reference = torch.autograd.grad(2.0 * cls_term + 0.5 * box_term, weights,
-                                    allow_unused=True)
+    weights = list(head.parameters())
+    found = torch.autograd.grad(
+        losses['loss_lt_cls'] + losses['loss_lt_bbox'], weights, allow_unused=True
+    )
+    reference = torch.autograd.grad(2.0 * cls_term + 0.5 * box_term, weights, allow_unused=True)
     for mine, theirs in zip(found, reference):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
@@ -177,7 +201,7 @@ def test_equal_predictions_of_mirrored_replicas_cost_nothing():
     proposals = [InstanceData(bboxes=boxes.clone()) for boxes in gts]
     losses = head.loss(features, proposals, samples)
     assert losses['lt_num_pairs'] >= 4
-    torch.testing.assert_close(losses['loss_lt_bbox'], torch.tensor(0.), atol=1e-6, rtol=0)
+    torch.testing.assert_close(losses['loss_lt_bbox'], torch.tensor(0.0), atol=1e-6, rtol=0)
     # The same boxes without the flip in the record are misaligned, and it shows.
     wrong = [det_sample(3), det_sample(3, flip=True)]
     wrong[1].gt_instances.source_matrices[:] = torch.eye(3, dtype=torch.float64)
@@ -188,7 +212,7 @@ def test_equal_predictions_of_mirrored_replicas_cost_nothing():
 
 def test_hidden_instances_pair_with_nothing():
     samples = [det_sample(3), det_sample(3, flip=True, visibility=0.2)]
-    losses, leaf = roi_losses(wrapped(min_visibility=0.3), samples)
+    losses, _ = roi_losses(wrapped(min_visibility=0.3), samples)
     assert losses['lt_num_pairs'] == 0 and losses['loss_lt_cls'] == 0
     assert roi_losses(wrapped(min_visibility=0.1), samples)[0]['lt_num_pairs'] > 0
 
@@ -204,12 +228,16 @@ def test_rotated_instances_stay_out_of_the_box_term_only():
     total(losses).backward()
 
 
-@pytest.mark.parametrize('samples', [
-    lambda: [det_sample(1, instances=()), det_sample(1, instances=())],
-    lambda: [det_sample(1), det_sample(1, instances=())],
-    lambda: [det_sample(1, instances=(0, )), det_sample(1, instances=(1, ))],
-    lambda: [det_sample(1)],
-], ids=['no object', 'objects in one', 'no common object', 'one replica'])
+@pytest.mark.parametrize(
+    'samples',
+    [
+        lambda: [det_sample(1, instances=()), det_sample(1, instances=())],
+        lambda: [det_sample(1), det_sample(1, instances=())],
+        lambda: [det_sample(1, instances=(0,)), det_sample(1, instances=(1,))],
+        lambda: [det_sample(1)],
+    ],
+    ids=['no object', 'objects in one', 'no common object', 'one replica'],
+)
 def test_without_pairs_the_terms_are_zero_with_a_graph(samples):
     losses, leaf = roi_losses(wrapped(), samples())
     term = losses['loss_lt_cls'] + losses['loss_lt_bbox']
@@ -269,27 +297,43 @@ def test_training_without_replicas_stops():
         roi_losses(head, samples)
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(loss_cls=dict(type='SeesawLoss', num_classes=3)), 'SeesawLoss'),
-    (dict(type='DIIHead', num_classes=3, in_channels=8), 'DIIHead'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(loss_cls=dict(type='SeesawLoss', num_classes=3)), 'SeesawLoss'),
+        (dict(type='DIIHead', num_classes=3, in_channels=8), 'DIIHead'),
+    ],
+)
 def test_unsupported_box_heads(change, message):
     head = roi_head_config()['bbox_head'] | change
     if head['type'] == 'DIIHead':
-        head = dict(type='DIIHead', num_classes=3, in_channels=8, num_heads=2,
-                    feedforward_channels=8, dynamic_conv_cfg=dict(
-                        type='DynamicConv', in_channels=8, feat_channels=4,
-                        out_channels=8, input_feat_shape=3))
+        head = dict(
+            type='DIIHead',
+            num_classes=3,
+            in_channels=8,
+            num_heads=2,
+            feedforward_channels=8,
+            dynamic_conv_cfg=dict(
+                type='DynamicConv',
+                in_channels=8,
+                feat_channels=4,
+                out_channels=8,
+                input_feat_shape=3,
+            ),
+        )
     init_default_scope('mmdet')
     with pytest.raises(UnsupportedHeadError, match=message):
         MODELS.build(dict(type='lt_mm.LossTransformHead', head=head))
 
 
-@pytest.mark.parametrize('kind, config', [
-    ('PISARoIHead', roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))),
-    ('SCNetRoIHead', cascade_config(masks=True)),
-    ('TridentRoIHead', dict(roi_head_config(), num_branch=3, test_branch_idx=1)),
-])
+@pytest.mark.parametrize(
+    'kind, config',
+    [
+        ('PISARoIHead', roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))),
+        ('SCNetRoIHead', cascade_config(masks=True)),
+        ('TridentRoIHead', dict(roi_head_config(), num_branch=3, test_branch_idx=1)),
+    ],
+)
 def test_roi_heads_that_lose_the_term_are_refused(kind, config):
     with pytest.raises(UnsupportedHeadError, match=f'{kind} .*expected'):
         build_roi_head(dict(type='lt_mm.LossTransformHead', head=dict(config, type=kind)))
@@ -299,10 +343,18 @@ def test_sampler_that_gives_more_than_a_result_is_refused():
     """As that of PISA; below its RoI head only the box head is wrapped here."""
     config = roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))
     config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'])
-    sampler = dict(type='ScoreHLRSampler', num=32, pos_fraction=0.25, neg_pos_ub=-1,
-                   add_gt_as_proposals=True, k=0.5, bias=0.)
-    head = build_roi_head(dict(config, type='PISARoIHead'),
-                          dict(type='lt_mm.SourceTrackingSampler', sampler=sampler))
+    sampler = dict(
+        type='ScoreHLRSampler',
+        num=32,
+        pos_fraction=0.25,
+        neg_pos_ub=-1,
+        add_gt_as_proposals=True,
+        k=0.5,
+        bias=0.0,
+    )
+    head = build_roi_head(
+        dict(config, type='PISARoIHead'), dict(type='lt_mm.SourceTrackingSampler', sampler=sampler)
+    )
     with pytest.raises(UnsupportedHeadError, match='ScoreHLRSampler.*expected a sampler'):
         roi_losses(head, replicas())
 
@@ -312,8 +364,7 @@ class ReducedLosses(StandardRoIHead):
 
     def bbox_loss(self, *args):
         results = super().bbox_loss(*args)
-        results['loss_bbox'] = {
-            key: results['loss_bbox'][key] for key in ('loss_cls', 'loss_bbox')}
+        results['loss_bbox'] = {key: results['loss_bbox'][key] for key in ('loss_cls', 'loss_bbox')}
         return results
 
 
@@ -329,8 +380,9 @@ def test_one_image_several_times_is_no_replica(part):
     """As the detector of TridentNet gives it to its heads, once for every branch."""
     config = mask_roi_head_config()
     config[part] = dict(type='lt_mm.LossTransformHead', head=config[part])
-    head = build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
-                                       sampler=rcnn_train_cfg().sampler))
+    head = build_roi_head(
+        config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
+    )
     roi_losses(head, replicas())
     with pytest.raises(UnsupportedHeadError, match='6 images.*TridentNet.*no replicas'):
         roi_losses(head, [det_sample(3), det_sample(4)] * 3)
@@ -343,26 +395,38 @@ def test_stock_subclasses_of_the_roi_head(kind):
     if kind == 'DoubleHeadRoIHead':
         config['reg_roi_scale_factor'] = 1.3
         config['bbox_head'] = dict(
-            type='DoubleConvFCBBoxHead', num_convs=1, num_fcs=1, in_channels=8,
-            conv_out_channels=16, fc_out_channels=16, roi_feat_size=3, num_classes=3,
-            bbox_coder=config['bbox_head']['bbox_coder'], reg_class_agnostic=False,
-            loss_cls=dict(type='CrossEntropyLoss'), loss_bbox=dict(type='SmoothL1Loss'))
+            type='DoubleConvFCBBoxHead',
+            num_convs=1,
+            num_fcs=1,
+            in_channels=8,
+            conv_out_channels=16,
+            fc_out_channels=16,
+            roi_feat_size=3,
+            num_classes=3,
+            bbox_coder=config['bbox_head']['bbox_coder'],
+            reg_class_agnostic=False,
+            loss_cls=dict(type='CrossEntropyLoss'),
+            loss_bbox=dict(type='SmoothL1Loss'),
+        )
     if kind == 'DynamicRoIHead':
         config['bbox_head']['loss_bbox'] = dict(type='SmoothL1Loss')
     head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
     if kind == 'DynamicRoIHead':
         from mmengine.config import ConfigDict
+
         head.train_cfg.dynamic_rcnn = ConfigDict(
-            iou_topk=10, beta_topk=5, update_iter_interval=100, initial_iou=0.4,
-            initial_beta=1.0)
+            iou_topk=10, beta_topk=5, update_iter_interval=100, initial_iou=0.4, initial_beta=1.0
+        )
     losses, _ = roi_losses(head, replicas())
     assert losses['lt_num_pairs'] > 4 and losses['loss_lt_bbox'] > 0
     total(losses).backward()
 
 
-@pytest.mark.parametrize('copied', [
-    copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))
-], ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied',
+    [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))],
+    ids=['deepcopy', 'pickle'],
+)
 def test_copies_are_wrapped_too(copied):
     head = wrapped(rho=3.0)
     twin = copied(head)
@@ -404,8 +468,7 @@ def test_whole_detector_keeps_the_stock_checkpoint():
     plain = MODELS.build(Config.fromfile('configs/faster_rcnn_r18_demo.py').model)
     model = MODELS.build(Config.fromfile('configs/faster_rcnn_r18_lt_demo.py').model)
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert [n for n, _ in model.named_parameters()] == [
-        n for n, _ in plain.named_parameters()]
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
     model.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(model.state_dict(), strict=True)
 
@@ -414,10 +477,21 @@ def test_whole_detector_keeps_the_stock_checkpoint():
 # Cascades
 # ---------------------------------------------------------------------------
 
-HTC = dict(type='HybridTaskCascadeRoIHead', mask_head=[
-    dict(type='HTCMaskHead', with_conv_res=stage > 0, num_convs=1, in_channels=8,
-         conv_out_channels=8, num_classes=3,
-         loss_mask=dict(type='CrossEntropyLoss', use_mask=True)) for stage in range(3)])
+HTC = dict(
+    type='HybridTaskCascadeRoIHead',
+    mask_head=[
+        dict(
+            type='HTCMaskHead',
+            with_conv_res=stage > 0,
+            num_convs=1,
+            in_channels=8,
+            conv_out_channels=8,
+            num_classes=3,
+            loss_mask=dict(type='CrossEntropyLoss', use_mask=True),
+        )
+        for stage in range(3)
+    ],
+)
 CASCADES = {
     'Cascade R-CNN': cascade_config(),
     'with masks': cascade_config(masks=True),
@@ -433,10 +507,12 @@ def cascade(kind='Cascade R-CNN', wrap='roi_head', **options):
         return build_roi_head(config)
     if wrap == 'roi_head':
         return build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **options))
-    config['bbox_head'] = [dict(type='lt_mm.LossTransformHead', head=stage, **options)
-                           for stage in config['bbox_head']]
-    return build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
-                                       sampler=rcnn_train_cfg().sampler))
+    config['bbox_head'] = [
+        dict(type='lt_mm.LossTransformHead', head=stage, **options) for stage in config['bbox_head']
+    ]
+    return build_roi_head(
+        config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
+    )
 
 
 @pytest.mark.parametrize('kind', CASCADES)
@@ -444,8 +520,7 @@ def test_identity_of_the_stock_cascade(kind):
     plain, head = cascade(kind), cascade(kind, rho=1.0)
     assert isinstance(head, type(plain))
     assert list(head.state_dict()) == list(plain.state_dict())
-    assert [n for n, _ in head.named_parameters()] == [
-        n for n, _ in plain.named_parameters()]
+    assert [n for n, _ in head.named_parameters()] == [n for n, _ in plain.named_parameters()]
     head.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(head.state_dict(), strict=True)
     samples = replicas()
@@ -482,15 +557,20 @@ def test_every_stage_of_a_cascade_has_its_terms(kind, wrap):
     if wrap == 'roi_head' and kind != 'Cascade R-CNN':
         kinds.add('mask')
     assert {key for key in losses if 'lt_' in key} == {
-        f's{stage}.{key}' for stage in range(3) for key in [
-            'lt_num_pairs', 'lt_paired_share', *(f'lt_kl_{name}' for name in kinds),
-            *(f'loss_lt_{name}' for name in kinds)]}
+        f's{stage}.{key}'
+        for stage in range(3)
+        for key in [
+            'lt_num_pairs',
+            'lt_paired_share',
+            *(f'lt_kl_{name}' for name in kinds),
+            *(f'loss_lt_{name}' for name in kinds),
+        ]
+    }
     for stage, weight in enumerate(STAGE_WEIGHTS):
         for name in kinds:
             term = losses[f's{stage}.lt_kl_{name}']
             assert term > 0
-            torch.testing.assert_close(losses[f's{stage}.loss_lt_{name}'],
-                                       2.0 * weight * term)
+            torch.testing.assert_close(losses[f's{stage}.loss_lt_{name}'], 2.0 * weight * term)
     expected, _ = roi_losses(plain, replicas())
     for key, value in expected.items():
         assert torch.equal(losses[key], value), key
@@ -500,23 +580,31 @@ def test_every_stage_of_a_cascade_has_its_terms(kind, wrap):
 
 def test_box_heads_of_scnet():
     """Its mask head cannot be wrapped; the stages before it can."""
-    config = cascade_config(masks=True, type='SCNetRoIHead', mask_head=dict(
-        mask_roi_head_config()['mask_head'], type='SCNetMaskHead', conv_to_res=False))
+    config = cascade_config(
+        masks=True,
+        type='SCNetRoIHead',
+        mask_head=dict(
+            mask_roi_head_config()['mask_head'], type='SCNetMaskHead', conv_to_res=False
+        ),
+    )
     for stage in config['bbox_head']:
         stage.update(type='SCNetBBoxHead', num_shared_fcs=2)
     plain = build_roi_head(config)
-    config['bbox_head'] = [dict(type='lt_mm.LossTransformHead', head=stage)
-                           for stage in config['bbox_head']]
-    head = build_roi_head(config, dict(type='lt_mm.SourceTrackingSampler',
-                                       sampler=rcnn_train_cfg().sampler))
+    config['bbox_head'] = [
+        dict(type='lt_mm.LossTransformHead', head=stage) for stage in config['bbox_head']
+    ]
+    head = build_roi_head(
+        config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
+    )
     expected, _ = roi_losses(plain, replicas())
     losses, _ = roi_losses(head, replicas())
     for stage, weight in enumerate(STAGE_WEIGHTS):
         assert losses[f's{stage}.lt_num_pairs'] > 4
         for name in ('cls', 'bbox'):
             assert losses[f's{stage}.lt_kl_{name}'] > 0
-            torch.testing.assert_close(losses[f's{stage}.loss_lt_{name}'],
-                                       weight * losses[f's{stage}.lt_kl_{name}'])
+            torch.testing.assert_close(
+                losses[f's{stage}.loss_lt_{name}'], weight * losses[f's{stage}.lt_kl_{name}']
+            )
     for key, value in expected.items():
         assert torch.equal(losses[key], value), key
     total(losses).backward()
@@ -530,8 +618,7 @@ def test_first_stage_of_a_cascade_against_a_naive_loop(wrap):
     cls_score, bbox_pred, record = _predictions_and_record(head, replicas(), stage=0)
     groups = _naive_groups(record)
     assert (groups >= 0).sum() == losses['s0.lt_num_pairs'] > 10
-    torch.testing.assert_close(losses['s0.loss_lt_cls'],
-                               categorical_consistency(cls_score, groups))
+    torch.testing.assert_close(losses['s0.loss_lt_cls'], categorical_consistency(cls_score, groups))
     restored = _naive_restored(head.bbox_head[0], bbox_pred, record)
     torch.testing.assert_close(losses['s0.loss_lt_bbox'], box_consistency(restored, groups))
 

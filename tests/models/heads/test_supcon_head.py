@@ -1,4 +1,5 @@
 """SupConHead: the paper's formula, who gets gradient, and prediction as stock."""
+
 import math
 import sys
 
@@ -11,8 +12,13 @@ from mmpretrain.structures import DataSample
 
 from lt_mm.models.heads.loss_transform_head import UnsupportedHeadError
 
-CONFIG = dict(type='lt_mm.SupConHead', num_classes=3, in_channels=6,
-              projection_channels=4, loss=dict(type='CrossEntropyLoss'))
+CONFIG = dict(
+    type='lt_mm.SupConHead',
+    num_classes=3,
+    in_channels=6,
+    projection_channels=4,
+    loss=dict(type='CrossEntropyLoss'),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,22 +48,26 @@ def naive_supcon(embeddings, labels, temperature):
         others = [a for a in range(len(z)) if a != i]
         positives = [p for p in others if labels[p] == label]
         denominator = sum(math.exp(z[i] @ z[a] / temperature) for a in others)
-        logs = [math.log(math.exp(z[i] @ z[p] / temperature) / denominator)
-                for p in positives]
+        logs = [math.log(math.exp(z[i] @ z[p] / temperature) / denominator) for p in positives]
         if positives:
             terms.append(-sum(logs) / len(positives))
     return sum(terms) / len(terms)
 
 
-@pytest.mark.parametrize('labels', [
-    [0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1], [2, 0, 2, 1, 0, 0],
-    [0, 0, 1, 2, 0, 1],  # the 2 has no positive
-])
+@pytest.mark.parametrize(
+    'labels',
+    [
+        [0, 0, 1, 1, 2, 2],
+        [0, 0, 0, 0, 1, 1],
+        [2, 0, 2, 1, 0, 0],
+        [0, 0, 1, 2, 0, 1],  # the 2 has no positive
+    ],
+)
 @pytest.mark.parametrize('temperature', [0.1, 0.5])
 def test_values_against_the_formula(labels, temperature):
     head = build(temperature=temperature, supcon_weight=0.7)
     features = torch.randn(6, 6)
-    losses = head.loss((features, ), samples(labels))
+    losses = head.loss((features,), samples(labels))
     assert set(losses) == {'loss_supcon', 'loss_cls'}
     unit = features / features.square().sum(dim=1, keepdim=True).sqrt()
     embeddings = head.projection(unit).detach().numpy()
@@ -79,12 +89,11 @@ def gradients(head, loss, features):
 def test_the_classifier_passes_no_gradient_back():
     head = build()
     features = torch.randn(6, 6, requires_grad=True)
-    losses = head.loss((features, ), samples([0, 0, 1, 1, 2, 2]))
+    losses = head.loss((features,), samples([0, 0, 1, 1, 2, 2]))
     touched, to_backbone = gradients(head, losses['loss_cls'], features)
     assert touched == {'fc.weight', 'fc.bias'} and to_backbone is None
     touched, to_backbone = gradients(head, losses['loss_supcon'], features)
-    assert touched == {f'projection.{i}.{kind}' for i in (0, 2)
-                       for kind in ('weight', 'bias')}
+    assert touched == {f'projection.{i}.{kind}' for i in (0, 2) for kind in ('weight', 'bias')}
     assert to_backbone.abs().sum() > 0
 
 
@@ -94,14 +103,14 @@ def test_projection_is_initialised_by_its_own_rule():
     assert float(head.fc.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
     first, _, last = head.projection
     assert first.weight.shape == (256, 64) and last.weight.shape == (4, 256)
-    assert float(first.weight.detach().std()) == pytest.approx((2 / 256)**0.5, rel=0.1)
+    assert float(first.weight.detach().std()) == pytest.approx((2 / 256) ** 0.5, rel=0.1)
 
 
 @pytest.mark.parametrize('labels', [[0, 1, 2], [1, 1, 1]])
 def test_batches_without_a_pair_or_without_a_contrast_give_zero_with_a_graph(labels):
     head = build()
     features = torch.randn(3, 6, requires_grad=True)
-    losses = head.loss((features, ), samples(labels))
+    losses = head.loss((features,), samples(labels))
     assert losses['loss_supcon'].item() == 0
     _, to_backbone = gradients(head, losses['loss_supcon'], features)
     assert torch.equal(to_backbone, torch.zeros(3, 6))
@@ -109,30 +118,36 @@ def test_batches_without_a_pair_or_without_a_contrast_give_zero_with_a_graph(lab
 
 def test_prediction_is_that_of_the_stock_head_on_unit_features():
     head = build(cal_acc=True)
-    stock = MODELS.build(dict(
-        type='LinearClsHead', num_classes=3, in_channels=6, cal_acc=True))
-    state = {name: value for name, value in head.state_dict().items()
-             if not name.startswith('projection.')}
+    stock = MODELS.build(dict(type='LinearClsHead', num_classes=3, in_channels=6, cal_acc=True))
+    state = {
+        name: value
+        for name, value in head.state_dict().items()
+        if not name.startswith('projection.')
+    }
     stock.load_state_dict(state, strict=True)
     feats = torch.randn(5, 6)
     unit = torch.nn.functional.normalize(feats, dim=1)
-    for mine, theirs in zip(head.predict((7 * feats, ), samples([0] * 5)),
-                            stock.predict((unit, ), samples([0] * 5))):
+    for mine, theirs in zip(
+        head.predict((7 * feats,), samples([0] * 5)), stock.predict((unit,), samples([0] * 5))
+    ):
         torch.testing.assert_close(mine.pred_score, theirs.pred_score)
         assert torch.equal(mine.pred_label, theirs.pred_label)
-    mine = head.loss((feats, ), samples([0, 1, 2, 0, 1]))
-    theirs = stock.loss((unit, ), samples([0, 1, 2, 0, 1]))
+    mine = head.loss((feats,), samples([0, 1, 2, 0, 1]))
+    theirs = stock.loss((unit,), samples([0, 1, 2, 0, 1]))
     assert mine['loss_cls'] == theirs['loss']
     assert mine['accuracy_top-1'] == theirs['accuracy_top-1']
 
 
 def test_a_stock_classifier_trains_with_it():
     init_default_scope('mmpretrain')
-    model = MODELS.build(dict(
-        type='ImageClassifier',
-        backbone=dict(type='lt_mm.CifarResNet', depth=8),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(CONFIG, in_channels=64)))
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='lt_mm.CifarResNet', depth=8),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(CONFIG, in_channels=64),
+        )
+    )
     model.init_weights()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     labels = [0, 0, 1, 1, 2, 2]
@@ -152,9 +167,9 @@ def test_a_stock_classifier_trains_with_it():
 
 
 def test_mixed_labels_are_refused():
-    mixed = [DataSample().set_gt_label(0).set_gt_score(torch.tensor([.5, .5, 0.]))] * 2
+    mixed = [DataSample().set_gt_label(0).set_gt_score(torch.tensor([0.5, 0.5, 0.0]))] * 2
     with pytest.raises(ValueError, match='gt_score'):
-        build().loss((torch.randn(2, 6), ), mixed)
+        build().loss((torch.randn(2, 6),), mixed)
 
 
 def test_the_consistency_term_on_it_is_refused():
@@ -164,7 +179,7 @@ def test_the_consistency_term_on_it_is_refused():
     for sample in batch:
         sample.set_metainfo(dict(source_id=1, source_shape=(8, 8)))
     with pytest.raises(UnsupportedHeadError, match='SupConHead'):
-        head.loss((torch.randn(2, 6), ), batch)
+        head.loss((torch.randn(2, 6),), batch)
 
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch):

@@ -1,4 +1,5 @@
 """Ways to train that the stock Runner offers: each keeps the loss finite and falling."""
+
 from contextlib import contextmanager
 
 import pytest
@@ -9,13 +10,18 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
 from mmengine.runner import Runner
 
-from lt_mm.models.heads.cls_heads import ClsConsistency
 from lt_mm.datasets.converters import write_shapes_dataset
+from lt_mm.models.heads.cls_heads import ClsConsistency
+from tests.apis.test_training import (  # noqa: F401
+    CONFIGS,
+    RecordOutputs,
+    classifier_config,
+    detector_options,
+    pictures,
+    recorded,
+)
 from tests.models.heads.head_data import cls_samples
 from tests.models.heads.test_across_ranks import model_config
-from tests.apis.test_training import (CONFIGS, RecordOutputs,  # noqa: F401
-                                          classifier_config, detector_options, pictures,
-                                          recorded)
 from tests.ranks import run_ranks
 
 
@@ -50,8 +56,7 @@ MODES = {
 
 
 def _marked(*slow):
-    return [pytest.param(mode, marks=pytest.mark.slow) if mode in slow else mode
-            for mode in MODES]
+    return [pytest.param(mode, marks=pytest.mark.slow) if mode in slow else mode for mode in MODES]
 
 
 def falls(runner, key='loss'):
@@ -73,8 +78,9 @@ _COMPILED_APPEND = pytest.mark.filterwarnings('ignore:Dynamo does not know how t
 @_COMPILED_APPEND
 def test_classifier(mode, pictures, tmp_path):  # noqa: F811
     torch._dynamo.reset()
-    runner = Runner.from_cfg(classifier_config(
-        pictures, tmp_path, **{'train_cfg.max_epochs': 4, **MODES[mode]}))
+    runner = Runner.from_cfg(
+        classifier_config(pictures, tmp_path, **{'train_cfg.max_epochs': 4, **MODES[mode]})
+    )
     runner.train()
     assert falls(runner)
 
@@ -92,18 +98,30 @@ def two_shapes(tmp_path_factory):
 def test_detector(mode, two_shapes, tmp_path):
     """A narrow single-stage detector: on the CPU, RoIAlign knows float32 alone."""
     torch._dynamo.reset()
-    options = detector_options(two_shapes, **{
-        'work_dir': str(tmp_path), 'train_cfg.max_epochs': 24, 'randomness': dict(seed=0),
-        'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None,
-        'test_dataloader': None, 'test_cfg': None, 'test_evaluator': None,
-        'default_hooks.checkpoint.interval': 100,
-        'param_scheduler': [], 'optim_wrapper.optimizer.lr': 0.004, **MODES[mode]})
+    options = detector_options(
+        two_shapes,
+        **{
+            'work_dir': str(tmp_path),
+            'train_cfg.max_epochs': 24,
+            'randomness': dict(seed=0),
+            'val_dataloader': None,
+            'val_cfg': None,
+            'val_evaluator': None,
+            'test_dataloader': None,
+            'test_cfg': None,
+            'test_evaluator': None,
+            'default_hooks.checkpoint.interval': 100,
+            'param_scheduler': [],
+            'optim_wrapper.optimizer.lr': 0.004,
+            **MODES[mode],
+        },
+    )
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
     preprocessor = cfg.model.data_preprocessor
-    cfg.merge_from_dict({key: value for key, value in options.items()
-                         if not key.startswith('model.')})
-    cfg.model = dict(model_config('ATSS', across_ranks=False),
-                     data_preprocessor=preprocessor)
+    cfg.merge_from_dict(
+        {key: value for key, value in options.items() if not key.startswith('model.')}
+    )
+    cfg.model = dict(model_config('ATSS', across_ranks=False), data_preprocessor=preprocessor)
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert falls(runner)
@@ -116,22 +134,26 @@ def wide_classifier(wrapped):
     head = dict(type='LinearClsHead', num_classes=3, in_channels=64)
     if wrapped:
         head = dict(type='lt_mm.LossTransformHead', head=head)
-    return MODELS.build(dict(
-        type='mmpretrain.ImageClassifier', head=head,
-        neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        backbone=dict(type='mmpretrain.ResNet', depth=18, base_channels=8,
-                      stem_channels=8)))
+    return MODELS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            head=head,
+            neck=dict(type='mmpretrain.GlobalAveragePooling'),
+            backbone=dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8),
+        )
+    )
 
 
 def _batch():
-    pictures = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return dict(inputs=pictures, data_samples=cls_samples([3, 3, 8, 8]))
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return dict(inputs=images, data_samples=cls_samples([3, 3, 8, 8]))
 
 
 def sharded_losses(rank, wrapped):
     """Losses of some steps of the model below MMEngine's FSDP wrapper."""
-    model = MMFullyShardedDataParallel(wide_classifier(wrapped), use_orig_params=True,
-                                       device_id=torch.device('cpu'))
+    model = MMFullyShardedDataParallel(
+        wide_classifier(wrapped), use_orig_params=True, device_id=torch.device('cpu')
+    )
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.05))
     model.train()
     steps = [model.train_step(_batch(), optimizer) for _ in range(6)]
@@ -165,9 +187,17 @@ def test_conversion_to_synchronised_batch_norm():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA card')
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_amp_on_a_card(dtype, pictures, tmp_path):  # noqa: F811
-    runner = Runner.from_cfg(classifier_config(pictures, tmp_path, **{
-        'train_cfg.max_epochs': 4, 'optim_wrapper.type': 'AmpOptimWrapper',
-        'optim_wrapper.dtype': dtype}))
+    runner = Runner.from_cfg(
+        classifier_config(
+            pictures,
+            tmp_path,
+            **{
+                'train_cfg.max_epochs': 4,
+                'optim_wrapper.type': 'AmpOptimWrapper',
+                'optim_wrapper.dtype': dtype,
+            },
+        )
+    )
     runner.train()
     assert falls(runner)
 
@@ -175,7 +205,10 @@ def test_amp_on_a_card(dtype, pictures, tmp_path):  # noqa: F811
 @pytest.mark.slow
 def test_compiled_by_inductor(pictures, tmp_path):  # noqa: F811
     torch._dynamo.reset()
-    runner = Runner.from_cfg(classifier_config(pictures, tmp_path, **{
-        'train_cfg.max_epochs': 4, 'compile': dict(backend='inductor')}))
+    runner = Runner.from_cfg(
+        classifier_config(
+            pictures, tmp_path, **{'train_cfg.max_epochs': 4, 'compile': dict(backend='inductor')}
+        )
+    )
     runner.train()
     assert falls(runner)

@@ -6,6 +6,7 @@ whole loss. Equal images seen, unless the name says otherwise: `2x` is twice as 
 four times. An equal number of *epochs* with m replicas is m times the images, mode
 'full'.
 """
+
 plain = 'configs/studies/cifar10.py'
 lt = 'configs/studies/cifar10_lt.py'
 few_plain = 'configs/studies/cifar10_few.py'
@@ -34,7 +35,7 @@ def longer(times):
         'train_cfg.max_epochs': 20 * times,
         'param_scheduler.total_steps': 20 * times,
         'train_cfg.val_interval': 4 * times,
-        'default_hooks.checkpoint.interval': 4 * times
+        'default_hooks.checkpoint.interval': 4 * times,
     }
 
 
@@ -44,10 +45,7 @@ def few(settings, times=1):
 
 
 cutout = dict(type='lt_mm.Cutout', length=16)
-grouped = [
-    dict(type='lt_mm.GroupedCutMix', alpha=1.0),
-    dict(type='lt_mm.GroupedMixup', alpha=1.0)
-]
+grouped = [dict(type='lt_mm.GroupedCutMix', alpha=1.0), dict(type='lt_mm.GroupedMixup', alpha=1.0)]
 stock = [dict(type='CutMix', alpha=1.0), dict(type='Mixup', alpha=1.0)]
 mixes = dict(cutout=[cutout], cutmix=[0], mixup=[1], all=[cutout, 0, 1])
 
@@ -62,25 +60,35 @@ def mixed(name, partners):
 
 
 # A quarter as many images again, from a trained model.
-tuning = few({
-    'optim_wrapper.optimizer.lr': 0.01,
-    'param_scheduler': dict(
-        _delete_=True, type='CosineAnnealingLR', T_max=20, by_epoch=True,
-        convert_to_iter_based=True),
-    'train_cfg.max_epochs': 20,
-    'train_cfg.val_interval': 5,
-    'default_hooks.checkpoint.interval': 5
-})
+tuning = few(
+    {
+        'optim_wrapper.optimizer.lr': 0.01,
+        'param_scheduler': dict(
+            _delete_=True,
+            type='CosineAnnealingLR',
+            T_max=20,
+            by_epoch=True,
+            convert_to_iter_based=True,
+        ),
+        'train_cfg.max_epochs': 20,
+        'train_cfg.val_interval': 5,
+        'default_hooks.checkpoint.interval': 5,
+    }
+)
 tuning.pop('param_scheduler.total_steps')
 part = {fraction: 0.5, unrepeated: True}
 micro_batches = {
     'train_cfg': dict(
-        _delete_=True, type='lt_mm.MicroBatchTrainLoop', max_epochs=20, val_interval=4,
-        num_micro_batches=2)
+        _delete_=True,
+        type='lt_mm.MicroBatchTrainLoop',
+        max_epochs=20,
+        val_interval=4,
+        num_micro_batches=2,
+    )
 }
 late = {
     start_epoch: 10,
-    rho: dict(_delete_=True, type='linear', start=0, end=1, begin=0.5, finish=0.55)
+    rho: dict(_delete_=True, type='linear', start=0, end=1, begin=0.5, finish=0.55),
 }
 
 runs = {
@@ -112,14 +120,12 @@ runs = {
     'few-lt-tuned-rho=3.0': (few_lt, {**tuning, rho: 3.0}, 'few-plain'),
     # The weight, and the gradient through the mean.
     **{f'lt-rho={value}': (lt, {rho: value}) for value in (0.1, 0.3, 3.0, 10.0)},
-    **{f'lt-detached-rho={value}': (lt, {rho: value, detach: True})
-       for value in (1.0, 3.0)},
+    **{f'lt-detached-rho={value}': (lt, {rho: value, detach: True}) for value in (1.0, 3.0)},
     # The number of replicas.
     **{f'repeated-m={m}': (lt, {repeats: m, rho: 0.0}) for m in (4, 8)},
     **{f'lt-m={m}': (lt, {repeats: m}) for m in (4, 8)},
     # Where the loss may be ahead at equal compute.
-    **{f'lt-fraction={share}': (lt, {**part, fraction: share})
-       for share in (0.25, 0.5)},
+    **{f'lt-fraction={share}': (lt, {**part, fraction: share}) for share in (0.25, 0.5)},
     'lt-ramp': (lt, {rho: dict(_delete_=True, type='linear', start=0, end=2)}),
     'lt-late': (lt, late),
     'repeated-late': (lt, {start_epoch: 10, rho: 0.0}),
@@ -134,10 +140,11 @@ runs = {
     'repeated-full': (lt, {mode: 'full', rho: 0.0}),
     'lt-full': (lt, {mode: 'full'}),
     'plain-2x': (plain, longer(2)),
-    **{f'repeated-full-{name}': (lt, {mode: 'full', rho: 0.0, **mixed(name, grouped)})
-       for name in mixes},
-    **{f'lt-full-{name}': (lt, {mode: 'full', **mixed(name, grouped)})
-       for name in mixes},
+    **{
+        f'repeated-full-{name}': (lt, {mode: 'full', rho: 0.0, **mixed(name, grouped)})
+        for name in mixes
+    },
+    **{f'lt-full-{name}': (lt, {mode: 'full', **mixed(name, grouped)}) for name in mixes},
     **{f'repeated-full-m={m}': (lt, {mode: 'full', repeats: m, rho: 0.0}) for m in (4, 8)},
     **{f'lt-full-m={m}': (lt, {mode: 'full', repeats: m}) for m in (4, 8)},
 }
@@ -147,47 +154,76 @@ kinds = ('plain', 'repeated', 'lt')
 # Tables: runs with the run that each is compared with.
 sections = {
     'Equal images seen': [
-        (name if mix is None else f'{name}-{mix}',
-         None if name == 'plain' else 'plain' if mix is None else f'plain-{mix}')
-        for mix in (None, *mixes) for name in kinds
-    ] + [('supcon', 'plain')],
+        (
+            name if mix is None else f'{name}-{mix}',
+            None if name == 'plain' else 'plain' if mix is None else f'plain-{mix}',
+        )
+        for mix in (None, *mixes)
+        for name in kinds
+    ]
+    + [('supcon', 'plain')],
     'Few images: 50 a class, 80 epochs, equal images seen': [
-        (name, None if name == 'few-plain' else 'few-plain') for name in (
-            'few-plain', 'few-repeated', 'few-lt', 'few-lt-rho=3.0', 'few-lt-rho=10.0',
-            'few-lt-fraction=0.5', 'few-lt-late', 'few-repeated-late', 'few-lt-m=4')
+        (name, None if name == 'few-plain' else 'few-plain')
+        for name in (
+            'few-plain',
+            'few-repeated',
+            'few-lt',
+            'few-lt-rho=3.0',
+            'few-lt-rho=10.0',
+            'few-lt-fraction=0.5',
+            'few-lt-late',
+            'few-repeated-late',
+            'few-lt-m=4',
+        )
     ],
     'Few images, 160 and 320 epochs': [
         ('few-plain-2x', 'few-plain'),
-        *[(name, 'few-plain-2x') for name in (
-            'few-repeated-2x', 'few-lt-2x', 'few-lt-2x-rho=3.0')],
+        *[(name, 'few-plain-2x') for name in ('few-repeated-2x', 'few-lt-2x', 'few-lt-2x-rho=3.0')],
         ('few-plain-4x', 'few-plain-2x'),
-        *[(name, 'few-plain-4x') for name in (
-            'few-repeated-4x', 'few-lt-4x', 'few-lt-4x-rho=0.3', 'few-lt-4x-detached')],
+        *[
+            (name, 'few-plain-4x')
+            for name in ('few-repeated-4x', 'few-lt-4x', 'few-lt-4x-rho=0.3', 'few-lt-4x-detached')
+        ],
     ],
     'Fine-tuning on few images': [
         ('few-plain', None),
-        *[(name, 'few-plain-tuned') for name in (
-            'few-repeated-tuned', 'few-lt-tuned', 'few-lt-tuned-rho=3.0')],
+        *[
+            (name, 'few-plain-tuned')
+            for name in ('few-repeated-tuned', 'few-lt-tuned', 'few-lt-tuned-rho=3.0')
+        ],
         ('few-plain-tuned', 'few-plain'),
     ],
     'Equal epochs, m times the images': [
-        (f'{name}-full' if mix is None else f'{name}-full-{mix}',
-         'plain' if mix is None else f'plain-{mix}')
-        for mix in (None, *mixes) for name in kinds[1:]
-    ] + [(f'{name}-full-m={m}', 'plain') for m in (4, 8) for name in kinds[1:]
-         ] + [('plain-2x', 'plain'), ('lt-full', 'plain-2x')],
+        (
+            f'{name}-full' if mix is None else f'{name}-full-{mix}',
+            'plain' if mix is None else f'plain-{mix}',
+        )
+        for mix in (None, *mixes)
+        for name in kinds[1:]
+    ]
+    + [(f'{name}-full-m={m}', 'plain') for m in (4, 8) for name in kinds[1:]]
+    + [('plain-2x', 'plain'), ('lt-full', 'plain-2x')],
     'Number of replicas m, equal images': [
         (f'{name}-m={m}', 'plain') for m in (4, 8) for name in kinds[1:]
-    ] + [(f'lt-m={m}', f'repeated-m={m}') for m in (4, 8)],
+    ]
+    + [(f'lt-m={m}', f'repeated-m={m}') for m in (4, 8)],
     'Weight rho, and the gradient through the mean': [
         *[(f'lt-rho={value}', 'lt') for value in (0.1, 0.3, 3.0, 10.0)],
-        *[(f'lt-detached-rho={value}', 'lt' if value == 1 else 'lt-rho=3.0')
-          for value in (1.0, 3.0)],
+        *[
+            (f'lt-detached-rho={value}', 'lt' if value == 1 else 'lt-rho=3.0')
+            for value in (1.0, 3.0)
+        ],
     ],
     'Ideas for equal compute': [
-        (name, 'plain') for name in (
-            'lt-fraction=0.25', 'lt-fraction=0.5', 'lt-ramp', 'lt-late', 'repeated-late',
-            'lt-micro-batches')
+        (name, 'plain')
+        for name in (
+            'lt-fraction=0.25',
+            'lt-fraction=0.5',
+            'lt-ramp',
+            'lt-late',
+            'repeated-late',
+            'lt-micro-batches',
+        )
     ],
 }
 figures = dict(
@@ -195,15 +231,30 @@ figures = dict(
     curves_few=dict(kind='curves', runs=['few-plain', 'few-repeated', 'few-lt']),
     matrices=dict(kind='matrices', runs=['few-plain', 'few-lt'], images=[40, 740, 1460]),
     replicas=dict(
-        kind='levels', xlabel='replicas m', log=True, series={
+        kind='levels',
+        xlabel='replicas m',
+        log=True,
+        series={
             f'{name}{title}': {
-                1: 'plain', 2: name + full, 4: f'{name}{full}-m=4', 8: f'{name}{full}-m=8'}
+                1: 'plain',
+                2: name + full,
+                4: f'{name}{full}-m=4',
+                8: f'{name}{full}-m=8',
+            }
             for full, title in (('', ', equal images'), ('-full', ', equal epochs'))
-            for name in kinds[1:]}),
+            for name in kinds[1:]
+        },
+    ),
     rho=dict(
-        kind='levels', xlabel='rho', log=True, series={
+        kind='levels',
+        xlabel='rho',
+        log=True,
+        series={
             'gradient through the mean': {
                 value: 'lt' if value == 1 else f'lt-rho={value}'
-                for value in (0.1, 0.3, 1.0, 3.0, 10.0)},
+                for value in (0.1, 0.3, 1.0, 3.0, 10.0)
+            },
             'mean detached': {value: f'lt-detached-rho={value}' for value in (1.0, 3.0)},
-        }))
+        },
+    ),
+)

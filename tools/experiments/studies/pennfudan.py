@@ -4,6 +4,7 @@ Names are `<loss>[-<what differs>]`, as in the study of CIFAR-10, at equal image
 `tuned` runs go on for a quarter of the schedule from the last checkpoint of the run of
 the same seed that they name, at the tenth part of its learning rate.
 """
+
 plain = 'configs/studies/pennfudan.py'
 lt = 'configs/studies/pennfudan_lt.py'
 
@@ -36,10 +37,15 @@ def few(settings):
         'default_hooks.checkpoint.interval': 10,
         'param_scheduler': [
             dict(warm_up, end=40),
-            dict(type='CosineAnnealingLR', by_epoch=True, T_max=80, eta_min=1e-5,
-                 convert_to_iter_based=True)
+            dict(
+                type='CosineAnnealingLR',
+                by_epoch=True,
+                T_max=80,
+                eta_min=1e-5,
+                convert_to_iter_based=True,
+            ),
         ],
-        **settings
+        **settings,
     }
 
 
@@ -59,17 +65,26 @@ runs = {
 }
 sections = {
     'Equal images seen': [
-        ('plain', None), ('repeated', 'plain'), ('lt', 'plain'), ('lt', 'repeated'),
+        ('plain', None),
+        ('repeated', 'plain'),
+        ('lt', 'plain'),
+        ('lt', 'repeated'),
         ('lt-no-box', 'lt'),
     ],
     'Few images: 24, 80 epochs, equal images seen': [
-        ('few-plain', None), ('few-repeated', 'few-plain'), ('few-lt', 'few-plain'),
+        ('few-plain', None),
+        ('few-repeated', 'few-plain'),
+        ('few-lt', 'few-plain'),
         ('few-lt', 'few-repeated'),
     ],
     'Fine-tuning the plain detector': [
-        ('plain', None), ('plain-tuned', 'plain'), ('repeated-tuned', 'plain-tuned'),
-        ('lt-tuned', 'plain-tuned'), ('lt-tuned', 'repeated-tuned'),
-        ('lt-tuned-iou', 'plain-tuned'), ('lt-tuned-iou-no-box', 'lt-tuned-iou'),
+        ('plain', None),
+        ('plain-tuned', 'plain'),
+        ('repeated-tuned', 'plain-tuned'),
+        ('lt-tuned', 'plain-tuned'),
+        ('lt-tuned', 'repeated-tuned'),
+        ('lt-tuned-iou', 'plain-tuned'),
+        ('lt-tuned-iou-no-box', 'lt-tuned-iou'),
     ],
 }
 figures = dict(curves=dict(kind='curves', runs=['plain', 'repeated', 'lt']))

@@ -9,7 +9,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from lt_mm.structures.recorded_boxes import LostTraceError
+from lt_mm.structures.errors import LostRecordError
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 
@@ -60,7 +60,7 @@ def test_what_the_guide_says_loses_the_record(guide):
             results['gt_bboxes'].tensor[:, 0] += 4
             return results
 
-    with pytest.raises(LostTraceError, match='Shifts'):
+    with pytest.raises(LostRecordError, match='Shifts'):
         guide['largest_error'](Shifts(), sample([[3, 4, 20, 30]]))
 
 

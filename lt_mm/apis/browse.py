@@ -11,7 +11,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from lt_mm.datasets.checks import explained
 from lt_mm.datasets.transforms.bad_input import warn
 from lt_mm.engine.launch import load_config
-from lt_mm.models.heads.loss_transform_head import RECORD_REMEDY, ConsistencyOptions
+from lt_mm.models.heads.loss_transform_head import ConsistencyOptions
+from lt_mm.structures.errors import RECORD_HINT
 from lt_mm.visualization import drawing
 from lt_mm.visualization.browse_figures import failures_figure, source_figure
 from lt_mm.visualization.replicas import (
@@ -163,7 +164,7 @@ def _training_set(cfg: Config) -> Any:
     if not any(_of_type(options, 'InvertiblePipeline')):
         warn(
             'the training pipeline of this config records nothing; for the pictures it '
-            f'is wrapped. To train with LossTransform, {RECORD_REMEDY}'
+            f'is wrapped. To train with LossTransform, {RECORD_HINT}'
         )
         _wrap_pipelines(options)
     with explained(options):

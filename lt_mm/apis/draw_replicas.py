@@ -13,7 +13,7 @@ from lt_mm.core.geometry import boxes_to_source
 from lt_mm.core.pairing import greedy_iou_groups
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import load_config
-from lt_mm.models.heads.loss_transform_head import source_ids_of
+from lt_mm.structures.record import source_ids_of
 from lt_mm.visualization.drawing import (
     colors,
     draw_boxes,

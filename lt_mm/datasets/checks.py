@@ -16,7 +16,7 @@ from mmengine.dataset import BaseDataset
 from lt_mm.datasets.converters.coco_json import briefly, find_fault
 from lt_mm.datasets.transforms.bad_input import warn
 
-_CLASSES_REMEDY = (
+_CLASSES_HINT = (
     'set the names that stand in the annotation file: train_dataloader.dataset.metainfo'
     "=dict(classes=('name', ...)), with a comma after a single one, and num_classes of "
     'the head to their number'
@@ -46,7 +46,7 @@ def check_annotated(dataset: Any) -> None:
             raise DataSetError(
                 f'the classes of {type(each).__name__} are the text '
                 f'{classes!r}, expected a tuple of names; '
-                f'{_CLASSES_REMEDY}'
+                f'{_CLASSES_HINT}'
             )
         _warn_of_missing_classes(each, classes)
         count = len(each)
@@ -58,7 +58,7 @@ def check_annotated(dataset: Any) -> None:
             raise DataSetError(
                 f'none of the {count} images of {type(each).__name__} '
                 f'({each.ann_file or "no ann_file"}) has an instance of its classes '
-                f'{briefly(classes)} that is not a crowd; {_CLASSES_REMEDY}'
+                f'{briefly(classes)} that is not a crowd; {_CLASSES_HINT}'
             )
 
 
@@ -82,7 +82,7 @@ def _warn_of_missing_classes(dataset: BaseDataset, classes: Any) -> None:
         warn(
             f'{dataset.ann_file} has {len(found)} of the {len(classes)} classes '
             f'{briefly(classes)}: labels count those that it has, so they are not '
-            f'the places in this list; {_CLASSES_REMEDY}'
+            f'the places in this list; {_CLASSES_HINT}'
         )
 
 

@@ -250,7 +250,7 @@ def checkpoint_loading(trusted: bool = False) -> Iterator[None]:
 
     Raises:
         UntrustedCheckpointError: When a file within refers to another global than
-            those of the list; names the file, the global and the remedy.
+            those of the list; names the file, the global and the hint.
     """
     if trusted:
         _warn('checkpoints are trusted: loading one may run code from the file')

@@ -203,18 +203,18 @@ def _first_host(nodes: str) -> str:
     """The first of SLURM's list of hosts, such as ``node[3-5,9],login1``."""
     if not re.search(r'[\[,]', nodes):
         return nodes
-    remedy = 'set MASTER_ADDR to the host of rank 0: export MASTER_ADDR=HOST'
+    hint = 'set MASTER_ADDR to the host of rank 0: export MASTER_ADDR=HOST'
     try:
         hosts = subprocess.run(
             ['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, timeout=60
         )
     except FileNotFoundError:
         raise LaunchError(
-            f'scontrol, which expands the node list {nodes}, is not in the PATH; {remedy}'
+            f'scontrol, which expands the node list {nodes}, is not in the PATH; {hint}'
         ) from None
     if hosts.returncode != 0 or not hosts.stdout.split():
         raise LaunchError(
-            f'scontrol does not expand the node list {nodes}: {hosts.stderr.strip()}; {remedy}'
+            f'scontrol does not expand the node list {nodes}: {hosts.stderr.strip()}; {hint}'
         )
     return hosts.stdout.split()[0]
 

@@ -16,15 +16,16 @@ from torch import Tensor
 from lt_mm.core import agreement
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, scale_matrix
 from lt_mm.core.pairing import group_sizes
-from lt_mm.models.heads.loss_transform_head import MissingRecordError, UnpairedBatchError
 from lt_mm.registry import METRICS, register
+from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError
+from lt_mm.structures.record import ImageRecord, check_distinct
 
-RECORD_REMEDY = (
+EVALUATED_RECORD_HINT = (
     'wrap the pipeline of the data set that is evaluated: val_dataloader.dataset.pipeline'
     " = [dict(type='lt_mm.InvertiblePipeline', transforms=<the training pipeline>, "
     "on_bad_image='raise')]"
 )
-REPLICA_REMEDY = (
+REPLICA_HINT = (
     "repeat each image: val_dataloader.dataset = dict(type='lt_mm.ReplicaDataset', "
     'dataset=<the data set, with its augmenting pipeline>, num_replicas=m), or '
     "val_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', num_repeats=m, "
@@ -146,7 +147,12 @@ class ConsistencyMetric(BaseMetric):
             data_samples: Predictions as dictionaries, as MMEngine's evaluator gives them.
         """
         for sample in data_samples:
-            result = _record_of(sample)
+            record = ImageRecord.read(sample, EVALUATED_RECORD_HINT)
+            result = dict(
+                source_id=record.source_id,
+                source_shape=record.source_shape,
+                img_path=sample.get('img_path'),
+            )
             if 'pred_instances' in sample:
                 result.update(_restored(sample, self.score_threshold))
             elif 'pred_score' in sample:
@@ -192,20 +198,6 @@ def _warn(message: str) -> None:
     print_log(f'ConsistencyMetric {message}', 'current', logging.WARNING)
 
 
-def _record_of(sample: dict) -> dict[str, Any]:
-    if 'source_id' not in sample:
-        raise MissingRecordError(
-            f'a data sample ({sample.get("img_path", "without a path")}) has no '
-            'source_id, so nothing tells which predictions are of replicas of one image; '
-            f'{RECORD_REMEDY}'
-        )
-    return dict(
-        source_id=int(sample['source_id']),
-        img_path=sample.get('img_path'),
-        source_shape=tuple(sample.get('source_shape') or ()),
-    )
-
-
 def _restored(sample: dict, score_threshold: float) -> dict[str, np.ndarray]:
     """Confident boxes (n, 4) of a replica in pixels of its source, and labels (n,)."""
     if sample.get('source_matrix') is None:
@@ -244,30 +236,16 @@ def _numbers(sample: dict, name: str, values: Tensor) -> np.ndarray:
 
 def _equal_groups(results: list[dict]) -> tuple[list[dict], int]:
     """The results of sources with two replicas or more; equally many of each source."""
-    _check_sources(results)
+    check_distinct(results)
     source_ids = _ids(results)
     is_counted, num_replicas = agreement.equal_groups(source_ids)
     kept = is_counted & (group_sizes(source_ids) > 1)
     if not bool(kept.any()):
         raise UnpairedBatchError(
             f'none of the {len(results)} evaluated samples is a replica of the same '
-            f'image as another, so there is nothing to compare; {REPLICA_REMEDY}'
+            f'image as another, so there is nothing to compare; {REPLICA_HINT}'
         )
     return [results[row] for row in kept.nonzero()[:, 0].tolist()], num_replicas
-
-
-def _check_sources(results: list[dict]) -> None:
-    images: dict[int, tuple] = {}
-    for result in results:
-        image = result['img_path'], result['source_shape']
-        if images.setdefault(result['source_id'], image) != image:
-            raise MissingRecordError(
-                f'two images have the same source_id {result["source_id"]}: '
-                f'{images[result["source_id"]]} and {image}. Datasets joined by '
-                'ConcatDataset count from 0 each; give every one its own range: '
-                "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the "
-                'lengths before it>, transforms=...)'
-            )
 
 
 def _ids(results: list[dict]) -> Tensor:

@@ -16,13 +16,9 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from lt_mm.core.mixing import mix, mixing_partners, number_sources, paste_box, square_masks
-from lt_mm.models.heads.loss_transform_head import source_ids_of
 from lt_mm.registry import BATCH_AUGMENTS, MODELS, register
-
-PREPROCESSOR_REMEDY = (
-    "data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor', "
-    '<the arguments of the stock one>)'
-)
+from lt_mm.structures.errors import PREPROCESSOR_HINT
+from lt_mm.structures.record import source_ids_of
 
 
 class MixedBatch(NamedTuple):
@@ -64,7 +60,7 @@ class GroupedAugment:
         raise TypeError(
             f'{type(self).__name__} was called without the source ids, by the stock '
             'ClsDataPreprocessor; expected the preprocessor that knows the replicas: '
-            f'{PREPROCESSOR_REMEDY}'
+            f'{PREPROCESSOR_HINT}'
         )
 
 

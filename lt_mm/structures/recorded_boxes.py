@@ -1,14 +1,14 @@
 """Boxes that record what is done to them.
 
 Every stock transform, and most third-party ones, move boxes only through the
-methods of the box type. :class:`TracedBoxes` is MMDetection's own box type plus a
-:class:`Trace`; each method that moves boxes also multiplies the trace. So the exact
+methods of the box type. :class:`RecordedBoxes` is MMDetection's own box type plus a
+:class:`Provenance`; each method that moves boxes also multiplies the provenance. So the exact
 geometry is known without one line of code per transform, and it stays known where
 several images are merged, because every box carries its own matrix.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,125 +17,23 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, register_box, regi
 from torch import Tensor
 
 from lt_mm.core import geometry
+from lt_mm.core.provenance import Provenance
+from lt_mm.structures.errors import LostRecordError
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Where n boxes come from and how they got here. Never modified in place.
+@register_box('lt_recorded_hbox')
+class RecordedBoxes(HorizontalBoxes):
+    """MMDetection's horizontal boxes with a :class:`Provenance`.
 
-    Attributes:
-        source_ids: (n, 2) int64: the source image's id, the index of the instance in
-            that image's list of annotations.
-        source_boxes: (n, 4) float64, the annotation boxes, xyxy in source pixels.
-        matrices: (n, 3, 3) float64, views from source pixels to current pixels.
-        image_matrix: (3, 3) float64, the view of the image as a whole; None where no
-            single matrix describes it (several images merged, or unknown).
-        image_id: The id of the image that the box set belongs to.
-    """
-
-    source_ids: np.ndarray
-    source_boxes: np.ndarray
-    matrices: np.ndarray
-    image_matrix: np.ndarray | None
-    image_id: int
-
-    @classmethod
-    def start(cls, boxes_xyxy: Tensor, image_id: int, rows: np.ndarray | None = None) -> 'Trace':
-        """The trace of boxes that have just been loaded.
-
-        Args:
-            boxes_xyxy: (n, 4), source pixels.
-            image_id: The source image's id.
-            rows: (n,) int64, their places in its list of annotations; 0, 1, ... unless
-                given.
-        """
-        count = len(boxes_xyxy)
-        source_ids = np.full((count, 2), image_id, dtype=np.int64)
-        source_ids[:, 1] = np.arange(count) if rows is None else rows
-        matrices = np.empty((count, 3, 3))
-        matrices[:] = np.eye(3)
-        return cls(
-            source_ids=source_ids,
-            source_boxes=boxes_xyxy.detach().numpy().astype(np.float64).reshape(-1, 4),
-            matrices=matrices,
-            image_matrix=np.eye(3),
-            image_id=image_id,
-        )
-
-    def __len__(self) -> int:
-        return len(self.source_ids)
-
-    def __getitem__(self, index: Any) -> 'Trace':
-        return replace(
-            self,
-            source_ids=self.source_ids[index].reshape(-1, 2),
-            source_boxes=self.source_boxes[index].reshape(-1, 4),
-            matrices=self.matrices[index].reshape(-1, 3, 3),
-        )
-
-    def moved(self, matrix: np.ndarray) -> 'Trace':
-        """After one view (3, 3) of the whole image."""
-        image = None if self.image_matrix is None else matrix @ self.image_matrix
-        return replace(self, matrices=matrix @ self.matrices, image_matrix=image)
-
-    def moved_each(self, matrices: np.ndarray) -> 'Trace':
-        """After one view for each box (n, 3, 3); the image stays where it is."""
-        return replace(self, matrices=matrices @ self.matrices)
-
-    def with_unknown_image(self) -> 'Trace':
-        """After a transform that may have moved the image unseen."""
-        return replace(self, image_matrix=None)
-
-    def overlaid(self, rows: np.ndarray, other: 'Trace') -> 'Trace':
-        """This record with the k rows marked in (n,) bool taken from another of k."""
-
-        def overlay(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-            both = mine.copy()
-            both[rows] = theirs
-            return both
-
-        return replace(
-            self,
-            source_ids=overlay(self.source_ids, other.source_ids),
-            source_boxes=overlay(self.source_boxes, other.source_boxes),
-            matrices=overlay(self.matrices, other.matrices),
-        )
-
-    @staticmethod
-    def cat(traces: Sequence['Trace']) -> 'Trace':
-        """The trace of merged box sets.
-
-        The image as a whole keeps its matrix only where all parts agree on it.
-        """
-        first = traces[0]
-        one_image = all(
-            trace.image_id == first.image_id
-            and trace.image_matrix is not None
-            and np.array_equal(trace.image_matrix, first.image_matrix)
-            for trace in traces
-        )
-        return Trace(
-            source_ids=np.concatenate([t.source_ids for t in traces]),
-            source_boxes=np.concatenate([t.source_boxes for t in traces]),
-            matrices=np.concatenate([t.matrices for t in traces]),
-            image_matrix=first.image_matrix if one_image else None,
-            image_id=first.image_id,
-        )
-
-
-@register_box('lt_traced_hbox')
-class TracedBoxes(HorizontalBoxes):
-    """MMDetection's horizontal boxes with a :class:`Trace`.
-
-    A set is *untraced* (``trace is None``) when it was made from numbers: by the
-    constructor or from masks. ``TracedResults`` of the pipeline gives boxes made from
-    masks the trace of the boxes they replace; whatever is still untraced after a
+    A set is *unrecorded* (``provenance is None``) when it was made from numbers: by the
+    constructor or from masks. ``RecordedResults`` of the pipeline gives boxes made from
+    masks the provenance of the boxes they replace; whatever is still unrecorded after a
     transform is an error there.
 
     Attributes:
-        trace: The record, or None.
+        provenance: The record, or None.
         mask_rows: (n,) int64 for boxes made from masks: the row of the mask, -1 for
-            traced rows; None elsewhere.
+            recorded rows; None elsewhere.
         mask_count: How many masks those boxes were made from.
     """
 
@@ -143,20 +41,20 @@ class TracedBoxes(HorizontalBoxes):
         self,
         data: Tensor | np.ndarray | Sequence,
         *args: Any,
-        trace: Trace | None = None,
+        provenance: Provenance | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data, *args, **kwargs)
         self.mask_rows: np.ndarray | None = None
         self.mask_count = 0
-        self.trace = trace
+        self.provenance = provenance
         self._is_tainted = False
         self._stamp()
 
     # -- what is known ---------------------------------------------------------
 
     def _stamp(self) -> None:
-        """Remembers the coordinates that the trace speaks of."""
+        """Remembers the coordinates that the provenance speaks of."""
         self._stamped = (self.tensor.clone(), self.tensor, _version(self.tensor))
 
     def written_behind(self) -> bool:
@@ -174,35 +72,35 @@ class TracedBoxes(HorizontalBoxes):
         )
 
     def is_recorded(self) -> bool:
-        """Whether the trace speaks of every row and of the coordinates as they are."""
-        return self.trace is not None and self.mask_rows is None and not self.written_behind()
+        """Whether the provenance speaks of every row and of the coordinates as they are."""
+        return self.provenance is not None and self.mask_rows is None and not self.written_behind()
 
     def _refuse_if_written_behind(self) -> None:
         if self.written_behind():
-            raise LostTraceError(
+            raise LostRecordError(
                 'box coordinates were written directly (into .tensor or its numpy '
                 'view), so the record of where the boxes come from is no longer true'
             )
 
     # -- what keeps the rows ---------------------------------------------------
 
-    def __getitem__(self, index: Any) -> 'TracedBoxes':
+    def __getitem__(self, index: Any) -> 'RecordedBoxes':
         self._refuse_if_written_behind()
         result = super().__getitem__(index)
         rows = _as_numpy_index(index)
-        if self.trace is not None:
-            result.trace = self.trace[rows]
+        if self.provenance is not None:
+            result.provenance = self.provenance[rows]
         if self.mask_rows is not None:
             result.mask_rows = self.mask_rows[rows]
             result.mask_count = self.mask_count
         return result
 
-    def __setitem__(self, index: Any, values: 'TracedBoxes') -> None:
-        raise LostTraceError(
+    def __setitem__(self, index: Any, values: 'RecordedBoxes') -> None:
+        raise LostRecordError(
             'boxes were replaced row by row (boxes[i] = other), which is not recorded'
         )
 
-    def __deepcopy__(self, memo: dict) -> 'TracedBoxes':
+    def __deepcopy__(self, memo: dict) -> 'RecordedBoxes':
         result = type(self).__new__(type(self))
         memo[id(self)] = result
         result.__dict__.update(self.__dict__)
@@ -221,29 +119,29 @@ class TracedBoxes(HorizontalBoxes):
         self.__dict__.update(state)
         self._stamp()
 
-    def clone(self) -> 'TracedBoxes':
+    def clone(self) -> 'RecordedBoxes':
         return self.__deepcopy__({})
 
-    def detach(self) -> 'TracedBoxes':
+    def detach(self) -> 'RecordedBoxes':
         return self.clone()
 
-    def cpu(self) -> 'TracedBoxes':
+    def cpu(self) -> 'RecordedBoxes':
         return self.clone()
 
     @classmethod
-    def cat(cls, box_list: Sequence[BaseBoxes], dim: int = 0) -> 'TracedBoxes':
+    def cat(cls, box_list: Sequence[BaseBoxes], dim: int = 0) -> 'RecordedBoxes':
         """Merges sets; rows made from masks stay marked until they are resolved."""
         for boxes in box_list:
-            if isinstance(boxes, TracedBoxes):
+            if isinstance(boxes, RecordedBoxes):
                 boxes._refuse_if_written_behind()
         result = cls(torch.cat([boxes.tensor for boxes in box_list], dim=dim))
         if dim != 0 or not all(_has_record(boxes) for boxes in box_list):
             return result
-        traces = [
-            boxes.trace if boxes.trace is not None else _blank_trace(len(boxes))
+        parts = [
+            boxes.provenance if boxes.provenance is not None else _blank_provenance(len(boxes))
             for boxes in box_list
         ]
-        result.trace = Trace.cat(traces)
+        result.provenance = Provenance.cat(parts)
         if any(boxes.mask_rows is not None for boxes in box_list):
             result.mask_rows = np.concatenate(
                 [
@@ -255,33 +153,33 @@ class TracedBoxes(HorizontalBoxes):
         return result
 
     @staticmethod
-    def from_instance_masks(masks: Any) -> 'TracedBoxes':
-        """Boxes around masks: untraced, but row i is known to be mask i."""
-        result = TracedBoxes(HorizontalBoxes.from_instance_masks(masks).tensor)
+    def from_instance_masks(masks: Any) -> 'RecordedBoxes':
+        """Boxes around masks: unrecorded, but row i is known to be mask i."""
+        result = RecordedBoxes(HorizontalBoxes.from_instance_masks(masks).tensor)
         result.mask_rows = np.arange(len(result))
         result.mask_count = len(result)
         return result
 
-    def resolve(self, replaced: 'TracedBoxes') -> bool:
-        """Gives rows made from masks the trace of the boxes that they replace.
+    def resolve(self, replaced: 'RecordedBoxes') -> bool:
+        """Gives rows made from masks the provenance of the boxes that they replace.
 
         Args:
             replaced: The set that the masks belong to, row by row.
 
         Returns:
-            Whether every row is traced now.
+            Whether every row is recorded now.
         """
         if self.mask_rows is None:
-            return self.trace is not None
-        if replaced.trace is None or self.mask_count != len(replaced):
+            return self.provenance is not None
+        if replaced.provenance is None or self.mask_count != len(replaced):
             return False
         from_masks = self.mask_rows >= 0
-        inherited = replaced.trace[self.mask_rows[from_masks]]
+        inherited = replaced.provenance[self.mask_rows[from_masks]]
         if from_masks.all():
-            self.trace = inherited
+            self.provenance = inherited
         else:
-            self.trace = replace(
-                self.trace.overlaid(from_masks, inherited), image_id=inherited.image_id
+            self.provenance = replace(
+                self.provenance.overlaid(from_masks, inherited), image_id=inherited.image_id
             )
         self.mask_rows = None
         return True
@@ -289,8 +187,8 @@ class TracedBoxes(HorizontalBoxes):
     # -- what moves boxes ------------------------------------------------------
 
     def _record(self, matrix: np.ndarray) -> None:
-        if self.trace is not None:
-            self.trace = self.trace.moved(matrix)
+        if self.provenance is not None:
+            self.provenance = self.provenance.moved(matrix)
         self._stamp()
 
     def flip_(self, img_shape: tuple[int, int], direction: str = 'horizontal') -> None:
@@ -322,8 +220,8 @@ class TracedBoxes(HorizontalBoxes):
         self._refuse_if_written_behind()
         centers = self.centers.double().numpy()
         super().resize_(scale_factor)
-        if self.trace is not None:
-            self.trace = self.trace.moved_each(
+        if self.provenance is not None:
+            self.provenance = self.provenance.moved_each(
                 geometry.scale_about_matrices(centers, *map(float, scale_factor))
             )
         self._stamp()
@@ -337,12 +235,8 @@ class TracedBoxes(HorizontalBoxes):
 
 # Code that asks for plain boxes (MinIoURandomCrop's overlaps, for example) goes
 # through MMDetection's converters.
-register_box_converter('lt_traced_hbox', 'hbox', lambda boxes: boxes)
-register_box_converter('hbox', 'lt_traced_hbox', lambda boxes: boxes)
-
-
-class LostTraceError(ValueError):
-    """A transform broke the record of where boxes come from."""
+register_box_converter('lt_recorded_hbox', 'hbox', lambda boxes: boxes)
+register_box_converter('hbox', 'lt_recorded_hbox', lambda boxes: boxes)
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -351,14 +245,14 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _has_record(boxes: BaseBoxes) -> bool:
-    return isinstance(boxes, TracedBoxes) and (
-        boxes.trace is not None or boxes.mask_rows is not None
+    return isinstance(boxes, RecordedBoxes) and (
+        boxes.provenance is not None or boxes.mask_rows is not None
     )
 
 
-def _blank_trace(count: int) -> Trace:
-    """Stands in for rows whose trace is resolved later."""
-    return replace(Trace.start(torch.zeros(count, 4), image_id=-1), image_matrix=None)
+def _blank_provenance(count: int) -> Provenance:
+    """Stands in for rows whose provenance is resolved later."""
+    return replace(Provenance.start(torch.zeros(count, 4), image_id=-1), image_matrix=None)
 
 
 def _as_numpy_index(index: Any) -> Any:

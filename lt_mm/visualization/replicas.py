@@ -19,8 +19,9 @@ from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, map_boxes, vis
 from lt_mm.core.restoration import restoration_errors
 from lt_mm.core.seeds import seed_all
 from lt_mm.datasets.checks import innermost_datasets
-from lt_mm.datasets.transforms.invertible_pipeline import AppliedTransform, InvertiblePipeline
-from lt_mm.models.heads.loss_transform_head import RECORD_REMEDY, MissingRecordError, source_ids_of
+from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
+from lt_mm.structures.errors import RECORD_HINT, MissingRecordError
+from lt_mm.structures.record import AppliedTransform, source_ids_of
 from lt_mm.visualization.drawing import file_of, rgb_image
 
 LOST, BELOW, INEXACT = 'lost', 'below visibility', 'inexact'
@@ -307,7 +308,7 @@ def _loading_pipeline(part: Any) -> InvertiblePipeline:
     if not isinstance(first, InvertiblePipeline):
         raise MissingRecordError(
             f'the pipeline of {type(part).__name__} begins with {type(first).__name__}, '
-            f'which records nothing; {RECORD_REMEDY}, also that of the data set inside '
+            f'which records nothing; {RECORD_HINT}, also that of the data set inside '
             'a data set that mixes images'
         )
     return first
@@ -326,7 +327,7 @@ def _image_of(results: dict) -> np.ndarray:
 def _add_annotations(source: Source, results: dict, classes: Any) -> None:
     boxes = results['gt_bboxes']
     kept = np.flatnonzero(~np.asarray(results['gt_ignore_flags'], dtype=bool))
-    source.rows = boxes.trace.source_ids[kept, 1].tolist()
+    source.rows = boxes.provenance.source_ids[kept, 1].tolist()
     source.boxes = boxes.tensor[torch.from_numpy(kept)].double()
     labels = np.asarray(results['gt_bboxes_labels'])[kept].tolist()
     source.names = [_name_of(classes, label) for label in labels]

@@ -12,7 +12,7 @@ from mmengine.dataset import ConcatDataset
 from mmengine.registry import TRANSFORMS, init_default_scope
 
 from lt_mm.apis import browse
-from lt_mm.models.heads.loss_transform_head import MissingRecordError
+from lt_mm.structures.errors import MissingRecordError
 from lt_mm.visualization.browse_figures import failures_figure, source_figure
 from lt_mm.visualization.drawing import NoDisplayError, colors, pixels_of, rgb_image
 from lt_mm.visualization.replicas import (

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from lt_mm.apis.draw_replicas import draw_replicas
 from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.engine import launch
-from lt_mm.models.heads.loss_transform_head import UnpairedBatchError
+from lt_mm.structures.errors import UnpairedBatchError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LOSSES = ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox')

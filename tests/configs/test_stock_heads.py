@@ -7,7 +7,8 @@ import pytest
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead, UnsupportedHeadError
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.structures.errors import UnsupportedHeadError
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / 'docs' / 'heads.md').read_text()
 

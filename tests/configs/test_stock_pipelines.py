@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from lt_mm.core import geometry
-from lt_mm.structures.recorded_boxes import LostTraceError
+from lt_mm.structures.errors import LostRecordError
 from tests.datasets.transforms.pipeline_data import (
     MadeDataset,
     all_instances,
@@ -112,7 +112,7 @@ def test_every_stock_pipeline_is_recorded_or_refused(samples):
         seed_all(0)
         try:
             checked[path] = [_whole_boxes(dataset[index], samples, path) for index in (0, 0, 1, 1)]
-        except LostTraceError as error:
+        except LostRecordError as error:
             refused.add(str(error).split(':')[0])
     assert refused == REFUSED
     assert len(checked) > 60

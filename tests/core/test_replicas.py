@@ -498,16 +498,16 @@ class TestChecks:
         check_batch_size(batch_size, num_repeats)
 
     @pytest.mark.parametrize(
-        'batch_size,num_repeats,remedy',
+        'batch_size,num_repeats,hint',
         [(7, 3, '6 or 9'), (8, 3, '6 or 9'), (2, 3, '3'), (130, 4, '128 or 132')],
     )
-    def test_other_batch_size(self, batch_size, num_repeats, remedy):
+    def test_other_batch_size(self, batch_size, num_repeats, hint):
         with pytest.raises(ValueError) as error:
             check_batch_size(batch_size, num_repeats)
         message = str(error.value)
         assert f'batch_size={batch_size} ' in message
         assert f'num_repeats={num_repeats}:' in message
-        assert f'`train_dataloader.batch_size` to {remedy},' in message
+        assert f'`train_dataloader.batch_size` to {hint},' in message
         assert 'sampler.num_repeats`' in message
 
     def test_empty_data_set(self):

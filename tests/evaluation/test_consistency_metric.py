@@ -22,7 +22,7 @@ from lt_mm.apis.consistency import measure_consistency, probability_matrix
 from lt_mm.datasets.replica_dataset import ReplicaDataset
 from lt_mm.evaluation import consistency_metric
 from lt_mm.evaluation.consistency_metric import ConsistencyMetric
-from lt_mm.models.heads.loss_transform_head import MissingRecordError, UnpairedBatchError
+from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError
 from tests import reference, reference_losses
 from tests.configs.made_data import write_pictures, write_shapes
 from tests.models.heads.head_data import (

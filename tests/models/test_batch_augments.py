@@ -21,7 +21,7 @@ from lt_mm.models.batch_augments import (
     GroupedCutMix,
     GroupedMixup,
 )
-from lt_mm.models.heads.loss_transform_head import MissingRecordError
+from lt_mm.structures.errors import MissingRecordError
 from tests.models.heads.head_data import cls_samples, total
 
 CIFAR_CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'cifar'

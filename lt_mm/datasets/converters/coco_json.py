@@ -164,7 +164,7 @@ def find_fault(path: str, classes: Sequence[str], filter_cfg: Mapping[str, Any] 
         filter_cfg: The data set's, as `dict(filter_empty_gt=True, min_size=32)`.
 
     Returns:
-        What is wrong, to be read after the path, with the remedy; None where no fault is found.
+        What is wrong, to be read after the path, with the hint; None where no fault is found.
     """
     try:
         with open(path, encoding='utf-8') as file:

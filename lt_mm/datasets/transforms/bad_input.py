@@ -108,14 +108,13 @@ class SkippedImages:
         missing = isinstance(error, FileNotFoundError)
         option = 'on_missing_image' if missing else 'on_bad_image'
         if getattr(self, option) == 'raise':
-            remedy = (
+            hint = (
                 'check data_root and data_prefix of train_dataloader.dataset, or leave such images'
                 if missing
                 else 'repair the file, or leave it'
             )
             raise type(error)(
-                f"{error}; {remedy} out: dict(type='lt_mm.InvertiblePipeline', "
-                f"{option}='skip', ...)"
+                f"{error}; {hint} out: dict(type='lt_mm.InvertiblePipeline', {option}='skip', ...)"
             ) from error
         is_new = self._tally.add(source)
         self._in_a_row += 1

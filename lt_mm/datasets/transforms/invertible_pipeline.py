@@ -9,7 +9,7 @@ sample. A transform that breaks the record stops the run with its name.
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmengine.structures import BaseDataElement, InstanceData
 
 from lt_mm.core import geometry
+from lt_mm.core.provenance import Provenance, match_rows
 from lt_mm.datasets.transforms.bad_input import (
     AnnotationCleaner,
     BadImageError,
@@ -31,7 +32,9 @@ from lt_mm.datasets.transforms.bad_input import (
     warn,
 )
 from lt_mm.registry import TRANSFORMS, register
-from lt_mm.structures.recorded_boxes import LostTraceError, Trace, TracedBoxes
+from lt_mm.structures.errors import LostRecordError
+from lt_mm.structures.record import AppliedTransform, ImageRecord, InstanceRecord
+from lt_mm.structures.recorded_boxes import RecordedBoxes
 from lt_mm.structures.recorded_instances import RecordedInstances
 
 # Stock transforms that treat an image without boxes like any other: they either call
@@ -97,21 +100,6 @@ _OWN_KEYS = frozenset(['sample_idx', 'source_shape', 'applied_transforms', 'anno
 _REMEMBER_FOR = 16
 
 
-class AppliedTransform(NamedTuple):
-    """One transform that changed a replica, as found in the sample's metainfo.
-
-    Attributes:
-        name: Class of the transform.
-        changes: Result keys that it changed, with their new values.
-        image_matrix: (3, 3) float64, view from the source to the image after it; None
-            where the transform left the matrix as it was or no single one exists.
-    """
-
-    name: str
-    changes: dict[str, Any]
-    image_matrix: np.ndarray | None
-
-
 def describe_applied(applied: Sequence[AppliedTransform]) -> list[str]:
     """A readable line for each applied transform.
 
@@ -132,19 +120,19 @@ def describe_applied(applied: Sequence[AppliedTransform]) -> list[str]:
     return lines
 
 
-class TracedResults(dict):
-    """The ``results`` of a pipeline, which passes on the trace of recomputed boxes.
+class RecordedResults(dict):
+    """The ``results`` of a pipeline, which passes on the provenance of recomputed boxes.
 
     Where a transform replaces ``gt_bboxes`` by boxes made from masks
     (``RandomCrop(recompute_bbox=True)``, ``CopyPaste``), mask i belongs to box i of
-    the set that is replaced, so the new boxes inherit its trace row by row. A set of
+    the set that is replaced, so the new boxes inherit its provenance row by row. A set of
     another length inherits nothing, and the pipeline stops with an error.
     """
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if key == 'gt_bboxes' and isinstance(value, TracedBoxes):
+        if key == 'gt_bboxes' and isinstance(value, RecordedBoxes):
             replaced = self.get(key)
-            if value.mask_rows is not None and isinstance(replaced, TracedBoxes):
+            if value.mask_rows is not None and isinstance(replaced, RecordedBoxes):
                 value.resolve(replaced)
         super().__setitem__(key, value)
 
@@ -208,7 +196,7 @@ class InvertiblePipeline(BaseTransform):
             of a rank; None for any number. Twenty in a row always raise.
 
     Raises:
-        LostTraceError: A transform broke the record; the message names it.
+        LostRecordError: A transform broke the record; the message names it.
         BadImageError: An image cannot be used, or too many cannot.
         FileNotFoundError: An image does not exist.
     """
@@ -297,7 +285,7 @@ class InvertiblePipeline(BaseTransform):
             BadImageError: The image cannot be used.
             FileNotFoundError: The image does not exist.
         """
-        return self._augment(TracedResults(results), self.transforms[: self._num_loading])
+        return self._augment(RecordedResults(results), self.transforms[: self._num_loading])
 
     def _is_replaced(self, results: dict) -> bool:
         """Whether the sample is a further replica of the source that was left out."""
@@ -314,7 +302,7 @@ class InvertiblePipeline(BaseTransform):
         """One replica of a source; None where every attempt is rejected."""
         for _ in range(self.max_refetch + 1):
             output = self._augment(
-                self._load(TracedResults(results)), self.transforms[self._num_shared :]
+                self._load(RecordedResults(results)), self.transforms[self._num_shared :]
             )
             if output is not None:
                 return output
@@ -329,7 +317,7 @@ class InvertiblePipeline(BaseTransform):
                 'rejections are not logged'
             )
 
-    def _load(self, results: TracedResults) -> TracedResults:
+    def _load(self, results: RecordedResults) -> RecordedResults:
         """Runs the leading loaders and what else replicas of a source can share.
 
         For the same source again: repeats what they gave.
@@ -361,7 +349,7 @@ class InvertiblePipeline(BaseTransform):
         self._loaded_key, self._is_repeating = key, is_again
         return results
 
-    def _augment(self, results: TracedResults, transforms: Sequence[Callable]) -> dict | None:
+    def _augment(self, results: RecordedResults, transforms: Sequence[Callable]) -> dict | None:
         mixed = results.pop('mix_results', None)
         for transform in transforms:
             if results.get('source_shape') is None:
@@ -375,7 +363,7 @@ class InvertiblePipeline(BaseTransform):
             results = output
         return results
 
-    def _step(self, transform: Callable, results: TracedResults) -> dict | None:
+    def _step(self, transform: Callable, results: RecordedResults) -> dict | None:
         before = results.get('gt_bboxes')
         told = {key: results.get(key) for key in _TELLING_KEYS}
         image_matrix = _image_matrix(before)
@@ -387,7 +375,7 @@ class InvertiblePipeline(BaseTransform):
                 return None
             if 'data_samples' in output:
                 if isinstance(output['data_samples'], Mapping):
-                    raise LostTraceError(
+                    raise LostRecordError(
                         'it packs several samples, '
                         f'{", ".join(output["data_samples"])}; expected one'
                     )
@@ -401,17 +389,17 @@ class InvertiblePipeline(BaseTransform):
             if is_early:
                 _refuse_moved_annotations(annotations, output)
             if output is not results:
-                output = TracedResults(output)
+                output = RecordedResults(output)
                 for key in _OWN_KEYS.intersection(results):
                     output.setdefault(key, results[key])
             self._follow_boxes(transform, before, output)
-        except LostTraceError as error:
-            raise LostTraceError(_lost_message(transform, error)) from error
+        except LostRecordError as error:
+            raise LostRecordError(_lost_message(transform, error)) from error
         if not _loads(transform):
             _note(transform, told, image_matrix, output)
         return output
 
-    def _apply(self, transform: Callable, results: TracedResults) -> dict | None:
+    def _apply(self, transform: Callable, results: RecordedResults) -> dict | None:
         """Runs a transform on input that it can stand."""
         if _loads_boxes(transform) and 'instances' in results:
             results['annotation_rows'] = self._cleaner.clean(
@@ -429,44 +417,44 @@ class InvertiblePipeline(BaseTransform):
             ) from error
 
     def _follow_boxes(
-        self, transform: Callable, before: TracedBoxes | None, output: TracedResults
+        self, transform: Callable, before: RecordedBoxes | None, output: RecordedResults
     ) -> None:
-        """Starts the trace, or checks that it came through the transform."""
+        """Starts the provenance, or checks that it came through the transform."""
         boxes = output.get('gt_bboxes')
         if before is None:
             if boxes is not None and not _is_recorded(boxes):
                 _refuse_late_boxes(output)
-                output['gt_bboxes'] = _start_trace(
+                output['gt_bboxes'] = _start_record(
                     boxes, self._source_id(output), output.pop('annotation_rows', None)
                 )
                 output['source_shape'] = _shape_of(output)
             return
         if boxes is None:
-            raise LostTraceError('gt_bboxes is gone from the results')
-        if not isinstance(boxes, TracedBoxes):
+            raise LostRecordError('gt_bboxes is gone from the results')
+        if not isinstance(boxes, RecordedBoxes):
             boxes = self._recover(transform, before, boxes)
             output['gt_bboxes'] = boxes
-        if boxes.trace is None or boxes.mask_rows is not None:
-            raise LostTraceError(
+        if boxes.provenance is None or boxes.mask_rows is not None:
+            raise LostRecordError(
                 'its boxes were made from numbers or masks, not from the boxes given'
             )
         if boxes.written_behind():
-            raise LostTraceError('it wrote coordinates directly into gt_bboxes.tensor')
+            raise LostRecordError('it wrote coordinates directly into gt_bboxes.tensor')
         if len(before) == 0 and not _records_without_boxes(transform):
-            boxes.trace = boxes.trace.with_unknown_image()
+            boxes.provenance = boxes.provenance.with_unknown_image()
 
     def _source_id(self, results: dict) -> int:
         # Some samplers give indices as tensors.
         return int(results['sample_idx']) + self.sample_idx_offset
 
-    def _recover(self, transform: Callable, before: TracedBoxes, boxes: Any) -> TracedBoxes:
-        """The trace of boxes that a declared image-only transform rebuilt."""
+    def _recover(self, transform: Callable, before: RecordedBoxes, boxes: Any) -> RecordedBoxes:
+        """The provenance of boxes that a declared image-only transform rebuilt."""
         if type(transform).__name__ not in self.image_only:
-            raise LostTraceError(f'it returned gt_bboxes as a new {type(boxes).__name__}')
+            raise LostRecordError(f'it returned gt_bboxes as a new {type(boxes).__name__}')
         values = boxes.tensor.numpy() if isinstance(boxes, BaseBoxes) else boxes
-        rows = _match_rows(before.tensor.numpy(), np.asarray(values).reshape(-1, 4))
+        rows = match_rows(before.tensor.numpy(), np.asarray(values).reshape(-1, 4))
         if rows is None:
-            raise LostTraceError(
+            raise LostRecordError(
                 'it is declared image_only, but its boxes are not '
                 'found, in their order, among those before it'
             )
@@ -528,7 +516,7 @@ def _count_leading(transforms: Sequence[Callable], condition: Callable[[Callable
 
 def _check_entry(results: dict) -> None:
     if 'sample_idx' not in results:
-        raise LostTraceError(
+        raise LostRecordError(
             "the sample has no 'sample_idx', so its replicas cannot be told apart from "
             'other images; expected a dataset derived from mmengine.dataset.BaseDataset'
         )
@@ -536,7 +524,7 @@ def _check_entry(results: dict) -> None:
     boxes += [mixed.get('gt_bboxes') for mixed in results.get('mix_results') or ()]
     for box_set in boxes:
         if box_set is not None and not _is_recorded(box_set):
-            raise LostTraceError(
+            raise LostRecordError(
                 'the sample arrives with gt_bboxes that nobody has recorded since they '
                 'were loaded; wrap the pipeline that loads them too: '
                 "dataset=dict(..., pipeline=[dict(type='lt_mm.InvertiblePipeline', "
@@ -545,19 +533,19 @@ def _check_entry(results: dict) -> None:
 
 
 def _is_recorded(boxes: Any) -> bool:
-    return isinstance(boxes, TracedBoxes) and boxes.is_recorded()
+    return isinstance(boxes, RecordedBoxes) and boxes.is_recorded()
 
 
-def _enter(results: dict) -> TracedResults:
+def _enter(results: dict) -> RecordedResults:
     """A sample that another pipeline loaded.
 
     What happened since then to an image without boxes was recorded nowhere.
     """
-    results = TracedResults(results)
+    results = RecordedResults(results)
     boxes = results.get('gt_bboxes')
     if boxes is not None and len(boxes) == 0:
         boxes = boxes.clone()
-        boxes.trace = boxes.trace.with_unknown_image()
+        boxes.provenance = boxes.provenance.with_unknown_image()
         results['gt_bboxes'] = boxes
     return results
 
@@ -567,7 +555,7 @@ def _refuse_late_boxes(results: dict) -> None:
     applied = results.get('applied_transforms')
     if applied:
         names = ', '.join(step.name for step in applied)
-        raise LostTraceError(
+        raise LostRecordError(
             f'the annotations are loaded after {names}, in pixels of another image; '
             'expected the transforms that load at the start of the pipeline'
         )
@@ -581,20 +569,22 @@ def _annotations_of(results: dict) -> list[tuple[int, str]]:
 def _refuse_moved_annotations(before: list[tuple[int, str]], results: dict) -> None:
     """What moves instances before they are loaded (InstaBoost) does it unrecorded."""
     if _annotations_of(results) != before:
-        raise LostTraceError(
+        raise LostRecordError(
             'it changed the annotations before they were loaded as gt_bboxes; no box '
             'tells how they were moved'
         )
 
 
-def _start_trace(boxes: Any, image_id: int, rows: np.ndarray | None) -> TracedBoxes:
+def _start_record(boxes: Any, image_id: int, rows: np.ndarray | None) -> RecordedBoxes:
     if type(boxes) is not HorizontalBoxes:
-        raise LostTraceError(
+        raise LostRecordError(
             f'annotations were loaded as {type(boxes).__name__}; expected '
             "HorizontalBoxes, the default: dict(type='LoadAnnotations', "
             "with_bbox=True, box_type='hbox')"
         )
-    return TracedBoxes(boxes.tensor, clone=False, trace=Trace.start(boxes.tensor, image_id, rows))
+    return RecordedBoxes(
+        boxes.tensor, clone=False, provenance=Provenance.start(boxes.tensor, image_id, rows)
+    )
 
 
 def _records_without_boxes(transform: Any) -> bool:
@@ -604,29 +594,6 @@ def _records_without_boxes(transform: Any) -> bool:
     return known and all(_records_without_boxes(inner) for inner in nested)
 
 
-def _match_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
-    """Rows of ``before`` (n, 4) that ``after`` (k, 4) shows again, to 0.01 px.
-
-    Returns:
-        (k,) int64, ascending, or None where a row of ``after`` is not found, where
-        equal rows were kept in part, so that it is open which of them, or where the
-        order differs: mirrored boxes may take one another's place.
-    """
-    both = np.concatenate([before, after]).round(2)
-    _, keys = np.unique(both, axis=0, return_inverse=True)
-    keys = keys.reshape(-1)
-    old, new = keys[: len(before)], keys[len(before) :]
-    size = int(keys.max(initial=-1)) + 1
-    count_old = np.bincount(old, minlength=size)
-    count_new = np.bincount(new, minlength=size)
-    if not np.array_equal(count_new[count_new > 0], count_old[count_new > 0]):
-        return None
-    kept = np.flatnonzero(count_new[old] > 0)
-    rows = np.empty(len(after), dtype=np.int64)
-    rows[np.argsort(new, kind='stable')] = kept[np.argsort(old[kept], kind='stable')]
-    return rows if (np.diff(rows) > 0).all() else None
-
-
 def _shape_of(results: dict) -> tuple[int, int] | None:
     shape = results.get('ori_shape')
     if shape is None and 'img' in results:
@@ -634,13 +601,13 @@ def _shape_of(results: dict) -> tuple[int, int] | None:
     return None if shape is None else tuple(shape[:2])
 
 
-def _image_matrix(boxes: TracedBoxes | None) -> np.ndarray | None:
-    traced = isinstance(boxes, TracedBoxes) and boxes.trace is not None
-    return boxes.trace.image_matrix if traced else None
+def _image_matrix(boxes: RecordedBoxes | None) -> np.ndarray | None:
+    recorded = isinstance(boxes, RecordedBoxes) and boxes.provenance is not None
+    return boxes.provenance.image_matrix if recorded else None
 
 
 def _note(
-    transform: Callable, told: dict, image_matrix: np.ndarray | None, results: TracedResults
+    transform: Callable, told: dict, image_matrix: np.ndarray | None, results: RecordedResults
 ) -> None:
     """Appends what the transform did to the list for display."""
     changes = {
@@ -676,51 +643,48 @@ def _publish(sample: BaseDataElement, results: dict, source_id: int, is_untouche
         is_untouched: Whether the image is as it was loaded.
     """
     boxes = results.get('gt_bboxes')
-    facts = dict(
+    shape = results['img_shape'] if 'img_shape' in results else results['img'].shape
+    matrix = _image_matrix(boxes)
+    if boxes is None and is_untouched:
+        matrix = np.eye(3)
+    record = ImageRecord(
         source_id=source_id,
         source_shape=results.get('source_shape'),
-        recorded_shape=tuple(results['img_shape'][:2])
-        if 'img_shape' in results
-        else tuple(results['img'].shape[:2]),
+        recorded_shape=tuple(shape[:2]),
+        source_matrix=None if matrix is None else matrix.copy(),
         applied_transforms=results.get('applied_transforms', []),
     )
-    image_matrix = _image_matrix(boxes)
-    if boxes is None and is_untouched:
-        image_matrix = np.eye(3)
-    if image_matrix is not None:
-        facts['source_matrix'] = image_matrix.copy()
-    for name, value in facts.items():  # set_metainfo makes deep copies
+    for name, value in record.metainfo().items():  # set_metainfo makes deep copies
         sample.set_field(value, name, field_type='metainfo')
     # Heads that see only the instances tell images apart by the path.
-    facts['img_path'] = results.get('img_path')
+    metainfo = dict(record.metainfo(), img_path=results.get('img_path'))
     for name in ('gt_instances', 'ignored_instances'):
         instances = sample.get(name)
         if instances is not None and 'bboxes' in instances:
-            fields = _recorded_fields(instances, facts['recorded_shape'])
-            sample.set_field(RecordedInstances.made_of(fields, facts), name)
+            fields = _recorded_fields(instances, record.recorded_shape)
+            sample.set_field(RecordedInstances.made_of(fields, metainfo), name)
 
 
 def _recorded_fields(instances: InstanceData, shape: tuple[int, int]) -> dict[str, Any]:
     """The fields of packed instances and their record."""
     boxes = instances.bboxes
     if not _is_recorded(boxes):
-        raise LostTraceError(
+        raise LostRecordError(
             'the boxes that arrive at packing have no record; wrap the whole pipeline, '
             'from loading to packing, or every part of it that loads, mixes or packs'
         )
-    trace, tensor = boxes.trace, boxes.tensor
+    provenance, tensor = boxes.provenance, boxes.tensor
     visibility = np.zeros(0, np.float32)
-    if len(trace):
-        whole = geometry.move_boxes(trace.source_boxes, trace.matrices)
+    if len(provenance):
+        whole = geometry.move_boxes(provenance.source_boxes, provenance.matrices)
         visibility = geometry.visible_fraction(tensor.numpy(), whole, shape)
-    return dict(
-        instances.items(),
-        bboxes=HorizontalBoxes(tensor, clone=False),
-        # Copies, since other replicas may hold the same trace.
-        source_ids=torch.from_numpy(trace.source_ids.copy()),
-        source_matrices=torch.from_numpy(trace.matrices.copy()),
+    record = InstanceRecord(
+        # Copies, since other replicas may hold the same provenance.
+        source_ids=torch.from_numpy(provenance.source_ids.copy()),
+        source_matrices=torch.from_numpy(provenance.matrices.copy()),
         visibility=torch.from_numpy(visibility),
     )
+    return dict(instances.items(), bboxes=HorizontalBoxes(tensor, clone=False), **vars(record))
 
 
 def _lost_message(transform: Callable, error: Exception) -> str:

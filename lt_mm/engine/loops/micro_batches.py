@@ -24,9 +24,10 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead, UnsupportedHeadError
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
 from lt_mm.models.heads.ranks import OwnRank
 from lt_mm.registry import LOOPS, register
+from lt_mm.structures.errors import UnsupportedHeadError
 
 # Heads whose stock losses are means with a divisor that the loss module is told, or
 # means over its rows. Others divide by themselves (ATSS, GFL, YOLOX, SSD), pad their

@@ -8,17 +8,16 @@ from torch import Tensor, nn
 
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
-from lt_mm.models.batch_augments import PREPROCESSOR_REMEDY
 from lt_mm.models.heads.loss_transform_head import (
     ConsistencyHead,
     ConsistencyOptions,
-    UnsupportedHeadError,
     add_consistency,
     register_wrap,
-    source_ids_of,
 )
 from lt_mm.models.heads.ranks import OwnRank
+from lt_mm.structures.errors import PREPROCESSOR_HINT, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
+from lt_mm.structures.record import source_ids_of
 
 # Losses of MMPretrain that read the logits as independent Bernoullis.
 _SIGMOID_LOSSES = ('FocalLoss', 'AsymmetricLoss')
@@ -155,7 +154,7 @@ def _refuse_mixed(scores: Tensor, group_ids: Tensor, one_hot: bool) -> None:
             'the labels of the batch are mixed (gt_score): stock batch_augments such as '
             'Mixup or CutMix mix each replica with another image, so replicas of one '
             'source no longer show the same thing and their predictions must not be '
-            f'pulled together. Mix replicas alike: {PREPROCESSOR_REMEDY} with '
+            f'pulled together. Mix replicas alike: {PREPROCESSOR_HINT} with '
             "dict(type='lt_mm.GroupedMixup', alpha=...) or lt_mm.GroupedCutMix in "
             'model.train_cfg.augments; or train all replicas of a source on the mean of '
             "their labels: head=dict(type='lt_mm.LossTransformHead', "

@@ -34,19 +34,14 @@ from torch import Tensor, nn
 from lt_mm.core.consistency import side_consistency
 from lt_mm.core.geometry import side_positions_to_source
 from lt_mm.core.pairing import annotation_of_target
-from lt_mm.models.heads.detections import (
-    Candidates,
-    DetectionConsistency,
-    Detections,
-    check_record,
-    refuse_moved_image,
-)
+from lt_mm.models.heads.detections import Candidates, DetectionConsistency, Detections
 from lt_mm.models.heads.loss_transform_head import (
     ConsistencyOptions,
-    UnsupportedHeadError,
     add_consistency,
     register_wrap,
 )
+from lt_mm.structures.errors import UnsupportedHeadError
+from lt_mm.structures.record import InstanceRecord, refuse_moved_image
 
 
 @dataclass
@@ -80,7 +75,7 @@ class DenseConsistency(DetectionConsistency):
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         given = inspect.signature(super().loss_by_feat).bind(*args, **kwargs).arguments
         for gt_instances, meta in zip(given['batch_gt_instances'], given['batch_img_metas']):
-            check_record(gt_instances)
+            InstanceRecord.read(gt_instances)
             refuse_moved_image(meta)
         noted = self._lt_noted = []
         try:

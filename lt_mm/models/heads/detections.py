@@ -23,17 +23,10 @@ from lt_mm.core.pairing import (
     is_paired,
     nearest_in_each_replica,
 )
-from lt_mm.models.heads.loss_transform_head import (
-    RECORD_REMEDY,
-    ConsistencyHead,
-    MissingRecordError,
-    paired_share,
-    source_ids_of,
-)
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead, paired_share
 from lt_mm.models.heads.ranks import OwnRank
 from lt_mm.structures.pair_record import PairRecord
-
-_RECORD_FIELDS = ('source_ids', 'source_matrices', 'visibility')
+from lt_mm.structures.record import image_matrices, source_ids_of
 
 
 @dataclass
@@ -336,59 +329,6 @@ def rows_of_batch(per_image: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         rows.append(own + first)
         first += count
     return torch.cat(rows)
-
-
-def image_matrices(records: Sequence[InstanceData], device: torch.device) -> Tensor:
-    """(B, 3, 3) float64, the view of each whole image.
-
-    Raises:
-        MissingRecordError: If one image has no single view.
-    """
-    for record in records:
-        if record.get('source_matrix') is None:
-            raise MissingRecordError(
-                f'the image of source {record.get("source_id")} has no single '
-                'source_matrix (a transform merges images, or moves an image without '
-                "boxes unrecorded), which pairing='iou' needs; use pairing='gt' in the "
-                'LossTransformHead, or leave Mosaic, MixUp and CopyPaste out'
-            )
-    return torch.stack(
-        [torch.as_tensor(record.source_matrix, dtype=torch.float64) for record in records]
-    ).to(device)
-
-
-def check_record(gt_instances: InstanceData) -> None:
-    """Checks that ``gt_instances`` come from an InvertiblePipeline.
-
-    Raises:
-        MissingRecordError: Names the missing fields.
-    """
-    missing = [name for name in _RECORD_FIELDS if name not in gt_instances]
-    if missing or 'source_id' not in gt_instances:
-        raise MissingRecordError(
-            f'gt_instances has no {", ".join(missing or ["source_id"])}, so nothing '
-            'tells which predictions show the same instance; ' + RECORD_REMEDY
-        )
-
-
-def refuse_moved_image(metainfo: Any) -> None:
-    """Batch augments resize images after the pipeline, behind the record's back.
-
-    Args:
-        metainfo: A data sample or its metainfo.
-
-    Raises:
-        MissingRecordError: If the image has another shape than recorded.
-    """
-    recorded, found = metainfo.get('recorded_shape'), metainfo.get('img_shape')
-    if recorded is not None and tuple(found[:2]) != tuple(recorded):
-        raise MissingRecordError(
-            f'an image of the batch is {tuple(found[:2])} (height, width), '
-            f'but left the pipeline as {tuple(recorded)}: a batch augment resized it, '
-            'so its matrices no longer hold; remove BatchSyncRandomResize or '
-            'BatchResize from model.data_preprocessor.batch_augments and resize in '
-            "the pipeline, dict(type='RandomResize', ...)"
-        )
 
 
 def _distances(boxes: Tensor, annotated: Tensor, matrices: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from lt_mm.core.schedules import RhoConfig, RhoSchedule
 from lt_mm.models.fronts import Front, build_stock, put_in_front
 from lt_mm.models.heads.ranks import OwnRank, exchange
 from lt_mm.registry import MODELS, register
+from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
@@ -28,29 +29,6 @@ _MIXED_LABELS = ('refuse', 'average')
 # Batches without whole groups, in excess of those with, before training is stopped.
 # A few are normal: a data set replaces an image whose augmentations all fail.
 _PATIENCE = 10
-
-RECORD_REMEDY = (
-    'wrap the whole training pipeline: train_dataloader.dataset.pipeline = '
-    "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]"
-)
-SAMPLER_REMEDY = (
-    "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', "
-    'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides; with '
-    "placement='spread', which puts replicas on different ranks, also across_ranks=True "
-    'in the LossTransformHead'
-)
-
-
-class MissingRecordError(ValueError):
-    """A data sample does not say which source it is a replica of."""
-
-
-class UnpairedBatchError(ValueError):
-    """The batches hold no replicas to pair, or only parts of groups."""
-
-
-class UnsupportedHeadError(TypeError):
-    """The head's predictions cannot be grouped by instance."""
 
 
 @dataclass
@@ -323,7 +301,7 @@ class ConsistencyHead(Front):
         raise UnpairedBatchError(
             f'in {_PATIENCE} training batches in a row {found} (the last one has '
             f'{len(source_ids)} samples: {_briefly(sizes)}), so the consistency term '
-            f'has nothing to compare; {SAMPLER_REMEDY}'
+            f'has nothing to compare; {SAMPLER_HINT}'
         )
 
 
@@ -334,43 +312,6 @@ def add_consistency(
     put_in_front(front, head)
     head.lt_options = options
     return head
-
-
-def source_ids_of(samples: Sequence[Any]) -> list[int]:
-    """The source id of each sample, from its metainfo.
-
-    Args:
-        samples: Data samples, or the ``gt_instances`` of data samples.
-
-    Raises:
-        MissingRecordError: If one has no record, or if two different images have the
-            same id.
-        UnsupportedHeadError: If one sample is there several times.
-    """
-    if len({id(sample) for sample in samples}) < len(samples):
-        raise UnsupportedHeadError(
-            f'the batch of {len(samples)} images holds one of them several times, as the '
-            'detector of TridentNet gives its images once for every branch; expected '
-            'images that were augmented each on its own, since predictions for one and '
-            'the same image are no replicas. Use another detector'
-        )
-    images: dict[int, Any] = {}
-    for sample in samples:
-        if 'source_id' not in sample:
-            raise MissingRecordError(
-                f'a {type(sample).__name__} of the batch has no source_id, so nothing '
-                f'tells which samples are replicas of one image; {RECORD_REMEDY}'
-            )
-        image = (sample.get('img_path'), sample.source_shape)
-        if images.setdefault(sample.source_id, image) != image:
-            raise MissingRecordError(
-                f'two images of the batch have the same source_id {sample.source_id}: '
-                f'{images[sample.source_id]} and {image}. Datasets joined by '
-                'ConcatDataset count from 0 each; give every one its own range: '
-                "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the "
-                'lengths before it>, transforms=...)'
-            )
-    return [int(sample.source_id) for sample in samples]
 
 
 def paired_share(paired: Tensor, instances: Tensor, count: int) -> Tensor:

@@ -28,26 +28,27 @@ from lt_mm.core.pairing import group_hulls, is_paired
 from lt_mm.models.heads.detections import (
     DetectionConsistency,
     Detections,
-    check_record,
-    image_matrices,
     image_numbers,
     of_annotations,
     pair_annotations,
     pair_overlapping,
-    refuse_moved_image,
 )
 from lt_mm.models.heads.loss_transform_head import (
     ConsistencyHead,
     ConsistencyOptions,
-    MissingRecordError,
-    UnsupportedHeadError,
     add_consistency,
     register_wrap,
-    source_ids_of,
 )
 from lt_mm.models.heads.ranks import OwnRank
 from lt_mm.registry import TASK_UTILS, register
+from lt_mm.structures.errors import MissingRecordError, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
+from lt_mm.structures.record import (
+    InstanceRecord,
+    image_matrices,
+    refuse_moved_image,
+    source_ids_of,
+)
 
 # Stock RoI heads with supported box heads, whose own steps the term does not survive.
 _REFUSED = {
@@ -102,7 +103,7 @@ class SourceTrackingSampler:
                 f'{type(self.sampler).__name__} gives more than a SamplingResult; '
                 "expected a sampler such as dict(type='RandomSampler', ...)"
             )
-        check_record(gt_instances)
+        InstanceRecord.read(gt_instances)
         result.gt_record = gt_instances
         return result
 

@@ -8,8 +8,9 @@ from mmengine.model import Sequential
 from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor, nn
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead, UnsupportedHeadError
+from lt_mm.models.heads.loss_transform_head import ConsistencyHead
 from lt_mm.registry import MODELS, register
+from lt_mm.structures.errors import UnsupportedHeadError
 
 
 @register(MODELS)

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 
 from lt_mm.core import geometry
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline, describe_applied
-from lt_mm.structures.recorded_boxes import LostTraceError, TracedBoxes
+from lt_mm.structures.errors import LostRecordError
+from lt_mm.structures.recorded_boxes import RecordedBoxes
 from tests import reference
 from tests.datasets.transforms import transform_cases
 from tests.datasets.transforms.pipeline_data import (
@@ -203,7 +204,7 @@ class TestSingleImages:
 
     @pytest.mark.parametrize('case', [c for c in CASES if c.expected == REFUSED], **by_name)
     def test_refused(self, case):
-        with pytest.raises(LostTraceError, match=case.transforms[0]['type']):
+        with pytest.raises(LostRecordError, match=case.transforms[0]['type']):
             run(pipeline_of(case.transforms), make_sample(sample_idx=5))
 
     @pytest.mark.parametrize('keep_ratio', [True, False])
@@ -383,8 +384,8 @@ class TestMixing:
         """A plain dict does not resolve boxes made from masks."""
         inner = pipeline_of([], masks='bitmap', pack=None)
         results = dict(run(inner, make_sample(sample_idx=0)))
-        results['gt_bboxes'] = results['gt_masks'].get_bboxes(TracedBoxes)
-        with pytest.raises(LostTraceError, match='wrap the pipeline that loads'):
+        results['gt_bboxes'] = results['gt_masks'].get_bboxes(RecordedBoxes)
+        with pytest.raises(LostRecordError, match='wrap the pipeline that loads'):
             InvertiblePipeline([PACK])(results)
 
     def test_coco_files(self, tmp_path):
@@ -1145,7 +1146,7 @@ class TestThirdParty:
     )
     def test_refused(self, function):
         pipeline = pipeline_of([FLIP, _rewrite(function)], masks='bitmap')
-        with pytest.raises(LostTraceError) as caught:
+        with pytest.raises(LostRecordError) as caught:
             run(pipeline, make_sample(sample_idx=5))
         message = str(caught.value)
         assert message.startswith('ThirdParty: ') and 'Remove ThirdParty' in message
@@ -1164,12 +1165,12 @@ class TestThirdParty:
             _mirror_image(results)
             function(results, boxes, width)
 
-        with pytest.raises(LostTraceError, match='ThirdParty'):
+        with pytest.raises(LostRecordError, match='ThirdParty'):
             run(pipeline_of([_rewrite(mirror)]), sample)
 
     def test_hidden_in_a_wrapper(self):
         wrapper = dict(type='RandomApply', prob=1.0, transforms=[_rewrite(_into_tensor), FLIP])
-        with pytest.raises(LostTraceError, match='RandomApply'):
+        with pytest.raises(LostRecordError, match='RandomApply'):
             run(pipeline_of([wrapper]), make_sample(sample_idx=5))
 
     def test_right_before_packing_without_ignore_flags(self):
@@ -1181,7 +1182,7 @@ class TestThirdParty:
         inner = pipeline_of([_rewrite(write)], pack=None)
         results = run(inner, make_sample(sample_idx=5))
         results['gt_bboxes'].tensor[:, 0] += 1
-        with pytest.raises(LostTraceError):
+        with pytest.raises(LostRecordError):
             InvertiblePipeline([PACK])(results)
 
     def test_the_box_type_itself_is_welcome(self):
@@ -1221,7 +1222,7 @@ class TestThirdParty:
             _check_pixels(row, packed, {5: sample})
 
     def test_albu_is_refused_by_default(self):
-        with pytest.raises(LostTraceError, match=r"Albu: .*image_only=\['Albu'\]"):
+        with pytest.raises(LostRecordError, match=r"Albu: .*image_only=\['Albu'\]"):
             run(pipeline_of([Albu()]), make_sample(sample_idx=5))
 
     @pytest.mark.parametrize('keep', [None, [0, 2], [1], []])
@@ -1243,12 +1244,12 @@ class TestThirdParty:
     )
     def test_albu_that_moves(self, boxes):
         sample = make_sample(boxes, sample_idx=5)
-        with pytest.raises(LostTraceError, match='declared image_only'):
+        with pytest.raises(LostRecordError, match='declared image_only'):
             run(pipeline_of([Albu(mirror=True)], image_only=['Albu']), sample)
 
     def test_albu_that_keeps_one_of_two_equal_boxes(self):
         sample = make_sample([BOXES[0], BOXES[0]], [1, 2], sample_idx=5)
-        with pytest.raises(LostTraceError, match='declared image_only'):
+        with pytest.raises(LostRecordError, match='declared image_only'):
             run(pipeline_of([Albu(keep=[1])], image_only=['Albu']), sample)
         packed = run(pipeline_of([Albu()], image_only=['Albu']), sample)
         assert [row['source'] for row in all_instances(packed)] == [(5, 0), (5, 1)]
@@ -1273,12 +1274,12 @@ class TestThirdParty:
 
 class TestErrors:
     def test_no_sample_idx(self):
-        with pytest.raises(LostTraceError, match="no 'sample_idx'.*BaseDataset"):
+        with pytest.raises(LostRecordError, match="no 'sample_idx'.*BaseDataset"):
             run(pipeline_of([FLIP]), make_sample())
 
     def test_unrecorded_boxes_at_entry(self):
         results = run(Compose(loaders()), make_sample(sample_idx=5))
-        with pytest.raises(LostTraceError, match='wrap the pipeline that loads'):
+        with pytest.raises(LostRecordError, match='wrap the pipeline that loads'):
             InvertiblePipeline([FLIP, PACK])(results)
 
     def test_unrecorded_boxes_of_a_partner(self):
@@ -1286,16 +1287,16 @@ class TestErrors:
         results = run(pipeline_of([], pack=None), sample)
         results['mix_results'] = [run(Compose(loaders()), sample)]
         mixup = dict(type='MixUp', img_scale=(70, 64))
-        with pytest.raises(LostTraceError, match='wrap the pipeline that loads'):
+        with pytest.raises(LostRecordError, match='wrap the pipeline that loads'):
             InvertiblePipeline([mixup, PACK])(results)
 
     @pytest.mark.parametrize(
-        'box_type, found', [(None, 'ndarray'), ('lt_traced_hbox', 'TracedBoxes')]
+        'box_type, found', [(None, 'ndarray'), ('lt_recorded_hbox', 'RecordedBoxes')]
     )
     def test_box_type(self, box_type, found):
         load = dict(type='LoadAnnotations', with_bbox=True, box_type=box_type)
         pipeline = InvertiblePipeline([LoadMadeImage(), load, FLIP, PACK])
-        with pytest.raises(LostTraceError, match=f"{found}.*box_type='hbox'"):
+        with pytest.raises(LostRecordError, match=f"{found}.*box_type='hbox'"):
             run(pipeline, make_sample(sample_idx=5))
 
     def test_annotations_loaded_after_the_image_was_moved(self):
@@ -1303,7 +1304,7 @@ class TestErrors:
         pipeline = InvertiblePipeline(
             [load, dict(type='Resize', scale=(40, 20)), annotations, PACK]
         )
-        with pytest.raises(LostTraceError, match='after Resize'):
+        with pytest.raises(LostRecordError, match='after Resize'):
             run(pipeline, make_sample(sample_idx=5))
 
     @pytest.mark.parametrize(
@@ -1333,7 +1334,7 @@ class TestErrors:
         name = transform['type']
         name = name if isinstance(name, str) else name.__name__
         with pytest.raises(
-            LostTraceError, match=f'^{name}: .*before they were loaded.*Remove {name}'
+            LostRecordError, match=f'^{name}: .*before they were loaded.*Remove {name}'
         ):
             run(pipeline, make_sample(sample_idx=5))
 

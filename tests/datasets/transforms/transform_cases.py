@@ -288,7 +288,7 @@ REFUSED_KINDS = [
         REFUSED,
         'no box tells how they were moved',
     ),
-    ('a transform that returns the traced boxes in a new dict', EXACT, ''),
+    ('a transform that returns the recorded boxes in a new dict', EXACT, ''),
 ]
 
 _HEAD = """\
@@ -302,7 +302,7 @@ MMDetection for images with boxes: each is recorded, or refused by name.
 - *exact*: a box goes back to its source image by the inverse matrix alone.
 - *inexact*: the matrix is exact, but an axis-aligned box that was rotated or sheared
   comes back as the hull of its corners; points come back exactly.
-- *refused*: the pipeline stops with a `LostTraceError` that names the transform.
+- *refused*: the pipeline stops with a `LostRecordError` that names the transform.
 - *Image without boxes*: whether the sample's metainfo still has a `source_matrix`. Where
   images are merged it never has one; each instance has its own.
 

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from lt_mm.engine.loops.micro_batches import _Exchanged, joint_step
-from lt_mm.models.heads.loss_transform_head import UnsupportedHeadError
+from lt_mm.structures.errors import UnsupportedHeadError
 from tests.apis.test_training import (  # noqa: F401
     CONFIGS,
     classifier_config,

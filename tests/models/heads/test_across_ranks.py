@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS, init_default_scope
 
-from lt_mm.models.heads.loss_transform_head import UnpairedBatchError
+from lt_mm.structures.errors import UnpairedBatchError
 from tests.models.heads.dense_data import build, losses_of, made_outputs
 from tests.models.heads.head_data import (
     FLIP,

@@ -14,12 +14,8 @@ from mmpretrain.models.heads import LinearClsHead
 from torch import nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
-from lt_mm.models.heads.loss_transform_head import (
-    LossTransformHead,
-    MissingRecordError,
-    UnpairedBatchError,
-    UnsupportedHeadError,
-)
+from lt_mm.models.heads.loss_transform_head import LossTransformHead
+from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
 from tests.models.heads.head_data import build_cls_head, cls_samples, total
 
 IDS = [7, 7, 2, 2, 7, 2]
@@ -367,12 +363,12 @@ def test_mixed_labels_are_refused():
     samples = samples_with_scores([torch.tensor([0.7, 0.3, 0.0])] * 6)
     with pytest.raises(ValueError, match='labels of the batch are mixed') as error:
         wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)
-    for remedy in (
+    for hint in (
         "data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor'",
         "dict(type='lt_mm.GroupedMixup'",
         "mixed_labels='average'",
     ):
-        assert remedy in str(error.value)
+        assert hint in str(error.value)
     # one-hot scores are labels in another form
     samples = samples_with_scores([torch.tensor([0.0, 1.0, 0.0])] * 6)
     losses = wrapped(LINEAR).loss(feats_for(LINEAR)[1], samples)

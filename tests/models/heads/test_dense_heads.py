@@ -10,11 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
-from lt_mm.models.heads.loss_transform_head import (
-    MissingRecordError,
-    UnpairedBatchError,
-    UnsupportedHeadError,
-)
+from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
 from tests import reference
 from tests import reference_losses as twin
 from tests.models.heads.dense_data import (

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox2roi
 
-from lt_mm.models.heads.loss_transform_head import MissingRecordError
 from lt_mm.models.heads.ranks import OwnRank
+from lt_mm.structures.errors import MissingRecordError
 from tests import reference
 from tests import reference_losses as twin
 from tests.models.heads import dense_data

@@ -10,11 +10,7 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.registry import init_default_scope
 
-from lt_mm.models.heads.loss_transform_head import (
-    MissingRecordError,
-    UnpairedBatchError,
-    UnsupportedHeadError,
-)
+from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
 from tests import reference
 from tests import reference_losses as twin
 from tests.models.heads.head_data import (

@@ -14,11 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from lt_mm.core.consistency import bernoulli_consistency, box_consistency, categorical_consistency
-from lt_mm.models.heads.loss_transform_head import (
-    MissingRecordError,
-    UnpairedBatchError,
-    UnsupportedHeadError,
-)
+from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
 from tests.models.heads.head_data import (
     STAGE_WEIGHTS,
     build_roi_head,

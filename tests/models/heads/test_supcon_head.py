@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from lt_mm.models.heads.loss_transform_head import UnsupportedHeadError
+from lt_mm.structures.errors import UnsupportedHeadError
 
 CONFIG = dict(
     type='lt_mm.SupConHead',

@@ -1,0 +1,137 @@
+"""Where boxes come from: the source of each, and the matrix that brought it here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where n boxes come from and how they got here. Never modified in place.
+
+    Attributes:
+        source_ids: (n, 2) int64: the source image's id, the index of the instance in
+            that image's list of annotations.
+        source_boxes: (n, 4) float64, the annotation boxes, xyxy in source pixels.
+        matrices: (n, 3, 3) float64, views from source pixels to current pixels.
+        image_matrix: (3, 3) float64, the view of the image as a whole; None where no
+            single matrix describes it (several images merged, or unknown).
+        image_id: The id of the image that the box set belongs to.
+    """
+
+    source_ids: np.ndarray
+    source_boxes: np.ndarray
+    matrices: np.ndarray
+    image_matrix: np.ndarray | None
+    image_id: int
+
+    @classmethod
+    def start(
+        cls, boxes_xyxy: Tensor, image_id: int, rows: np.ndarray | None = None
+    ) -> 'Provenance':
+        """The provenance of boxes that have just been loaded.
+
+        Args:
+            boxes_xyxy: (n, 4), source pixels.
+            image_id: The source image's id.
+            rows: (n,) int64, their places in its list of annotations; 0, 1, ... unless
+                given.
+        """
+        count = len(boxes_xyxy)
+        source_ids = np.full((count, 2), image_id, dtype=np.int64)
+        source_ids[:, 1] = np.arange(count) if rows is None else rows
+        matrices = np.empty((count, 3, 3))
+        matrices[:] = np.eye(3)
+        return cls(
+            source_ids=source_ids,
+            source_boxes=boxes_xyxy.detach().numpy().astype(np.float64).reshape(-1, 4),
+            matrices=matrices,
+            image_matrix=np.eye(3),
+            image_id=image_id,
+        )
+
+    def __len__(self) -> int:
+        return len(self.source_ids)
+
+    def __getitem__(self, index: Any) -> 'Provenance':
+        return replace(
+            self,
+            source_ids=self.source_ids[index].reshape(-1, 2),
+            source_boxes=self.source_boxes[index].reshape(-1, 4),
+            matrices=self.matrices[index].reshape(-1, 3, 3),
+        )
+
+    def moved(self, matrix: np.ndarray) -> 'Provenance':
+        """After one view (3, 3) of the whole image."""
+        image = None if self.image_matrix is None else matrix @ self.image_matrix
+        return replace(self, matrices=matrix @ self.matrices, image_matrix=image)
+
+    def moved_each(self, matrices: np.ndarray) -> 'Provenance':
+        """After one view for each box (n, 3, 3); the image stays where it is."""
+        return replace(self, matrices=matrices @ self.matrices)
+
+    def with_unknown_image(self) -> 'Provenance':
+        """After a transform that may have moved the image unseen."""
+        return replace(self, image_matrix=None)
+
+    def overlaid(self, rows: np.ndarray, other: 'Provenance') -> 'Provenance':
+        """This record with the k rows marked in (n,) bool taken from another of k."""
+
+        def overlay(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+            both = mine.copy()
+            both[rows] = theirs
+            return both
+
+        return replace(
+            self,
+            source_ids=overlay(self.source_ids, other.source_ids),
+            source_boxes=overlay(self.source_boxes, other.source_boxes),
+            matrices=overlay(self.matrices, other.matrices),
+        )
+
+    @staticmethod
+    def cat(parts: Sequence['Provenance']) -> 'Provenance':
+        """The provenance of merged box sets.
+
+        The image as a whole keeps its matrix only where all parts agree on it.
+        """
+        first = parts[0]
+        one_image = all(
+            each.image_id == first.image_id
+            and each.image_matrix is not None
+            and np.array_equal(each.image_matrix, first.image_matrix)
+            for each in parts
+        )
+        return Provenance(
+            source_ids=np.concatenate([part.source_ids for part in parts]),
+            source_boxes=np.concatenate([part.source_boxes for part in parts]),
+            matrices=np.concatenate([part.matrices for part in parts]),
+            image_matrix=first.image_matrix if one_image else None,
+            image_id=first.image_id,
+        )
+
+
+def match_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
+    """Rows of ``before`` (n, 4) that ``after`` (k, 4) shows again, to 0.01 px.
+
+    Returns:
+        (k,) int64, ascending, or None where a row of ``after`` is not found, where
+        equal rows were kept in part, so that it is open which of them, or where the
+        order differs: mirrored boxes may take one another's place.
+    """
+    both = np.concatenate([before, after]).round(2)
+    _, keys = np.unique(both, axis=0, return_inverse=True)
+    keys = keys.reshape(-1)
+    old, new = keys[: len(before)], keys[len(before) :]
+    size = int(keys.max(initial=-1)) + 1
+    count_old = np.bincount(old, minlength=size)
+    count_new = np.bincount(new, minlength=size)
+    if not np.array_equal(count_new[count_new > 0], count_old[count_new > 0]):
+        return None
+    kept = np.flatnonzero(count_new[old] > 0)
+    rows = np.empty(len(after), dtype=np.int64)
+    rows[np.argsort(new, kind='stable')] = kept[np.argsort(old[kept], kind='stable')]
+    return rows if (np.diff(rows) > 0).all() else None

@@ -1,0 +1,37 @@
+"""Errors that more than one room raises, and the config lines that put them right."""
+
+RECORD_HINT = (
+    'wrap the whole training pipeline: train_dataloader.dataset.pipeline = '
+    "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]"
+)
+SAMPLER_HINT = (
+    "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', "
+    'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides; with '
+    "placement='spread', which puts replicas on different ranks, also across_ranks=True "
+    'in the LossTransformHead'
+)
+SAMPLE_IDX_OFFSET_HINT = (
+    'Datasets joined by ConcatDataset count from 0 each; give every one its own range: '
+    "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the lengths before "
+    'it>, transforms=...)'
+)
+PREPROCESSOR_HINT = (
+    "data_preprocessor = dict(type='lt_mm.GroupedClsDataPreprocessor', "
+    '<the arguments of the stock one>)'
+)
+
+
+class LostRecordError(ValueError):
+    """A transform broke the record of where boxes come from."""
+
+
+class MissingRecordError(ValueError):
+    """A data sample does not say which source it is a replica of."""
+
+
+class UnpairedBatchError(ValueError):
+    """The batches hold no replicas to pair, or only parts of groups."""
+
+
+class UnsupportedHeadError(TypeError):
+    """The head's predictions cannot be grouped by instance."""

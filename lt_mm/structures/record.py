@@ -1,0 +1,197 @@
+"""The record of a replica: what the pipeline writes into a data sample and heads read.
+
+The names of its fields are those of the two dataclasses below, and are written nowhere
+else. The record of the image lies in the metainfo of the data sample and of its
+``gt_instances``; that of the instances lies beside their boxes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor
+
+from lt_mm.structures.errors import (
+    RECORD_HINT,
+    SAMPLE_IDX_OFFSET_HINT,
+    MissingRecordError,
+    UnsupportedHeadError,
+)
+
+
+class AppliedTransform(NamedTuple):
+    """One transform that changed a replica.
+
+    Attributes:
+        name: Class of the transform.
+        changes: Result keys that it changed, with their new values.
+        image_matrix: (3, 3) float64, from pixels of the source to pixels of the image after
+            it; None where the transform left the matrix as it was or no single one exists.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    image_matrix: np.ndarray | None
+
+
+@dataclass
+class ImageRecord:
+    """Where a replica comes from.
+
+    Attributes:
+        source_id: Number of the source image.
+        source_shape: (height, width) of the source image; None if it is not known.
+        recorded_shape: (height, width) of the replica as it left the pipeline.
+        source_matrix: (3, 3) float64, from pixels of the source to pixels of the replica;
+            None where no single matrix describes the whole image.
+        applied_transforms: What was done to the replica.
+    """
+
+    source_id: int
+    source_shape: tuple[int, int] | None = None
+    recorded_shape: tuple[int, int] | None = None
+    source_matrix: np.ndarray | None = None
+    applied_transforms: list[AppliedTransform] = field(default_factory=list)
+
+    @classmethod
+    def read(
+        cls, sample: BaseDataElement | Mapping[str, Any], hint: str = RECORD_HINT
+    ) -> 'ImageRecord':
+        """The record of a sample.
+
+        Args:
+            sample: A data sample, its ``gt_instances``, or a sample as a dict.
+            hint: Which pipeline to wrap, where there is no record.
+
+        Raises:
+            MissingRecordError: If it has none.
+        """
+        if 'source_id' not in sample:
+            raise MissingRecordError(
+                f'a {type(sample).__name__} ({sample.get("img_path") or "without a path"}) has no '
+                f'source_id, so nothing tells which samples are replicas of one image; {hint}'
+            )
+        known = {each.name: sample.get(each.name) for each in fields(cls)}
+        return cls(**{name: value for name, value in known.items() if value is not None})
+
+    def metainfo(self) -> dict[str, Any]:
+        """The record as metainfo of a sample; what is not known is left out."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
+class InstanceRecord:
+    """Where the n instances of a replica come from.
+
+    Attributes:
+        source_ids: (n, 2) int64: number of the source image, place of the instance in that
+            image's list of annotations.
+        source_matrices: (n, 3, 3) float64, from pixels of the source to those of the replica.
+        visibility: (n,) float32, area inside the image / area of the whole moved box.
+    """
+
+    source_ids: Tensor
+    source_matrices: Tensor
+    visibility: Tensor
+
+    @classmethod
+    def read(cls, instances: InstanceData) -> 'InstanceRecord':
+        """The record of ``gt_instances``.
+
+        Raises:
+            MissingRecordError: If they do not come from an InvertiblePipeline.
+        """
+        names = [each.name for each in fields(cls)]
+        missing = [name for name in names if name not in instances]
+        if missing or 'source_id' not in instances:
+            raise MissingRecordError(
+                f'gt_instances has no {", ".join(missing or ["source_id"])}, so nothing tells '
+                f'which predictions show the same instance; {RECORD_HINT}'
+            )
+        return cls(**{name: instances[name] for name in names})
+
+
+def source_ids_of(samples: Sequence[Any]) -> list[int]:
+    """The source id of each sample of a batch.
+
+    Args:
+        samples: Data samples, or the ``gt_instances`` of data samples.
+
+    Raises:
+        MissingRecordError: If one has no record, or if two different images have the
+            same id.
+        UnsupportedHeadError: If one sample is there several times.
+    """
+    if len({id(sample) for sample in samples}) < len(samples):
+        raise UnsupportedHeadError(
+            f'the batch of {len(samples)} images holds one of them several times, as the '
+            'detector of TridentNet gives its images once for every branch; expected '
+            'images that were augmented each on its own, since predictions for one and '
+            'the same image are no replicas. Use another detector'
+        )
+    check_distinct(samples)
+    return [int(sample.source_id) for sample in samples]
+
+
+def check_distinct(samples: Sequence[Any]) -> None:
+    """Makes sure that samples with one source id show one image.
+
+    Args:
+        samples: Data samples, ``gt_instances``, or samples as dicts.
+
+    Raises:
+        MissingRecordError: If one has no record, or if two images have the same id.
+    """
+    images: dict[int, Any] = {}
+    for sample in samples:
+        record = ImageRecord.read(sample)
+        image = (sample.get('img_path'), tuple(record.source_shape or ()))
+        first = images.setdefault(record.source_id, image)
+        if first != image:
+            raise MissingRecordError(
+                f'two images have the same source_id {record.source_id}: {first} and {image}. '
+                + SAMPLE_IDX_OFFSET_HINT
+            )
+
+
+def image_matrices(records: Sequence[InstanceData], device: torch.device) -> Tensor:
+    """(B, 3, 3) float64, the matrix of each whole image, from source to replica pixels.
+
+    Raises:
+        MissingRecordError: If one image has no single matrix.
+    """
+    matrices = []
+    for instances in records:
+        record = ImageRecord.read(instances)
+        if record.source_matrix is None:
+            raise MissingRecordError(
+                f'the image of source {record.source_id} has no single source_matrix (a '
+                'transform merges images, or moves an image without boxes unrecorded), which '
+                "pairing='iou' needs; use pairing='gt' in the LossTransformHead, or leave "
+                'Mosaic, MixUp and CopyPaste out'
+            )
+        matrices.append(torch.as_tensor(record.source_matrix, dtype=torch.float64))
+    return torch.stack(matrices).to(device)
+
+
+def refuse_moved_image(metainfo: Any) -> None:
+    """Batch augments resize images after the pipeline, which the record cannot know.
+
+    Args:
+        metainfo: A data sample or its metainfo.
+
+    Raises:
+        MissingRecordError: If the image has another shape than recorded.
+    """
+    recorded, found = metainfo.get('recorded_shape'), metainfo.get('img_shape')
+    if recorded is not None and tuple(found[:2]) != tuple(recorded):
+        raise MissingRecordError(
+            f'an image of the batch is {tuple(found[:2])} (height, width), '
+            f'but left the pipeline as {tuple(recorded)}: a batch augment resized it, '
+            'so its matrices no longer hold; remove BatchSyncRandomResize or '
+            'BatchResize from model.data_preprocessor.batch_augments and resize in '
+            "the pipeline, dict(type='RandomResize', ...)"
+        )

@@ -55,7 +55,7 @@ class Layer:
     kind: str
     rows: str = 'keep'
 
-    def keys(self) -> Iterable[tuple[str, str]]:
+    def names(self) -> Iterable[tuple[str, str]]:
         """Pairs of names of parameters and buffers, torchvision's first."""
         if self.kind == 'attention':
             return [
@@ -121,7 +121,7 @@ def convert(model: str, state_dict: Mapping[str, Tensor]) -> StateDict:
     converted = {}
     for layer in architecture.layers:
         pick = _row_picker(layer.rows, architecture, found)
-        for source, target in layer:
+        for source, target in layer.names():
             value = found.get(source)
             converted[target] = torch.tensor(0) if value is None else pick(value)
     return converted
@@ -159,7 +159,7 @@ def _today(key: str, old_names: Sequence[tuple[str, str]]) -> str:
 
 
 def _check(model: str, architecture: Architecture, found: Mapping[str, Tensor]) -> None:
-    expected = {source for layer in architecture.layers for source, _ in layer}
+    expected = {source for layer in architecture.layers for source, _ in layer.names()}
     missing = sorted(key for key in expected - set(found) if not key.endswith(_COUNTER))
     unexpected = sorted(set(found) - expected)
     if missing or unexpected:

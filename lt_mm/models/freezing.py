@@ -1,7 +1,7 @@
 """``Frozen``: a part of a stock model that training leaves as it is.
 
 A frozen module *is* the stock module: :class:`Frozen` builds it with the stock registry
-and puts a front before its class (see :mod:`lt_mm.models.fronts`), so names, state
+and adds a mixin to that instance (see :mod:`lt_mm.models.mixins`), so names, state
 dicts and predictions are those of the stock module, and ``load_from`` fills it.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lt_mm.models.fronts import Front, build_stock, put_in_front
+from lt_mm.models.mixins import InstanceMixin, build_stock, mix_in
 from lt_mm.registry import MODELS, register
 
 
@@ -45,7 +45,7 @@ class Frozen:
     Raises:
         ValueError: If it has no submodule of a name in ``parts``.
         TypeError: If the module is built already and there are overrides, or if it has
-            a front already.
+            been frozen already.
     """
 
     def __new__(
@@ -54,8 +54,8 @@ class Frozen:
         return freeze(build_stock(module, overrides), parts)
 
 
-class FrozenFront(Front):
-    """Front of a frozen module.
+class FrozenMixin(InstanceMixin):
+    """Mixin of a frozen module.
 
     Attributes:
         frozen_parts: Names of the frozen submodules; None where all of it is frozen.
@@ -75,7 +75,7 @@ class FrozenFront(Front):
 def freeze(module: nn.Module, parts: Sequence[str] | None = None) -> nn.Module:
     """Freezes a built module in place and returns it; arguments as of :class:`Frozen`."""
     frozen = [module] if parts is None else [_part(module, name) for name in parts]
-    put_in_front(FrozenFront, module)
+    mix_in(FrozenMixin, module)
     module.frozen_parts = None if parts is None else tuple(parts)
     for part in frozen:
         part.requires_grad_(False)

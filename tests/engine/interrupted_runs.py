@@ -26,7 +26,7 @@ BATCHES = 6
 
 
 @HOOKS.register_module()
-class Provenance(Hook):
+class Trace(Hook):
     """Writes what was trained on and validated, so that it outlives the process."""
 
     priority = 'VERY_LOW'
@@ -103,7 +103,7 @@ def write_config(pictures, folder, seed_steps=True, hooks=(), **more):
             'default_hooks.checkpoint.max_keep_ckpts': 1,
             'custom_imports': dict(imports=['tests.engine.interrupted_runs']),
             'custom_hooks': [
-                dict(type='Provenance'),
+                dict(type='Trace'),
                 *hooks,
                 dict(type='lt_mm.ResumeHook', seed_steps=seed_steps),
             ],

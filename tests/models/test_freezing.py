@@ -301,5 +301,5 @@ def test_errors_name_the_remedy():
         Frozen(dict(NECK), parts=[''])
     with pytest.raises(TypeError, match='train_cfg.*pass its config'):
         Frozen(built, train_cfg=None)
-    with pytest.raises(TypeError, match='front already'):
+    with pytest.raises(TypeError, match='has FrozenMixin already'):
         Frozen(Frozen(built))

@@ -11,7 +11,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch.utils.data import DataLoader, Sampler
 
 from lt_mm.core.seeds import seed_all
-from lt_mm.models.fronts import put_in_front
+from lt_mm.models.mixins import InstanceMixin, mix_in
 from lt_mm.registry import HOOKS, register
 
 _DATA, _STEP = 0, 1  # streams of random numbers of one iteration
@@ -114,7 +114,7 @@ class ResumeHook(Hook):
                 "train_dataloader=dict(batch_sampler=dict(type='BatchSampler', "
                 'drop_last=False))'
             )
-        put_in_front(_TrainBatches, batches)
+        mix_in(_TrainBatches, batches)
         batches.num_done, batches.loop = num_done, loop
         batches.is_loaded_at_once = loop.dataloader.num_workers == 0
 
@@ -152,11 +152,11 @@ def _leave_out_functions(schedulers: Any) -> None:
             del state[key]
 
 
-class _TrainBatches(Sampler):
-    """Front: an epoch's batches, numbered by iteration, without those that are done.
+class _TrainBatches(Sampler, InstanceMixin):
+    """Mixin: an epoch's batches, numbered by iteration, without those that are done.
 
-    Derived from the base class of batch samplers, whose instances Python gives another
-    class only if the two have that base in common.
+    Derived from the base class of batch samplers first: Python changes the class of an
+    instance only for one of the same layout.
     """
 
     prefix = 'Resumable'

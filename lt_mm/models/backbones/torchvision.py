@@ -197,7 +197,7 @@ class _Forwards:
 
     def __reduce__(self) -> tuple:
         # Compiled code cannot be pickled; it is made again.
-        return _Forwards.provenance, (self.recipe,)
+        return _Forwards.trace, (self.recipe,)
 
 
 def _extract(model: nn.Module, recipe: _Recipe) -> nn.Module:

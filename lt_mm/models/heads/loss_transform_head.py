@@ -1,7 +1,7 @@
 """``LossTransformHead``: the wrapper around stock heads, and what all wraps share.
 
 A wrapped head *is* the stock head: :class:`LossTransformHead` builds it with the stock
-registry and then puts a front before its class (see :mod:`lt_mm.models.fronts`). So
+registry and then adds a mixin to it (see :mod:`lt_mm.models.mixins`). So
 parameter names, state dicts, predictions and ``isinstance`` are those of the stock
 head by construction.
 """
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
-from lt_mm.models.fronts import Front, build_stock, put_in_front
 from lt_mm.models.heads.ranks import OwnRank, exchange
+from lt_mm.models.mixins import InstanceMixin, build_stock, mix_in
 from lt_mm.registry import MODELS, register
 from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
@@ -218,7 +218,7 @@ def register_wrap(applies, wrap) -> None:
     _WRAPS.append((applies, wrap))
 
 
-class ConsistencyHead(Front):
+class ConsistencyHead(InstanceMixin):
     """Base of the fronts that add the term to a head's loss.
 
     Attributes:
@@ -309,7 +309,7 @@ def add_consistency(
     front: type[ConsistencyHead], head: nn.Module, options: ConsistencyOptions
 ) -> nn.Module:
     """Puts ``front`` before the head's own class; the head is modified."""
-    put_in_front(front, head)
+    mix_in(front, head)
     head.lt_options = options
     return head
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lt_mm.core.gradients import compare_gradients
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import build_runner, load_config
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.models.heads import ConsistencyMixin
 from lt_mm.structures.pair_record import PairRecord
 
 _TERM = 'loss_lt_'
@@ -116,7 +116,7 @@ def _recorded_heads(model: nn.Module, config: str) -> dict[str, list[PairRecord]
     """Makes the wrapped heads note their pairs; the lists that they note them in."""
     records: dict[str, list[PairRecord]] = {}
     for name, part in model.named_modules():
-        if isinstance(part, ConsistencyHead):
+        if isinstance(part, ConsistencyMixin):
             records[name] = []
             part.lt_recorder = records[name].append
     if not records:

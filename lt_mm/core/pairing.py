@@ -150,6 +150,21 @@ def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor, distances: T
     return torch.where(winner[cells] == rows, group_ids, UNPAIRED)
 
 
+def paired_share(paired: Tensor, instances: Tensor, count: int) -> Tensor:
+    """Share of instances that have a paired prediction.
+
+    Args:
+        paired: (N,) bool, which predictions have a pair.
+        instances: (N,) int64 below ``count``, the instance of each prediction.
+        count: Number of instances in the batch.
+
+    Returns:
+        Scalar float32 in [0, 1]; 0 without instances.
+    """
+    hit = instances.new_zeros(max(count, 1)).index_add_(0, instances, paired.long())
+    return (hit > 0).float().mean()
+
+
 def group_hulls(boxes_xyxy: Tensor, group_ids: Tensor) -> Tensor:
     """For each box (N, 4) the smallest box around all of its group: (N, 4)."""
     numbers = compact_ids(group_ids)[:, None].expand(-1, 4)

@@ -9,16 +9,21 @@ the object's own code calls. Nothing but that one instance changes.
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from lt_mm.registry import MODELS
 
 _Object = TypeVar('_Object')
+# A mixin has all that the stock object has, which no type checker can know.
+if TYPE_CHECKING:
+    _StockObject: Any
+else:
+    _StockObject = object
 
 
-class InstanceMixin:
+class InstanceMixin(_StockObject):
     """Base of the classes that :func:`mix_in` adds; copies and pickles keep them.
 
     Attributes:

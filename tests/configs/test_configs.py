@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.models.heads import ConsistencyMixin
 from tests.configs.made_data import use_made_data, write_pictures, write_shapes
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -164,7 +164,7 @@ def test_two_steps(name, shapes, pictures, tmp_path):
 
 def _check_parts(runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool) -> None:
     """The three parts are there in a config with LossTransform, and only there."""
-    wrapped = [m for m in runner.model.modules() if isinstance(m, ConsistencyHead)]
+    wrapped = [m for m in runner.model.modules() if isinstance(m, ConsistencyMixin)]
     assert bool(wrapped) == is_lt
     loader = runner.train_dataloader
     sampler, dataset = loader.batch_sampler.sampler, loader.dataset

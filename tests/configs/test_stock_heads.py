@@ -7,7 +7,7 @@ import pytest
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.models.heads import ConsistencyMixin
 from lt_mm.structures.errors import UnsupportedHeadError
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / 'docs' / 'heads.md').read_text()
@@ -44,7 +44,7 @@ def wrapped(library, part, config):
 
 @pytest.mark.parametrize('library, part, config', listed('Supported'))
 def test_supported(library, part, config):
-    assert isinstance(wrapped(library, part, config), ConsistencyHead)
+    assert isinstance(wrapped(library, part, config), ConsistencyMixin)
 
 
 @pytest.mark.parametrize('library, part, config', listed('Refused'))

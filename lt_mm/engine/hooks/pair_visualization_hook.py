@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from lt_mm.core.pairing import UNPAIRED
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.models.heads import ConsistencyMixin
 from lt_mm.registry import HOOKS, register
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.visualization.drawing import (
@@ -112,9 +112,11 @@ class PairVisualizationHook(Hook):
             runner.visualizer.add_image(f'lt_pairs_{name}', pixels_of(figure), step=runner.iter + 1)
 
 
-def _wrapped_heads(runner: Any) -> dict[str, ConsistencyHead]:
+def _wrapped_heads(runner: Any) -> dict[str, ConsistencyMixin]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return {name: part for name, part in model.named_modules() if isinstance(part, ConsistencyHead)}
+    return {
+        name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)
+    }
 
 
 def _of_batch(noted: list[PairRecord], num_parts: int) -> PairRecord:

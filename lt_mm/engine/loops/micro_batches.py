@@ -12,6 +12,7 @@ arXiv:2101.06983, for a loss over groups). The price is the second forward pass.
 import contextlib
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
-from lt_mm.models.heads.ranks import OwnRank
+from lt_mm.models.heads import ConsistencyMixin
+from lt_mm.models.heads.gathering import GatheredBatch, Part, join_parts
 from lt_mm.registry import LOOPS, register
 from lt_mm.structures.errors import UnsupportedHeadError
 
@@ -117,14 +118,14 @@ def joint_step(
     with optim_wrapper.optim_context(model):
         data = module.data_preprocessor(data_batch, training=True)
     parts = _split(data, num_micro_batches)
-    exchanged, divisors = _Exchanged(), _Divisors(module)
+    gathered, divisors = _GatheredMicroBatches(), _Divisors(module)
     for head in heads:
-        head.lt_micro_batches = exchanged
+        head.lt_gatherer = gathered.gather
     try:
-        states = _first_pass(model, module, parts, optim_wrapper, exchanged, divisors)
+        states = _first_pass(model, module, parts, optim_wrapper, gathered, divisors)
         losses = []
         for number, (part, state) in enumerate(zip(parts, states)):
-            exchanged.begin(number), divisors.begin(number)
+            gathered.begin(number), divisors.begin(number)
             _restore_random_states(state)
             losses.append(
                 _back_propagate(
@@ -134,13 +135,13 @@ def joint_step(
     finally:
         divisors.remove()
         for head in heads:
-            del head.lt_micro_batches
+            del head.lt_gatherer
     optim_wrapper.step()
     optim_wrapper.zero_grad()
     return module.parse_losses(_of_joint_batch(losses))[1]
 
 
-def _wrapped_heads(module: nn.Module, optim_wrapper: OptimWrapper) -> list[ConsistencyHead]:
+def _wrapped_heads(module: nn.Module, optim_wrapper: OptimWrapper) -> list[ConsistencyMixin]:
     """The heads with a term; refuses what would not give the joint gradient."""
     if getattr(optim_wrapper, '_accumulative_counts', 1) != 1:
         raise ValueError(
@@ -158,7 +159,7 @@ def _wrapped_heads(module: nn.Module, optim_wrapper: OptimWrapper) -> list[Consi
                 'DETRHead. Train it with the stock loop: train_cfg=dict(_delete_=True, '
                 "type='EpochBasedTrainLoop', ...)"
             )
-    heads = [part for part in module.modules() if isinstance(part, ConsistencyHead)]
+    heads = [part for part in module.modules() if isinstance(part, ConsistencyMixin)]
     if any(head.lt_options.across_ranks for head in heads):
         raise ValueError(
             "across_ranks=True below a loop with micro-batches; expected placement='rank' "
@@ -181,23 +182,23 @@ def _first_pass(
     module: nn.Module,
     parts: list[dict[str, Any]],
     optim_wrapper: OptimWrapper,
-    exchanged: '_Exchanged',
+    gathered: '_GatheredMicroBatches',
     divisors: '_Divisors',
 ) -> list[tuple]:
-    """Notes what pairs and what the losses are divided by; changes no buffer.
+    """Records what pairs and what the losses are divided by; changes no buffer.
 
     Returns:
         For each micro-batch the states of the random generators before it.
     """
     states, buffers = [], [buffer.clone() for buffer in module.buffers()]
     for number, part in enumerate(parts):
-        exchanged.begin(number), divisors.begin(number)
+        gathered.begin(number), divisors.begin(number)
         states.append(_random_states())
         with torch.no_grad(), optim_wrapper.optim_context(model):
             model(**part, mode='loss')
     for buffer, before in zip(module.buffers(), buffers):
         buffer.copy_(before)
-    exchanged.is_complete = divisors.is_complete = True
+    gathered.is_complete = divisors.is_complete = True
     return states
 
 
@@ -225,24 +226,22 @@ def _back_propagate(
 def _of_joint_batch(losses: list[dict[str, Any]]) -> dict[str, Any]:
     """The loss dict of the joint batch from those of the micro-batches.
 
-    The stock losses are parts of a sum already; the term is that of the joint batch in
-    each; what is only logged is averaged, but for the number of pairs.
+    Losses, which MMEngine sums, are shares of a sum; what is only logged is averaged.
     """
 
     def joined(key: str, values: tuple) -> Any:
         if isinstance(values[0], list):
             return [joined(key, level) for level in zip(*values)]
-        is_part = ('loss' in key and 'lt_' not in key) or 'lt_num_pairs' in key
         stacked = torch.stack(values)
-        return stacked.sum(dim=0) if is_part else stacked.float().mean(dim=0)
+        return stacked.sum(dim=0) if 'loss' in key else stacked.float().mean(dim=0)
 
     return {
         key: joined(key, tuple(part[key] for part in losses if key in part)) for key in losses[0]
     }
 
 
-class _Exchanged:
-    """What the micro-batches of a step say to each other: the first pass takes notes.
+class _GatheredMicroBatches:
+    """The candidates of all micro-batches of a step; the first pass records them.
 
     Attributes:
         is_complete: Whether all micro-batches were seen.
@@ -250,75 +249,43 @@ class _Exchanged:
 
     def __init__(self) -> None:
         self.is_complete = False
-        self._noted: list[list[Tensor]] = []
+        self._recorded: list[list[Part]] = []
 
     def begin(self, number: int) -> None:
         """Starts a pass over a micro-batch."""
         self.number, self._calls = number, 0
         if not self.is_complete:
-            self._noted.append([])
+            self._recorded.append([])
 
-    @property
-    def place(self) -> int:
-        """Where the present micro-batch is in what :meth:`gather` returns."""
-        return self.number if self.is_complete else 0
-
-    def gather(self, values: Tensor) -> list[Tensor]:
-        """The tensors of all micro-batches, with the graph of the present one only.
+    def gather(self, part: Part) -> GatheredBatch:
+        """The batch of all micro-batches, with the graph of the present one only.
 
         In the first pass that of the present one alone.
 
         Raises:
-            RuntimeError: If the micro-batch does not give in the second pass what it
-                gave in the first one.
+            RuntimeError: If the micro-batch does not give in the second pass what it gave
+                in the first one.
         """
         if not self.is_complete:
-            self._noted[self.number].append(values.detach())
-            return [values]
-        own = self._noted[self.number]
-        if self._calls >= len(own) or own[self._calls].shape != values.shape:
+            columns = {name: column.detach() for name, column in part.columns.items()}
+            self._recorded[self.number].append(replace(part, columns=columns))
+            return replace(join_parts([part], 0), is_complete=False)
+        own = self._recorded[self.number]
+        if self._calls >= len(own) or _shapes(own[self._calls]) != _shapes(part):
             raise RuntimeError(
                 'a micro-batch gives other predictions in the second pass than in the '
                 'first: something in the model draws random numbers that are not from '
                 'random, numpy or torch, or keeps a state that is not a buffer; use the '
                 "stock loop, train_cfg=dict(type='EpochBasedTrainLoop', ...)"
             )
-        parts = [noted[self._calls] for noted in self._noted]
-        parts[self.number] = values
+        parts = [recorded[self._calls] for recorded in self._recorded]
+        parts[self.number] = part
         self._calls += 1
-        return parts
-
-    def exchange(self, count: int, device: torch.device) -> OwnRank:
-        """What joins ``count`` predictions with those of the other micro-batches."""
-        return _AllMicroBatches(self, count, device)
+        return replace(join_parts(parts, self.number), num_shares=len(parts))
 
 
-class _AllMicroBatches(OwnRank):
-    """The predictions of all micro-batches, joined as those of ranks are."""
-
-    is_alone = False
-
-    def __init__(self, exchanged: _Exchanged, count: int, device: torch.device) -> None:
-        self.exchanged, self.device = exchanged, device
-        self.is_complete = exchanged.is_complete
-        self.counts = self.join_numbers([count])
-
-    def join(self, values: Tensor) -> Tensor:
-        return torch.cat(self.exchanged.gather(values))
-
-    def own(self, joined: Tensor) -> Tensor:
-        return joined.split(self.counts)[self.exchanged.place]
-
-    def join_numbers(self, numbers: list[int]) -> list[int]:
-        # On the host, where they come from.
-        return self.join(torch.tensor(numbers, dtype=torch.int64)).tolist()
-
-    def distinct(self, numbers: Tensor) -> Tensor:
-        # No batch has so many images.
-        return numbers + (self.exchanged.number << 32)
-
-    def total(self, factor: float) -> float:
-        return float(self.join(torch.tensor([factor], dtype=torch.float64)).sum())
+def _shapes(part: Part) -> dict[str, torch.Size]:
+    return {name: column.shape for name, column in part.columns.items()}
 
 
 class _Divisors:

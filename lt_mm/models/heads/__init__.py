@@ -1,9 +1,31 @@
 """``LossTransformHead`` and what it adds to each family of stock heads."""
 
-# Each of these registers the heads that it wraps.
-from lt_mm.models.heads import cls_heads, dense_heads
-from lt_mm.models.heads.loss_transform_head import LossTransformHead
-from lt_mm.models.heads.roi_heads import SourceTrackingSampler
+from lt_mm.models.heads.base import ConsistencyMixin
+from lt_mm.models.heads.detections import DetectionConsistency, Detections
+from lt_mm.models.heads.families import (
+    AnchorConsistency,
+    Assigned,
+    ClsConsistency,
+    DenseConsistency,
+    SourceTrackingSampler,
+)
+from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.loss_transform_head import LossTransformHead, wrap_head
+from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.supcon_head import SupConHead
 
-__all__ = ['LossTransformHead', 'SourceTrackingSampler', 'SupConHead', 'cls_heads', 'dense_heads']
+__all__ = [
+    'AnchorConsistency',
+    'Assigned',
+    'ClsConsistency',
+    'ConsistencyMixin',
+    'ConsistencyOptions',
+    'DenseConsistency',
+    'DetectionConsistency',
+    'Detections',
+    'LossTransformHead',
+    'SourceTrackingSampler',
+    'SupConHead',
+    'register_head_family',
+    'wrap_head',
+]

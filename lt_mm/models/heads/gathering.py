@@ -1,120 +1,143 @@
-"""Predictions of all ranks as one batch, for replicas that lie on different ranks.
+"""One table of everything that may pair, though the batch lies in several parts.
 
-Only with ``across_ranks`` in the :class:`~lt_mm.models.heads.LossTransformHead`. All
-ranks must make the same calls in the same order, whatever their batches hold; a rank
-without a prediction takes part with no rows.
+The parts are the ranks of a distributed run (``across_ranks``) or the micro-batches of a
+step (:mod:`lt_mm.engine.loops.micro_batches`). A head gathers its candidates once a step;
+what pairs and compares them sees the whole batch and knows nothing of parts.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from mmengine.dist import all_gather, get_dist_info
 from torch import Tensor
 
 
-class OwnRank:
-    """The predictions of this rank by themselves: nothing is exchanged.
+@dataclass
+class Part:
+    """The candidates of one part of a batch.
 
     Attributes:
-        is_alone: Whether this rank's predictions are all that there are.
-        is_complete: Whether all others are known.
+        columns: For each name a tensor (P, ...) with a row for each candidate; may carry a
+            graph. 'images', (P,) int64, counts the images of this part from 0.
+        source_ids: The source of each image of this part.
+        avg_factor: What this part adds to the divisor n of the term.
     """
 
-    is_alone = True
-    is_complete = True
-
-    def join(self, values: Tensor) -> Tensor:
-        """(n, ...) of this rank to (N, ...) of all ranks, rank after rank."""
-        return values
-
-    def own(self, joined: Tensor) -> Tensor:
-        """(N, ...) of all ranks to (n, ...) of this rank."""
-        return joined
-
-    def join_numbers(self, numbers: list[int]) -> list[int]:
-        """Numbers of the host, any count of them on each rank."""
-        return numbers
-
-    def distinct(self, numbers: Tensor) -> Tensor:
-        """Numbers (n,) that count on each rank from 0, made distinct between ranks."""
-        return numbers
-
-    def total(self, factor: float) -> float:
-        """The sum of a number over the ranks."""
-        return factor
+    columns: dict[str, Tensor]
+    source_ids: list[int]
+    avg_factor: float
 
 
-class AllRanks(OwnRank):
-    """The predictions of all ranks.
+@dataclass
+class GatheredBatch:
+    """The candidates of all parts of a batch.
 
-    Every rank computes the loss of all predictions and back-propagates to its own. The
-    gradient of its own is multiplied by the number of ranks, because the model wrapper
-    (``DistributedDataParallel``) then takes the mean over the ranks: the result is the
-    gradient of the joint loss, through the mean predictions too. Nothing is exchanged
-    in the backward pass.
-
-    Args:
-        count: Number of predictions of this rank, n.
-        device: Where they are.
+    Attributes:
+        columns: As of :class:`Part`, (Q, ...), part after part; 'images' counts through the
+            whole batch. Only the rows of this part carry a graph.
+        source_ids: The source of each image.
+        avg_factor: The divisor n of the term.
+        own: The rows of this part.
+        num_shares: In how many parts the losses of one step are computed and then added up.
+        is_complete: False while other parts are not known yet.
     """
 
-    is_alone = False
+    columns: dict[str, Tensor]
+    source_ids: list[int]
+    avg_factor: float
+    own: slice
+    num_shares: int = 1
+    is_complete: bool = True
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.rank, self.world_size = get_dist_info()
-        self.device = device
-        self.counts = self.join_numbers_once(count)
+    def share(self, loss: Tensor) -> Tensor:
+        """This part's share of a loss of the whole batch, of which it has all its gradient."""
+        if self.num_shares == 1:
+            return loss
+        return loss + (loss.detach() / self.num_shares - loss.detach())
 
-    def join_numbers_once(self, number: int) -> list[int]:
-        """One number of each rank."""
-        return torch.cat(all_gather(torch.tensor([number], device=self.device))).tolist()
 
-    def join(self, values: Tensor) -> Tensor:
-        parts = _gather_rows(values, self.counts)
-        parts[self.rank] = _times_gradient(values, self.world_size)
-        return torch.cat([part.to(values.dtype) for part in parts])
-
-    def own(self, joined: Tensor) -> Tensor:
-        return joined.split(self.counts)[self.rank]
-
-    def join_numbers(self, numbers: list[int]) -> list[int]:
-        counts = self.join_numbers_once(len(numbers))
-        parts = _gather_rows(torch.tensor(numbers, dtype=torch.int64, device=self.device), counts)
-        return torch.cat(parts).tolist()
-
-    def distinct(self, numbers: Tensor) -> Tensor:
-        return numbers * self.world_size + self.rank
-
-    def total(self, factor: float) -> float:
-        return float(
-            torch.cat(
-                all_gather(torch.tensor([factor], dtype=torch.float64, device=self.device))
-            ).sum()
+def join_parts(parts: Sequence[Part], number: int) -> GatheredBatch:
+    """The batch of several parts, as the part with a number sees it."""
+    counts = [len(part.columns['images']) for part in parts]
+    start = sum(counts[:number])
+    columns = parts[0].columns
+    if len(parts) > 1:
+        columns = {name: torch.cat([part.columns[name] for part in parts]) for name in columns}
+        sizes = [len(part.source_ids) for part in parts]
+        offsets = [sum(sizes[:place]) for place in range(len(parts))]
+        columns['images'] = torch.cat(
+            [part.columns['images'] + offset for part, offset in zip(parts, offsets)]
         )
+    return GatheredBatch(
+        columns=columns,
+        source_ids=[source for part in parts for source in part.source_ids],
+        avg_factor=sum(part.avg_factor for part in parts),
+        own=slice(start, start + counts[number]),
+    )
 
 
-def exchange(across_ranks: bool, count: int, device: torch.device) -> OwnRank:
-    """What joins ``count`` predictions of this rank with those of the others.
+def gather_ranks(part: Part) -> GatheredBatch:
+    """The batch of all ranks, in two collective calls.
 
-    Args:
-        across_ranks: Whether to; the same on all ranks. Nothing to do on one rank.
-        count: Number of predictions of this rank.
-        device: Where they are.
+    Every rank computes the loss of the whole batch and back-propagates to its own rows. Their
+    gradient is multiplied by the number of ranks, because the model wrapper
+    (``DistributedDataParallel``) then averages over the ranks: the result is the gradient of
+    the loss of the whole batch, through the mean predictions too. Nothing is exchanged in the
+    backward pass. All ranks must call it together, whatever their batches hold.
+
+    Raises:
+        RuntimeError: If the ranks have columns of different types or shapes.
     """
-    if not across_ranks or get_dist_info()[1] == 1:
-        return OwnRank()
-    return AllRanks(count, device)
+    rank, world_size = get_dist_info()
+    device = part.columns['images'].device
+    own_bytes = _to_bytes(part)
+    header = torch.tensor(
+        [len(part.columns['images']), len(part.source_ids), part.avg_factor, len(own_bytes)],
+        dtype=torch.float64,
+        device=device,
+    )
+    headers = torch.stack(all_gather(header)).tolist()
+    # A byte at least: gloo crashes on tensors without elements.
+    padded = own_bytes.new_zeros(max(1, *(int(size) for *_, size in headers)))
+    padded[: len(own_bytes)] = own_bytes
+    parts = [
+        _from_bytes(data[: int(size)], part, int(rows), int(images), avg_factor)
+        for data, (rows, images, avg_factor, size) in zip(all_gather(padded), headers)
+    ]
+    parts[rank].columns = {
+        name: _times_gradient(column, world_size) for name, column in part.columns.items()
+    }
+    return join_parts(parts, rank)
 
 
-def _gather_rows(values: Tensor, counts: list[int]) -> list[Tensor]:
-    """The rows of each rank, without gradient; booleans come as uint8."""
-    sent = values.detach()
-    if sent.dtype == torch.bool:
-        sent = sent.to(torch.uint8)
-    elif sent.dtype in (torch.float16, torch.bfloat16):  # not every backend sends them
-        sent = sent.float()
-    # A row at least: gloo crashes on tensors without elements.
-    padded = sent.new_zeros(max(1, *counts), *sent.shape[1:])
-    padded[: len(sent)] = sent
-    return [part[:count] for part, count in zip(all_gather(padded), counts)]
+def _to_bytes(part: Part) -> Tensor:
+    """All numbers of a part, column after column: tensors of any type in one message."""
+    columns = [column.detach() for column in part.columns.values()]
+    columns.append(torch.tensor(part.source_ids, dtype=torch.int64, device=columns[0].device))
+    return torch.cat([column.contiguous().flatten().view(torch.uint8) for column in columns])
+
+
+def _from_bytes(data: Tensor, like: Part, rows: int, images: int, avg_factor: float) -> Part:
+    """The part of another rank, whose columns have the types and shapes of ``like``'s."""
+    shapes = {name: (rows, *column.shape[1:]) for name, column in like.columns.items()}
+    sizes = [
+        torch.Size(shapes[name]).numel() * column.element_size()
+        for name, column in like.columns.items()
+    ]
+    if sum(sizes) + 8 * images != len(data):
+        raise RuntimeError(
+            f'a rank sent {len(data)} bytes for {rows} candidates where this one expected '
+            f'{sum(sizes) + 8 * images}: the candidates of the ranks have different types or '
+            'shapes, such as numbers of classes; expected the same model on every rank'
+        )
+    *chunks, source_ids = data.split([*sizes, 8 * images])
+    # clone: a view of another type must begin at a multiple of its size.
+    columns = {
+        name: chunk.clone().view(like.columns[name].dtype).view(shape)
+        for chunk, (name, shape) in zip(chunks, shapes.items())
+    }
+    return Part(columns, source_ids.clone().view(torch.int64).tolist(), avg_factor)
 
 
 def _times_gradient(values: Tensor, factor: int) -> Tensor:

@@ -8,7 +8,7 @@ from mmengine.model import Sequential
 from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor, nn
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.registry import MODELS, register
 from lt_mm.structures.errors import UnsupportedHeadError
 
@@ -103,7 +103,7 @@ class SupConHead(LinearClsHead):
         return losses
 
     def _check(self, data_samples: list[Any]) -> None:
-        if isinstance(self, ConsistencyHead):
+        if isinstance(self, ConsistencyMixin):
             raise UnsupportedHeadError(
                 'LossTransformHead wraps a SupConHead, whose logits give no gradient to '
                 'the backbone, so the consistency term would not train it; use '

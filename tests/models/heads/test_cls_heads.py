@@ -14,7 +14,7 @@ from mmpretrain.models.heads import LinearClsHead
 from torch import nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
-from lt_mm.models.heads.loss_transform_head import LossTransformHead
+from lt_mm.models.heads import LossTransformHead
 from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
 from tests.models.heads.head_data import build_cls_head, cls_samples, total
 
@@ -462,7 +462,7 @@ def test_labels_are_not_looked_at_where_they_cannot_be_mixed(monkeypatch):
     def look(*args):
         raise AssertionError('the labels were compared')
 
-    monkeypatch.setattr('lt_mm.models.heads.cls_heads.replicas_agree', look)
+    monkeypatch.setattr('lt_mm.models.heads.families.cls_head.replicas_agree', look)
     head, (_, feats) = wrapped(LINEAR), feats_for(LINEAR)
     one_hot = torch.eye(3)[[1, 1, 2, 2, 1, 2]]
     for samples in (cls_samples(IDS), samples_with_scores(one_hot, mix_lambda=1.0)):

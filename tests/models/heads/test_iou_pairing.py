@@ -7,7 +7,6 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox2roi
 
-from lt_mm.models.heads.ranks import OwnRank
 from lt_mm.structures.errors import MissingRecordError
 from tests import reference
 from tests import reference_losses as twin
@@ -162,7 +161,7 @@ def test_box_head_against_a_naive_loop(sigmoid):
 
 @pytest.mark.parametrize('kind', ['RetinaNet', 'FCOS', 'SSD', 'YOLOX', 'DETR', 'DINO'])
 def test_dense_heads_against_a_naive_loop(kind):
-    """Decoding is compared elsewhere; here the front's own decoder is read one by one."""
+    """Decoding is compared elsewhere; here the mixin's own decoder is read one by one."""
     options = dict(
         OPTIONS,
         max_candidates=25,
@@ -173,8 +172,8 @@ def test_dense_heads_against_a_naive_loop(kind):
     samples = replicas()
     outputs, leaves = dense_data.made_outputs(kind, head, len(samples))
     seen = []
-    add_terms = head._add_terms
-    head._add_terms = lambda detections, losses: (
+    add_terms = head.lt_add_terms
+    head.lt_add_terms = lambda detections, losses: (
         seen.append(detections),
         add_terms(detections, losses),
     )
@@ -203,11 +202,10 @@ def test_masks_against_a_naive_pairing():
     head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **OPTIONS))
     samples = replicas()
     _, results = sampled_rois(head, samples)
-    rois = torch.cat([result.pos_priors for result in results])
-    records = [sample.gt_instances for sample in samples]
-    annotations = [result.pos_assigned_gt_inds for result in results]
-    labels = torch.cat([result.pos_gt_labels for result in results])
-    group_ids, restored = head.mask_head._pair(rois, labels, records, annotations, OwnRank())
+    records = []
+    head.mask_head.lt_recorder = records.append
+    losses, _ = roi_losses(head, samples)
+    (record,) = records
     images = []
     for result, sample in zip(results, samples):
         back = reference.inverse(sample.source_matrix)
@@ -219,9 +217,9 @@ def test_masks_against_a_naive_pairing():
             )
         )
     expected = naive_groups(images, OPTIONS['iou_threshold'])
-    assert twin.same_partition(group_ids) == twin.same_partition(expected)
-    np.testing.assert_allclose(restored, [box for _, own, _ in images for box in own], atol=1e-4)
-    losses, _ = roi_losses(head, samples)
+    assert twin.same_partition(record.group_ids) == twin.same_partition(expected)
+    restored = [box for _, own, _ in images for box in own]
+    np.testing.assert_allclose(record.restored, restored, atol=1e-4)
     assert losses['loss_lt_mask'] > 0
     total(losses).backward()
 

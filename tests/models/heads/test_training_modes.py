@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
 from mmengine.runner import Runner
 
 from lt_mm.datasets.converters import write_shapes_dataset
-from lt_mm.models.heads.cls_heads import ClsConsistency
+from lt_mm.models.heads import ClsConsistency
 from tests.apis.test_training import (  # noqa: F401
     CONFIGS,
     RecordOutputs,

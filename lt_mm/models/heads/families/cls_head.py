@@ -8,13 +8,9 @@ from torch import Tensor, nn
 
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
-from lt_mm.models.heads.loss_transform_head import (
-    ConsistencyHead,
-    ConsistencyOptions,
-    add_consistency,
-    register_wrap,
-)
-from lt_mm.models.heads.ranks import OwnRank
+from lt_mm.models.heads.base import ConsistencyMixin
+from lt_mm.models.heads.gathering import GatheredBatch, Part
+from lt_mm.models.heads.head_families import register_head_family
 from lt_mm.structures.errors import PREPROCESSOR_HINT, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import source_ids_of
@@ -23,8 +19,32 @@ from lt_mm.structures.record import source_ids_of
 _SIGMOID_LOSSES = ('FocalLoss', 'AsymmetricLoss')
 
 
-class ClsConsistency(ConsistencyHead):
-    """Front of a classification head: replicas of one image are positives."""
+@register_head_family(ClsHead, MultiLabelClsHead)
+class ClsConsistency(ConsistencyMixin):
+    """Mixin of a classification head: replicas of one image are positives."""
+
+    @classmethod
+    def lt_check(cls, head: nn.Module) -> None:
+        """Refuses heads without class logits, and heads whose loss does not use them."""
+        name = type(head).__name__
+        names = {each.__name__ for each in type(head).__mro__}
+        if 'RegressionHead' in names or not hasattr(head, 'loss_module'):
+            raise UnsupportedHeadError(
+                f'{name} gives no class logits; expected a classification '
+                "head such as dict(type='LinearClsHead', num_classes=..., in_channels=...)"
+            )
+        if type(head)._get_loss not in (ClsHead._get_loss, MultiLabelClsHead._get_loss):
+            raise UnsupportedHeadError(
+                f'{name} has a _get_loss of its own, so which logits the '
+                'consistency term should compare is not known; expected a head that keeps '
+                'that of ClsHead or MultiLabelClsHead'
+            )
+        if isinstance(head, ArcFaceClsHead):
+            raise UnsupportedHeadError(
+                f'{name} is trained on other logits than it predicts with, '
+                'past _get_loss; expected a head that derives its loss from ClsHead, such as '
+                "dict(type='LinearClsHead', ...)"
+            )
 
     def loss(self, feats: Any, data_samples: list[Any], **kwargs: Any) -> dict:
         losses = super().loss(feats, data_samples, **kwargs)
@@ -36,40 +56,49 @@ class ClsConsistency(ConsistencyHead):
             )
         return losses
 
-    def _get_loss(
-        self, cls_score: Tensor, data_samples: list[Any], **kwargs: Any
-    ) -> dict[str, Tensor]:
+    def _get_loss(self, cls_score: Tensor, data_samples: list[Any], **kwargs: Any) -> dict:
         if not isinstance(cls_score, Tensor) or cls_score.dim() != 2:
             raise UnsupportedHeadError(
                 f'{type(self).__name__} predicts {type(cls_score).__name__}; the '
                 'consistency term needs logits of shape (N, C)'
             )
-        source_ids = source_ids_of(data_samples)
-        self._watch_groups(source_ids, cls_score.device)
-        ranks = self._exchange(len(source_ids), cls_score.device)
-        # The pairs are formed here: samples with the same source image.
-        group_ids = ranks.join(torch.tensor(source_ids, device=cls_score.device))
-        self._settle_labels(data_samples, group_ids, ranks)
+        batch = self.lt_gather(self._lt_part(cls_score, data_samples))
+        # The pairs are formed here: samples of one source image.
+        group_ids = batch.columns['source_ids']
+        self._lt_settle_labels(data_samples, batch)
         losses = super()._get_loss(cls_score, data_samples, **kwargs)
-        self._term(
+        self.lt_add_term(
             'cls',
-            lambda: self._class_term(ranks.join(cls_score), group_ids, self._is_sigmoid()),
+            lambda: self.lt_class_term(batch.columns['logits'], group_ids, self._lt_is_sigmoid()),
+            batch,
             losses,
         )
-        paired = ranks.own(is_paired(group_ids))
-        losses['lt_num_pairs'] = paired.sum().float()
-        losses['lt_paired_share'] = paired.float().mean()
+        paired = is_paired(group_ids)[batch.own]
+        self.lt_add_counts(paired, paired.float().mean(), batch, losses)
         if self.lt_recorder is not None:
-            self.lt_recorder(self._pair_record(cls_score, source_ids, paired))
+            self.lt_recorder(self._lt_pair_record(cls_score, group_ids[batch.own], paired))
         return losses
 
+    def _lt_part(self, cls_score: Tensor, data_samples: list[Any]) -> Part:
+        source_ids = source_ids_of(data_samples)
+        with self.lt_with_graph('cls'):
+            logits = cls_score.view_as(cls_score)
+        columns = dict(
+            images=torch.arange(len(logits), device=logits.device),
+            source_ids=torch.tensor(source_ids, device=logits.device),
+            logits=logits,
+        )
+        scores = _soft_labels(data_samples)
+        if scores is not None:
+            columns['scores'] = scores
+        return Part(columns, source_ids, avg_factor=len(logits))
+
     @torch.no_grad()
-    def _pair_record(self, cls_score: Tensor, source_ids: list[int], paired: Tensor) -> PairRecord:
+    def _lt_pair_record(self, cls_score: Tensor, sources: Tensor, paired: Tensor) -> PairRecord:
         logits = cls_score.detach().float()
-        scores, labels = (logits.sigmoid() if self._is_sigmoid() else logits.softmax(dim=1)).max(
+        scores, labels = (logits.sigmoid() if self._lt_is_sigmoid() else logits.softmax(dim=1)).max(
             dim=1
         )
-        sources = torch.tensor(source_ids, device=labels.device)
         return PairRecord(
             kind='cls',
             images=torch.arange(len(sources)),
@@ -84,9 +113,9 @@ class ClsConsistency(ConsistencyHead):
     def lt_divergence(self, logits: Tensor) -> Tensor:
         """The class term of predictions (n, C) that are all replicas of one source."""
         one_group = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        return self._class_term(logits, one_group, self._is_sigmoid())
+        return self.lt_class_term(logits, one_group, self._lt_is_sigmoid())
 
-    def _is_sigmoid(self) -> bool:
+    def _lt_is_sigmoid(self) -> bool:
         loss = self.loss_module
         return (
             isinstance(self, MultiLabelClsHead)
@@ -94,30 +123,24 @@ class ClsConsistency(ConsistencyHead):
             or type(loss).__name__ in _SIGMOID_LOSSES
         )
 
-    def _settle_labels(self, data_samples: list[Any], group_ids: Tensor, ranks: OwnRank) -> None:
+    def _lt_settle_labels(self, data_samples: list[Any], batch: GatheredBatch) -> None:
         """Makes sure that replicas of one source are trained on one and the same label.
 
-        With ``mixed_labels='average'`` and labels that no grouped augment mixed, this
-        writes their means into ``gt_score`` of the samples. Otherwise it only looks, at
-        the cost of one synchronisation with the device, and of none where the labels
-        cannot be mixed.
+        With ``mixed_labels='average'`` and labels that no grouped augment mixed, this writes
+        their means into ``gt_score`` of the samples. Otherwise it only looks, at the cost of
+        one synchronisation with the device, and of none where the labels cannot be mixed.
         """
+        if 'scores' not in batch.columns or not batch.is_complete:
+            return
         mixed_alike = 'mix_lambda' in data_samples[0]
-        # What other ranks' samples hold is not known here, so no rank may leave first.
-        if (
-            ranks.is_alone
-            and mixed_alike
-            and all(sample.mix_lambda == 1 for sample in data_samples)
-        ):
+        scores, group_ids = batch.columns['scores'], batch.columns['source_ids']
+        is_alone = len(scores) == len(data_samples)
+        if is_alone and mixed_alike and all(sample.mix_lambda == 1 for sample in data_samples):
             return
-        scores = _soft_labels(data_samples)
-        if scores is None:
-            return
-        scores = ranks.join(scores)
         if mixed_alike:
             _check_mixed_alike(scores, group_ids)
         elif self.lt_options.mixed_labels == 'average':
-            means = ranks.own(average_over_replicas(scores, group_ids))
+            means = average_over_replicas(scores, group_ids)[batch.own]
             for sample, score in zip(data_samples, means):
                 sample.set_gt_score(score)
         else:
@@ -161,32 +184,3 @@ def _refuse_mixed(scores: Tensor, group_ids: Tensor, one_hot: bool) -> None:
             "mixed_labels='average', ...); or remove model.train_cfg.augments (or "
             'data_preprocessor.batch_augments)'
         )
-
-
-def _applies(head: nn.Module) -> bool:
-    return isinstance(head, (ClsHead, MultiLabelClsHead))
-
-
-def _wrap(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
-    names = {cls.__name__ for cls in type(head).__mro__}
-    if 'RegressionHead' in names or not hasattr(head, 'loss_module'):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} gives no class logits; expected a classification '
-            "head such as dict(type='LinearClsHead', num_classes=..., in_channels=...)"
-        )
-    if type(head)._get_loss not in (ClsHead._get_loss, MultiLabelClsHead._get_loss):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} has a _get_loss of its own, so which logits the '
-            'consistency term should compare is not known; expected a head that keeps '
-            'that of ClsHead or MultiLabelClsHead'
-        )
-    if isinstance(head, ArcFaceClsHead):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} is trained on other logits than it predicts with, '
-            'past _get_loss; expected a head that derives its loss from ClsHead, such as '
-            "dict(type='LinearClsHead', ...)"
-        )
-    return add_consistency(ClsConsistency, head, options)
-
-
-register_wrap(_applies, _wrap)

@@ -1,10 +1,4 @@
-"""The consistency term on the box and mask heads of MMDetection's two-stage detectors.
-
-How the record reaches the heads: the stock RoI head gives each image's
-``gt_instances`` to its RoI sampler. :class:`SourceTrackingSampler` wraps that sampler
-and attaches them to the ``SamplingResult``, which the stock RoI head then hands to
-``loss_and_target`` of its heads.
-"""
+"""The consistency term on the RoI heads and box heads of MMDetection's two-stage detectors."""
 
 from typing import Any
 
@@ -17,38 +11,23 @@ from mmdet.models.roi_heads import (
     TridentRoIHead,
 )
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from lt_mm.core.consistency import mask_consistency
-from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
-from lt_mm.core.pairing import group_hulls, is_paired
-from lt_mm.models.heads.detections import (
-    DetectionConsistency,
-    Detections,
-    image_numbers,
-    of_annotations,
-    pair_annotations,
-    pair_overlapping,
+from lt_mm.models.heads.base import ConsistencyMixin
+from lt_mm.models.heads.detections import DetectionConsistency, Detections
+from lt_mm.models.heads.families.mask_head import MaskConsistency
+from lt_mm.models.heads.families.roi_sampler import (
+    SourceTrackingSampler,
+    heads_of,
+    records_of,
+    wrapped_heads,
 )
-from lt_mm.models.heads.loss_transform_head import (
-    ConsistencyHead,
-    ConsistencyOptions,
-    add_consistency,
-    register_wrap,
-)
-from lt_mm.models.heads.ranks import OwnRank
-from lt_mm.registry import TASK_UTILS, register
-from lt_mm.structures.errors import MissingRecordError, UnsupportedHeadError
-from lt_mm.structures.pair_record import PairRecord
-from lt_mm.structures.record import (
-    InstanceRecord,
-    image_matrices,
-    refuse_moved_image,
-    source_ids_of,
-)
+from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.options import ConsistencyOptions
+from lt_mm.structures.errors import UnsupportedHeadError
+from lt_mm.structures.record import refuse_moved_image
 
 # Stock RoI heads with supported box heads, whose own steps the term does not survive.
 _REFUSED = {
@@ -62,54 +41,33 @@ _REFUSED = {
 }
 
 
-@register(TASK_UTILS)
-class SourceTrackingSampler:
-    """A stock RoI sampler whose results know the source of every positive.
-
-    Below a RoI head of which only the box or mask head is wrapped, it also puts a
-    front before the RoI head, so that both forms of the config make the same checks.
-
-    Args:
-        sampler: Config of the stock sampler, or a built one.
-        context: The RoI head, as it gives itself to its sampler; goes on to the stock
-            sampler.
-        **kwargs: Further arguments of the stock sampler.
-    """
-
-    def __init__(self, sampler: Any, context: Any = None, **kwargs: Any) -> None:
-        if isinstance(sampler, dict):
-            sampler = TASK_UTILS.build(sampler, default_args=dict(context=context, **kwargs))
-        self.sampler = sampler
-        wrapped = _wrapped_heads(context)
-        if wrapped and not isinstance(context, ConsistencyHead):
-            add_consistency(_front_of(context), context, wrapped[0].lt_options)
-
-    def sample(
-        self,
-        assign_result: Any,
-        pred_instances: InstanceData,
-        gt_instances: InstanceData,
-        **kwargs: Any,
-    ) -> SamplingResult:
-        """Samples as the stock sampler does; attaches ``gt_record`` to the result.
-
-        Raises:
-            MissingRecordError: If ``gt_instances`` carries no record.
-            UnsupportedHeadError: If the stock sampler gives no plain result.
-        """
-        result = self.sampler.sample(assign_result, pred_instances, gt_instances, **kwargs)
-        if not isinstance(result, SamplingResult):
-            raise UnsupportedHeadError(
-                f'{type(self.sampler).__name__} gives more than a SamplingResult; '
-                "expected a sampler such as dict(type='RandomSampler', ...)"
-            )
-        InstanceRecord.read(gt_instances)
-        result.gt_record = gt_instances
-        return result
-
-
+@register_head_family(BBoxHead)
 class BBoxConsistency(DetectionConsistency):
-    """Front of a box head of a two-stage detector."""
+    """Mixin of a box head of a two-stage detector."""
+
+    @classmethod
+    def lt_check(cls, head: nn.Module) -> None:
+        """Refuses box heads with a loss or a classifier of their own kind."""
+        name = type(head).__name__
+        # SABLHead skips BBoxHead's own construction and predicts buckets.
+        if type(head).loss_and_target is not BBoxHead.loss_and_target or not hasattr(
+            head, 'with_cls'
+        ):
+            raise UnsupportedHeadError(
+                f'{name} has a loss of its own; expected a BBoxHead that '
+                'keeps BBoxHead.loss_and_target, such as Shared2FCBBoxHead'
+            )
+        if head.custom_activation or not hasattr(head.loss_cls, 'use_sigmoid'):
+            raise UnsupportedHeadError(
+                f'{name} classifies with {type(head.loss_cls).__name__}, '
+                'whose scores are neither a softmax nor sigmoids over the logits; use '
+                "loss_cls=dict(type='CrossEntropyLoss', ...)"
+            )
+        if hasattr(head, 'num_instance') or hasattr(head, 'fc_cls_ref'):
+            raise UnsupportedHeadError(
+                f'{name} predicts several instances for one RoI, so its '
+                'predictions cannot be grouped by instance; use Shared2FCBBoxHead'
+            )
 
     def loss_and_target(
         self,
@@ -125,26 +83,26 @@ class BBoxConsistency(DetectionConsistency):
         )
 
         def decode(rows: Tensor, labels: Tensor) -> Tensor:
-            return self._decode(bbox_pred[rows], rois[rows, 1:], labels)
+            return self._lt_decode(bbox_pred[rows], rois[rows, 1:], labels)
 
         # Images are laid out as positives, then negatives.
         detections = Detections(
             logits=cls_score if self.with_cls else None,
             decode=decode if self.with_reg else None,
             counts=[len(sampled.priors) for sampled in sampling_results],
-            records=_records_of(sampling_results),
+            records=records_of(sampling_results),
             positives=[
                 torch.arange(len(sampled.pos_priors), device=rois.device)
                 for sampled in sampling_results
             ],
-            annotations=_annotations_of(sampling_results),
+            annotations=[sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
             sigmoid=self.with_cls and self.loss_cls.use_sigmoid,
             avg_factor=max(len(rois), 1),
         )
-        self._add_terms(detections, result['loss_bbox'])
+        self.lt_add_terms(detections, result['loss_bbox'])
         return result
 
-    def _decode(self, deltas: Tensor, priors: Tensor, labels: Tensor) -> Tensor:
+    def _lt_decode(self, deltas: Tensor, priors: Tensor, labels: Tensor) -> Tensor:
         if not self.reg_class_agnostic:
             size = self.bbox_coder.encode_size
             each = deltas.unflatten(1, (deltas.shape[1] // size, size))
@@ -152,128 +110,38 @@ class BBoxConsistency(DetectionConsistency):
         return self.bbox_coder.decode(priors.float(), deltas.float())
 
 
-class MaskConsistency(ConsistencyHead):
-    """Front of a mask head: the masks of an instance on one grid of the source."""
+@register_head_family(StandardRoIHead)
+class RoIConsistency(ConsistencyMixin):
+    """Mixin of a RoI head: checks what only the data samples can tell."""
 
-    def loss_and_target(
-        self, mask_preds: Tensor, sampling_results: list[SamplingResult], *args: Any, **kwargs: Any
-    ) -> dict:
-        # A copy: on the CPU the stock mask targets clip the RoIs in place.
-        rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
-        result = super().loss_and_target(mask_preds, sampling_results, *args, **kwargs)
-        records = _records_of(sampling_results)
-        self._watch_groups(source_ids_of(records), rois.device)
-        annotations = _annotations_of(sampling_results)
-        self._term(
-            'mask',
-            lambda: self._mask_term(mask_preds, rois, records, annotations),
-            result['loss_mask'],
-        )
-        return result
-
-    def _mask_term(
-        self,
-        mask_preds: Tensor,
-        rois: Tensor,
-        records: list[InstanceData],
-        annotations: list[Tensor],
-    ) -> Tensor:
-        labels = of_annotations('labels', records, annotations)
-        matrices = of_annotations('source_matrices', records, annotations)
-        ranks = self._exchange(len(labels), labels.device)
-        group_ids, boxes = self._pair(rois, labels, records, annotations, ranks)
-        hulls = group_hulls(ranks.join(boxes), group_ids)
-        channels = torch.zeros_like(labels) if self.class_agnostic else labels
-        rows = torch.arange(len(labels), device=labels.device)
-        if self.lt_recorder is not None:
-            self.lt_recorder(
-                self._pair_record(
-                    mask_preds[rows, channels],
-                    labels,
-                    rois,
-                    matrices,
-                    ranks.own(group_ids),
-                    ranks.own(is_paired(group_ids)),
-                    annotations,
-                    records,
-                )
+    @classmethod
+    def lt_check(cls, head: nn.Module) -> None:
+        """Refuses RoI heads without a BBoxHead, and those that go past its loss."""
+        boxes = heads_of(head, 'bbox_head')
+        if not boxes or not all(isinstance(box_head, BBoxHead) for box_head in boxes):
+            raise UnsupportedHeadError(
+                f'{type(head).__name__} has no BBoxHead; expected a StandardRoIHead, a '
+                'CascadeRoIHead or a subclass with '
+                "bbox_head=dict(type='Shared2FCBBoxHead', ...)"
             )
-        masks, inside = masks_to_source(
-            ranks.join(mask_preds[rows, channels]),
-            ranks.join(rois),
-            ranks.join(matrices),
-            hulls,
-            self.lt_options.mask_grid,
-        )
-        return mask_consistency(
-            masks,
-            inside,
-            group_ids,
-            temperature=self.lt_options.temperature,
-            detach_mean=self.lt_options.detach_mean,
-            avg_factor=ranks.total(max(len(mask_preds), 1)),
-        )
+        for kind, reason in _REFUSED.items():
+            if isinstance(head, kind):
+                raise UnsupportedHeadError(f'{type(head).__name__} {reason}')
 
-    @torch.no_grad()
-    def _pair_record(
-        self,
-        mask_logits: Tensor,
-        labels: Tensor,
-        rois: Tensor,
-        matrices: Tensor,
-        group_ids: Tensor,
-        paired: Tensor,
-        annotations: list[Tensor],
-        records: list[InstanceData],
-    ) -> PairRecord:
-        return PairRecord(
-            kind='mask',
-            images=image_numbers(annotations),
-            group_ids=group_ids,
-            source_ids=of_annotations('source_ids', records, annotations)[:, 0],
-            paired=paired,
-            labels=labels,
-            scores=torch.ones_like(labels, dtype=torch.float32),
-            boxes=rois,
-            restored=boxes_to_source(rois, matrices),
-            masks=mask_logits.float().sigmoid(),
-        )
-
-    def _pair(
-        self,
-        rois: Tensor,
-        labels: Tensor,
-        records: list[InstanceData],
-        annotations: list[Tensor],
-        ranks: OwnRank,
-    ) -> tuple[Tensor, Tensor]:
-        """Group ids, and restored boxes (P, 4) whose hull is the instance.
-
-        The group ids are those of all ranks, if these exchange what pairs.
-        """
-        matrices = of_annotations('source_matrices', records, annotations)
-        if self.lt_options.pairing != 'iou':
-            annotated = of_annotations('bboxes', records, annotations)
-            group_ids, _ = pair_annotations(
-                records, annotations, self.lt_options.min_visibility, ranks
-            )
-            return group_ids, boxes_to_source(annotated, matrices)
-        views = image_matrices(records, rois.device)[image_numbers(annotations)]
-        restored = boxes_to_source(rois, views)
-        group_ids = pair_overlapping(
-            restored,
-            labels,
-            is_invertible(views),
-            [len(own) for own in annotations],
-            source_ids_of(records),
-            self.lt_options.iou_threshold,
-            ranks,
-        )
-        return group_ids, restored
-
-
-class RoIConsistency(ConsistencyHead):
-    """Front of a RoI head: checks what only the data samples can tell."""
+    @classmethod
+    def lt_wrap(cls, head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+        """Wraps the box heads, the mask heads and the samplers in a RoI head, and itself."""
+        cls.lt_check(head)
+        for box_head in heads_of(head, 'bbox_head'):
+            BBoxConsistency.lt_wrap(box_head, options)
+        for mask_head in heads_of(head, 'mask_head'):
+            MaskConsistency.lt_wrap(mask_head, options)
+        # Without train_cfg a RoI head has no sampler.
+        if isinstance(head.bbox_sampler, list):
+            head.bbox_sampler = [SourceTrackingSampler(own) for own in head.bbox_sampler]
+        elif head.bbox_sampler is not None:
+            head.bbox_sampler = SourceTrackingSampler(head.bbox_sampler)
+        return cls.lt_add(head, options)
 
     def loss(
         self, x: tuple[Tensor], rpn_results_list: list[InstanceData], batch_data_samples: list[Any]
@@ -281,7 +149,7 @@ class RoIConsistency(ConsistencyHead):
         for sample in batch_data_samples:
             refuse_moved_image(sample)
         losses = super().loss(x, rpn_results_list, batch_data_samples)
-        for key in self._keys_of_terms():
+        for key in self._lt_keys_of_terms():
             if key not in losses:
                 raise UnsupportedHeadError(
                     f'{type(self).__name__} does not use loss_and_target of its wrapped '
@@ -290,112 +158,20 @@ class RoIConsistency(ConsistencyHead):
                 )
         return losses
 
-    def _keys_of_terms(self) -> list[str]:
+    def _lt_keys_of_terms(self) -> list[str]:
         kinds = {BBoxConsistency: 'cls', MaskConsistency: 'mask'}
         return [
             f'loss_lt_{kind}'
-            for head in _wrapped_heads(self)
-            for front, kind in kinds.items()
-            if isinstance(head, front)
+            for head in wrapped_heads(self)
+            for mixin, kind in kinds.items()
+            if isinstance(head, mixin)
         ]
 
 
+@register_head_family(CascadeRoIHead)
 class CascadeConsistency(RoIConsistency):
-    """Front of a cascade, whose losses carry the stage before their name."""
+    """Mixin of a cascade, whose losses carry the stage before their name."""
 
-    def _keys_of_terms(self) -> list[str]:
+    def _lt_keys_of_terms(self) -> list[str]:
         # Without a proposal the stock cascade ends after a stage; the first one is run.
-        return [f's0.{key}' for key in super()._keys_of_terms()]
-
-
-def _front_of(roi_head: nn.Module) -> type:
-    return CascadeConsistency if isinstance(roi_head, CascadeRoIHead) else RoIConsistency
-
-
-def _heads_of(roi_head: nn.Module, name: str) -> list[nn.Module]:
-    """The box or mask heads of a RoI head: one, or one a stage."""
-    heads = getattr(roi_head, name, None)
-    if heads is None:
-        return []
-    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
-
-
-def _wrapped_heads(roi_head: nn.Module) -> list[nn.Module]:
-    heads = _heads_of(roi_head, 'bbox_head') + _heads_of(roi_head, 'mask_head')
-    return [head for head in heads if isinstance(head, ConsistencyHead)]
-
-
-def _records_of(sampling_results: list[SamplingResult]) -> list[InstanceData]:
-    for sampled in sampling_results:
-        if not hasattr(sampled, 'gt_record'):
-            raise MissingRecordError(
-                'the RoI sampler does not pass on the sources of the positives; wrap the '
-                "whole RoI head, roi_head=dict(type='lt_mm.LossTransformHead', "
-                'head=<stock roi_head>), or its sampler: train_cfg.rcnn.sampler = '
-                "dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)"
-            )
-    return [sampled.gt_record for sampled in sampling_results]
-
-
-def _annotations_of(sampling_results: list[SamplingResult]) -> list[Tensor]:
-    return [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results]
-
-
-def _wrap_bbox_head(head: BBoxHead, options: ConsistencyOptions) -> nn.Module:
-    # SABLHead skips BBoxHead's own construction and predicts buckets.
-    if type(head).loss_and_target is not BBoxHead.loss_and_target or not hasattr(head, 'with_cls'):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} has a loss of its own; expected a BBoxHead that '
-            'keeps BBoxHead.loss_and_target, such as Shared2FCBBoxHead'
-        )
-    if head.custom_activation or not hasattr(head.loss_cls, 'use_sigmoid'):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} classifies with {type(head.loss_cls).__name__}, '
-            'whose scores are neither a softmax nor sigmoids over the logits; use '
-            "loss_cls=dict(type='CrossEntropyLoss', ...)"
-        )
-    if hasattr(head, 'num_instance') or hasattr(head, 'fc_cls_ref'):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} predicts several instances for one RoI, so its '
-            'predictions cannot be grouped by instance; use Shared2FCBBoxHead'
-        )
-    return add_consistency(BBoxConsistency, head, options)
-
-
-def _wrap_mask_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
-    if getattr(type(head), 'loss_and_target', None) is not FCNMaskHead.loss_and_target:
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} predicts masks in a form of its own; expected an '
-            'FCNMaskHead or a subclass that keeps its loss_and_target. Wrap '
-            'roi_head.bbox_head and the RoI sampler alone, and leave the mask head as '
-            'it is'
-        )
-    return add_consistency(MaskConsistency, head, options)
-
-
-def _wrap_roi_head(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
-    boxes, masks = _heads_of(head, 'bbox_head'), _heads_of(head, 'mask_head')
-    if not boxes or not all(isinstance(box_head, BBoxHead) for box_head in boxes):
-        raise UnsupportedHeadError(
-            f'{type(head).__name__} has no BBoxHead; expected a StandardRoIHead, a '
-            'CascadeRoIHead or a subclass with '
-            "bbox_head=dict(type='Shared2FCBBoxHead', ...)"
-        )
-    for kind, reason in _REFUSED.items():
-        if isinstance(head, kind):
-            raise UnsupportedHeadError(f'{type(head).__name__} {reason}')
-    for box_head in boxes:
-        _wrap_bbox_head(box_head, options)
-    for mask_head in masks:
-        _wrap_mask_head(mask_head, options)
-    # Without train_cfg a RoI head has no sampler.
-    if isinstance(head.bbox_sampler, list):
-        head.bbox_sampler = [SourceTrackingSampler(own) for own in head.bbox_sampler]
-    elif head.bbox_sampler is not None:
-        head.bbox_sampler = SourceTrackingSampler(head.bbox_sampler)
-    return add_consistency(_front_of(head), head, options)
-
-
-register_wrap(lambda head: isinstance(head, BBoxHead), _wrap_bbox_head)
-register_wrap(lambda head: isinstance(head, FCNMaskHead), _wrap_mask_head)
-register_wrap(lambda head: isinstance(head, (StandardRoIHead, CascadeRoIHead)), _wrap_roi_head)
+        return [f's0.{key}' for key in super()._lt_keys_of_terms()]

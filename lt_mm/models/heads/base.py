@@ -1,0 +1,161 @@
+"""What all wrapped heads share: adding a term, gathering the batch, watching its groups."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.dist import get_dist_info
+from torch import Tensor, nn
+
+from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
+from lt_mm.models.heads.options import ConsistencyOptions
+from lt_mm.models.mixins import InstanceMixin, mix_in
+from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError
+from lt_mm.structures.pair_record import PairRecord
+
+# Batches without whole groups, in excess of those with, before training is stopped. A few
+# are normal: a data set replaces an image whose augmentations all fail.
+_PATIENCE = 10
+
+
+class ConsistencyMixin(InstanceMixin):
+    """Base of the mixins that add the consistency term to a head's loss.
+
+    What a mixin adds to a stock head has a name that begins with ``lt_``.
+
+    Attributes:
+        lt_heads: The stock classes that the mixin is registered for; set by
+            :func:`~lt_mm.models.heads.head_families.register_head_family`.
+        lt_options: The options of the wrap.
+        lt_key_prefix: What the keys of the loss dict begin with, beside ``loss_``.
+        lt_gatherer: Gathers the candidates of a step in the place of :meth:`lt_gather`; set
+            by loops with micro-batches while they run a step.
+        lt_recorder: Called with what is paired (:mod:`lt_mm.structures.pair_record`), while
+            somebody wants to know.
+    """
+
+    prefix = 'LossTransform'
+    lt_heads: tuple[type, ...] = ()
+    lt_options: ConsistencyOptions
+    lt_key_prefix = ''
+    lt_gatherer: Callable[[Part], GatheredBatch] | None = None
+    lt_recorder: Callable[[PairRecord], None] | None = None
+    _lt_excess = 0
+
+    @classmethod
+    def lt_wrap(cls, head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+        """Adds this mixin to a built head, in place; returns the head.
+
+        Raises:
+            UnsupportedHeadError: If the term cannot be added to this head.
+        """
+        cls.lt_check(head)
+        return cls.lt_add(head, options)
+
+    @classmethod
+    def lt_add(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
+        """Adds this mixin to a built head without looking at it."""
+        mix_in(cls, head)
+        head.lt_options = options
+        return head
+
+    @classmethod
+    def lt_check(cls, head: nn.Module) -> None:
+        """Raises an UnsupportedHeadError if the head is not what the mixin reads."""
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows of the head: its options."""
+        return '\n'.join(filter(None, [super().extra_repr(), repr(self.lt_options)]))
+
+    def lt_with_graph(self, kind: str) -> torch.set_grad_enabled:
+        """Context in which the term of a kind is computed: with a graph where it has weight."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self.lt_options.rho_now(kind) > 0)
+
+    def lt_add_term(
+        self, kind: str, compute: Callable[[], Tensor], batch: GatheredBatch, losses: dict[str, Any]
+    ) -> None:
+        """Adds rho * term and its unweighted value to the losses.
+
+        Args:
+            kind: 'cls', 'bbox' or 'mask'.
+            compute: Gives the term of the whole batch, a scalar.
+            batch: What it is computed on.
+            losses: The loss dict of the stock head.
+        """
+        with self.lt_with_graph(kind):
+            term = compute()
+        weighted = batch.share(term * self.lt_options.rho_now(kind))
+        losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = weighted
+        losses[f'{self.lt_key_prefix}lt_kl_{kind}'] = term.detach()
+
+    def lt_add_counts(
+        self, paired: Tensor, share: Tensor, batch: GatheredBatch, losses: dict[str, Any]
+    ) -> None:
+        """Adds how many predictions of this part are paired, and their share, for the log."""
+        # What MMEngine does not sum is averaged over micro-batches.
+        num_pairs = paired.sum().float() * batch.num_shares
+        losses[f'{self.lt_key_prefix}lt_num_pairs'] = num_pairs
+        losses[f'{self.lt_key_prefix}lt_paired_share'] = share
+
+    def lt_class_term(
+        self, logits: Tensor, group_ids: Tensor, sigmoid: bool, avg_factor: float | None = None
+    ) -> Tensor:
+        """The class term of logits (N, C), with the activation of the options."""
+        options = self.lt_options
+        activation = options.activation
+        if activation == 'auto':
+            activation = 'sigmoid' if sigmoid else 'softmax'
+        consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
+        return consistency(
+            logits,
+            group_ids,
+            temperature=options.temperature,
+            detach_mean=options.detach_mean,
+            avg_factor=avg_factor,
+        )
+
+    def lt_gather(self, part: Part) -> GatheredBatch:
+        """The candidates of the whole batch, of which this process holds a part."""
+        if self.lt_gatherer is not None:
+            batch = self.lt_gatherer(part)
+        elif self.lt_options.across_ranks and get_dist_info()[1] > 1:
+            batch = gather_ranks(part)
+        else:
+            batch = join_parts([part], 0)
+        if batch.is_complete:
+            self._lt_watch_groups(batch.source_ids)
+        return batch
+
+    def _lt_watch_groups(self, source_ids: list[int]) -> None:
+        """Stops training that holds no replicas to pair, or only parts of groups.
+
+        Not while rho is 0: then nothing is missed, and repetition may start later. Works on
+        the host: ``source_ids`` are numbers from the metainfo.
+        """
+        if not self.lt_options.is_active():
+            return
+        sizes = Counter(source_ids)
+        smallest = max if self.lt_options.allow_unrepeated else min
+        whole = smallest(sizes.values(), default=2) > 1
+        self._lt_excess = 0 if whole else self._lt_excess + 1
+        if self._lt_excess < _PATIENCE:
+            return
+        if max(sizes.values()) == 1:
+            found = 'no two samples of a batch are replicas of one source'
+        else:
+            found = (
+                'the replicas of a source are split between batches (or only a part '
+                'is repeated by intent: allow_unrepeated=True)'
+            )
+        raise UnpairedBatchError(
+            f'in {_PATIENCE} training batches in a row {found} (the last one has '
+            f'{len(source_ids)} samples: {_briefly(sizes)}), so the consistency term '
+            f'has nothing to compare; {SAMPLER_HINT}'
+        )
+
+
+def _briefly(sizes: Counter) -> str:
+    shown = ', '.join(f'source {source} x {size}' for source, size in list(sizes.items())[:6])
+    return shown + (', ...' if len(sizes) > 6 else '')

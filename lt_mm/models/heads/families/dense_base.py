@@ -1,0 +1,187 @@
+"""The consistency term on MMDetection's single-stage heads: what their families share.
+
+A dense head assigns its predictions inside ``_get_targets_single``, once an image. The
+mixin reads there which predictions became positives of which annotation, while the stock
+``loss_by_feat`` runs, and adds the terms to its losses. A family tells how the targets and
+the boxes of its heads are laid out.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmdet.utils import reduce_mean
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from lt_mm.core.pairing import annotation_of_target
+from lt_mm.models.heads.detections import DetectionConsistency, Detections
+from lt_mm.structures.errors import UnsupportedHeadError
+from lt_mm.structures.record import InstanceRecord, refuse_moved_image
+
+# A subclass that overrides one of these may lay out its predictions in another way.
+_READ_METHODS = ('loss_by_feat', '_get_targets_single', 'loss_by_feat_single')
+
+
+@dataclass
+class Assigned:
+    """The positives of one image, p in all.
+
+    Attributes:
+        rows: (p,) int64, predictions of the image.
+        annotations: (p,) int64, the annotation of each.
+        avg_factor: What the image adds to the divisor of the stock loss.
+    """
+
+    rows: Tensor
+    annotations: Tensor
+    avg_factor: float
+
+
+class DenseConsistency(DetectionConsistency):
+    """Base of the mixins of dense heads.
+
+    A family gives :meth:`lt_assigned` and :meth:`lt_box_decoder`, and where its heads differ
+    from the usual :meth:`lt_class_logits`, :meth:`lt_is_sigmoid` and :meth:`lt_compared`.
+
+    Attributes:
+        lt_averages_positives: Whether the stock loss is divided by the mean number of
+            positives over the ranks, rather than by this rank's.
+    """
+
+    lt_averages_positives = True
+    _lt_assigned_images: list[Assigned] | None = None
+
+    @classmethod
+    def lt_check(cls, head: nn.Module) -> None:
+        """Refuses heads that compute their loss or their targets in a way of their own."""
+        own = type(head)
+        for stock in cls.lt_heads:
+            if isinstance(head, stock) and all(
+                getattr(own, name, None) is getattr(stock, name, None) for name in _READ_METHODS
+            ):
+                return
+        raise UnsupportedHeadError(
+            f'{own.__name__} computes its loss or its targets in a way of its own, so '
+            'its predictions cannot be grouped by instance; expected '
+            f'{", ".join(stock.__name__ for stock in cls.lt_heads)} or a subclass that keeps '
+            f'{", ".join(_READ_METHODS)}. Leave this head as it is: '
+            f"bbox_head=dict(type='{own.__name__}', ...)"
+        )
+
+    def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
+        """The positives of an image.
+
+        Args:
+            targets: What ``_get_targets_single`` returned.
+            arguments: Its arguments by name.
+        """
+        raise NotImplementedError
+
+    def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        """How boxes are decoded.
+
+        Args:
+            arguments: Those of ``loss_by_feat`` by name; B images with n predictions each.
+
+        Returns:
+            Function of rows (P,) of all B * n predictions and of their labels (P,) that gives
+            boxes (P, 4) in pixels of the replicas, with gradient.
+        """
+        raise NotImplementedError
+
+    def lt_class_logits(self, arguments: dict[str, Any]) -> Tensor:
+        """(B, n, C) class logits, from the arguments of ``loss_by_feat``."""
+        return flatten_levels(arguments['cls_scores'], self.cls_out_channels)
+
+    def lt_is_sigmoid(self) -> bool:
+        """Whether the stock loss takes the classes as independent Bernoullis."""
+        return bool(self.loss_cls.use_sigmoid)
+
+    def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
+        """The images whose predictions are compared, of all for which targets were made."""
+        return assigned
+
+    def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        arguments = inspect.signature(super().loss_by_feat).bind(*args, **kwargs).arguments
+        metas = arguments['batch_img_metas']
+        for gt_instances, meta in zip(arguments['batch_gt_instances'], metas):
+            InstanceRecord.read(gt_instances)
+            refuse_moved_image(meta)
+        self._lt_assigned_images = []
+        try:
+            losses = super().loss_by_feat(*args, **kwargs)
+            assigned = self._lt_assigned_images
+        finally:
+            self._lt_assigned_images = None
+        self.lt_add_terms(self.lt_detections(assigned, arguments), losses)
+        return losses
+
+    def _get_targets_single(self, *args: Any, **kwargs: Any) -> tuple:
+        targets = super()._get_targets_single(*args, **kwargs)
+        if self._lt_assigned_images is not None:
+            bound = inspect.signature(super()._get_targets_single).bind(*args, **kwargs)
+            self._lt_assigned_images.append(self.lt_assigned(targets, bound.arguments))
+        return targets
+
+    def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
+        """What the head predicted and assigned, from the arguments of ``loss_by_feat``."""
+        logits = self.lt_class_logits(arguments)
+        compared = self.lt_compared(assigned, arguments)
+        return Detections(
+            logits=logits.flatten(0, 1),
+            decode=self.lt_box_decoder(arguments),
+            counts=[logits.shape[1]] * len(logits),
+            records=arguments['batch_gt_instances'],
+            positives=[image.rows for image in compared],
+            annotations=[image.annotations for image in compared],
+            sigmoid=self.lt_is_sigmoid(),
+            avg_factor=self._lt_avg_factor(
+                sum(image.avg_factor for image in compared), logits.device
+            ),
+        )
+
+    def _lt_avg_factor(self, num_positives: float, device: torch.device) -> float:
+        """The divisor n of the formula: the mean over the ranks, where the stock loss takes it."""
+        if self.lt_averages_positives:
+            num_positives = reduce_mean(torch.tensor(float(num_positives), device=device)).item()
+        return max(num_positives, 1)
+
+
+def flatten_levels(levels: Sequence[Tensor], channels: int) -> Tensor:
+    """Maps (B, A * channels, H, W) of all levels, as (B, n, channels)."""
+    return torch.cat(
+        [level.permute(0, 2, 3, 1).reshape(len(level), -1, channels) for level in levels], dim=1
+    )
+
+
+def strides_of(prior_generator: Any, levels: Sequence[Tensor]) -> Tensor:
+    """(n,) stride in pixels of each point of all levels, one prior a point."""
+    return torch.cat(
+        [
+            level.new_full((level[0, 0].numel(),), stride[0], dtype=torch.float32)
+            for level, stride in zip(levels, prior_generator.strides)
+        ]
+    )
+
+
+def foreground(labels: Tensor, num_classes: int) -> Tensor:
+    """Rows of the positives among the labels (n,) of an image."""
+    return ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
+
+
+def assigned_by_target(
+    rows: Tensor, boxes: Tensor, labels: Tensor, gt_instances: InstanceData
+) -> Assigned:
+    """Positives whose annotation is found by the box that they are to reach.
+
+    Args:
+        rows: (p,) int64, predictions of the image.
+        boxes: (p, 4), the box that each is to reach; pixels of the image.
+        labels: (p,) int64, the class that each is to have.
+        gt_instances: The annotations of the image.
+    """
+    annotations = annotation_of_target(boxes, labels, gt_instances.bboxes, gt_instances.labels)
+    return Assigned(rows, annotations, len(rows))

@@ -1,0 +1,56 @@
+"""DETR and its descendants: the matched queries of the last decoder layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmdet.models.dense_heads import DeformableDETRHead, DETRHead, DINOHead
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from torch import Tensor
+
+from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency, assigned_by_target
+from lt_mm.models.heads.head_families import register_head_family
+
+
+@register_head_family(DETRHead, DeformableDETRHead, DINOHead)
+class DETRConsistency(DenseConsistency):
+    """Mixin of DETR-like heads."""
+
+    def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
+        labels, _, boxes, _, rows, _ = targets
+        sides = _sides(arguments['img_meta'], boxes)
+        targets_xyxy = bbox_cxcywh_to_xyxy(boxes[rows]) * sides
+        return assigned_by_target(rows, targets_xyxy, labels[rows], arguments['gt_instances'])
+
+    def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
+        # Layer after layer; what the encoder's proposals were matched to comes last.
+        images = len(arguments['batch_img_metas'])
+        last = (len(arguments['all_layers_cls_scores']) - 1) * images
+        return assigned[last : last + images]
+
+    def lt_class_logits(self, arguments: dict[str, Any]) -> Tensor:
+        return _matching(arguments, arguments['all_layers_cls_scores'])
+
+    def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        predicted = _matching(arguments, arguments['all_layers_bbox_preds'])
+        metas = arguments['batch_img_metas']
+        sides = torch.stack([_sides(meta, predicted) for meta in metas])
+        queries, predicted = predicted.shape[1], predicted.flatten(0, 1)
+
+        def decode(rows: Tensor, labels: Tensor) -> Tensor:
+            boxes = bbox_cxcywh_to_xyxy(predicted[rows].float())
+            return boxes * sides[rows // queries]
+
+        return decode
+
+
+def _matching(arguments: dict[str, Any], all_layers: Tensor) -> Tensor:
+    """(B, n, ...) of the last layer, without DINO's denoising queries."""
+    denoising = arguments.get('dn_meta') or {}
+    return all_layers[-1][:, denoising.get('num_denoising_queries', 0) :]
+
+
+def _sides(meta: dict[str, Any], like: Tensor) -> Tensor:
+    """(4,) width, height, width, height of an image in pixels."""
+    height, width = meta['img_shape'][:2]
+    return like.new_tensor([width, height, width, height], dtype=torch.float32)

@@ -1,0 +1,135 @@
+"""The consistency term on mask heads: the masks of an instance on one grid of the source."""
+
+from typing import Any
+
+import torch
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.task_modules.samplers import SamplingResult
+from torch import Tensor, nn
+
+from lt_mm.core.consistency import mask_consistency
+from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
+from lt_mm.core.pairing import group_hulls, is_paired
+from lt_mm.models.heads.base import ConsistencyMixin
+from lt_mm.models.heads.detections import Annotated
+from lt_mm.models.heads.families.roi_sampler import records_of
+from lt_mm.models.heads.gathering import Part
+from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.pairing import form_pairs
+from lt_mm.structures.errors import UnsupportedHeadError
+from lt_mm.structures.pair_record import PairRecord
+from lt_mm.structures.record import image_matrices, source_ids_of
+
+
+@register_head_family(FCNMaskHead)
+class MaskConsistency(ConsistencyMixin):
+    """Mixin of a mask head."""
+
+    @classmethod
+    def lt_check(cls, head: nn.Module) -> None:
+        """Refuses mask heads with a loss of their own."""
+        loss_and_target = getattr(type(head), 'loss_and_target', None)
+        if loss_and_target is not FCNMaskHead.loss_and_target:
+            raise UnsupportedHeadError(
+                f'{type(head).__name__} predicts masks in a form of its own; expected an '
+                'FCNMaskHead or a subclass that keeps its loss_and_target. Wrap '
+                'roi_head.bbox_head and the RoI sampler alone, and leave the mask head as '
+                'it is'
+            )
+
+    def loss_and_target(
+        self, mask_preds: Tensor, sampling_results: list[SamplingResult], *args: Any, **kwargs: Any
+    ) -> dict:
+        # A copy: on the CPU the stock mask targets clip the RoIs in place.
+        rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
+        result = super().loss_and_target(mask_preds, sampling_results, *args, **kwargs)
+        annotated = Annotated(
+            records_of(sampling_results),
+            [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
+        )
+        columns = self._lt_columns(mask_preds, rois, annotated)
+        batch = self.lt_gather(
+            Part(columns, source_ids_of(annotated.records), max(len(mask_preds), 1))
+        )
+        # The pairs are formed here; masks of one annotation all pair, the nearest or not.
+        pairing = 'iou' if self.lt_options.pairing == 'iou' else 'gt'
+        group_ids = form_pairs(batch, pairing, self.lt_options.iou_threshold)
+        self.lt_add_term(
+            'mask',
+            lambda: self._lt_mask_term(batch.columns, group_ids, batch.avg_factor),
+            batch,
+            result['loss_mask'],
+        )
+        if self.lt_recorder is not None:
+            paired = is_paired(group_ids)[batch.own]
+            self.lt_recorder(_pair_record(columns, group_ids[batch.own], paired))
+        return result
+
+    def _lt_columns(
+        self, mask_preds: Tensor, rois: Tensor, annotated: Annotated
+    ) -> dict[str, Tensor]:
+        """What pairs and compares the P masks, each of an annotation.
+
+        'restored' are boxes in pixels of the source whose hull in a group is the instance.
+        """
+        labels, matrices, images = (
+            annotated['labels'],
+            annotated['source_matrices'],
+            annotated.images,
+        )
+        channels = torch.zeros_like(labels) if self.class_agnostic else labels
+        with self.lt_with_graph('mask'):
+            logits = mask_preds[torch.arange(len(labels), device=labels.device), channels]
+        columns = dict(
+            images=images,
+            instances=annotated['source_ids'],
+            labels=labels,
+            logits=logits,
+            rois=rois,
+            matrices=matrices,
+        )
+        if self.lt_options.pairing == 'iou':
+            whole = image_matrices(annotated.records, rois.device)[images]
+            return dict(
+                columns, may_pair=is_invertible(whole), restored=boxes_to_source(rois, whole)
+            )
+        return dict(
+            columns,
+            may_pair=annotated.may_pair(self.lt_options.min_visibility),
+            restored=boxes_to_source(annotated['bboxes'], matrices),
+        )
+
+    def _lt_mask_term(
+        self, columns: dict[str, Tensor], group_ids: Tensor, avg_factor: float
+    ) -> Tensor:
+        masks, inside = masks_to_source(
+            columns['logits'],
+            columns['rois'],
+            columns['matrices'],
+            group_hulls(columns['restored'], group_ids),
+            self.lt_options.mask_grid,
+        )
+        return mask_consistency(
+            masks,
+            inside,
+            group_ids,
+            temperature=self.lt_options.temperature,
+            detach_mean=self.lt_options.detach_mean,
+            avg_factor=avg_factor,
+        )
+
+
+@torch.no_grad()
+def _pair_record(columns: dict[str, Tensor], group_ids: Tensor, paired: Tensor) -> PairRecord:
+    return PairRecord(
+        kind='mask',
+        images=columns['images'],
+        source_ids=columns['instances'][:, 0],
+        group_ids=group_ids,
+        paired=paired,
+        labels=columns['labels'],
+        scores=torch.ones_like(paired, dtype=torch.float32),
+        boxes=columns['rois'],
+        restored=boxes_to_source(columns['rois'], columns['matrices']),
+        masks=columns['logits'].float().sigmoid(),
+    )

@@ -1,0 +1,67 @@
+"""Heads on points: FCOS and YOLOX."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmdet.models.dense_heads import FCOSHead, YOLOXHead
+from torch import Tensor
+
+from lt_mm.models.heads.families.dense_base import (
+    Assigned,
+    DenseConsistency,
+    assigned_by_target,
+    flatten_levels,
+    foreground,
+    strides_of,
+)
+from lt_mm.models.heads.head_families import register_head_family
+
+
+@register_head_family(FCOSHead)
+class FCOSConsistency(DenseConsistency):
+    """Mixin of FCOS heads, which assign points to annotations without an assigner."""
+
+    def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
+        labels, distances = targets
+        rows = foreground(labels, self.num_classes)
+        boxes = self.bbox_coder.decode(arguments['points'][rows], distances[rows])
+        return assigned_by_target(rows, boxes, labels[rows], arguments['gt_instances'])
+
+    def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        points = _priors(self.prior_generator, arguments['cls_scores'])
+        distances = flatten_levels(arguments['bbox_preds'], 4).flatten(0, 1)
+        strides = strides_of(self.prior_generator, arguments['bbox_preds'])
+
+        def decode(rows: Tensor, labels: Tensor) -> Tensor:
+            point, distance = rows % len(points), distances[rows].float()
+            if self.norm_on_bbox:  # in training the distances count in strides
+                distance = distance * strides[point, None]
+            return self.bbox_coder.decode(points[point], distance)
+
+        return decode
+
+
+@register_head_family(YOLOXHead)
+class YOLOXConsistency(DenseConsistency):
+    """Mixin of YOLOX heads."""
+
+    def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
+        positive, class_targets, _, boxes, _, _ = targets
+        rows, labels = positive.nonzero().squeeze(1), class_targets.argmax(1)
+        return assigned_by_target(rows, boxes, labels, arguments['gt_instances'])
+
+    def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        priors = _priors(self.prior_generator, arguments['cls_scores'], with_stride=True)
+        predicted = flatten_levels(arguments['bbox_preds'], 4).flatten(0, 1)
+
+        def decode(rows: Tensor, labels: Tensor) -> Tensor:
+            return self._bbox_decode(priors[rows % len(priors)], predicted[rows].float())
+
+        return decode
+
+
+def _priors(prior_generator: Any, levels: list[Tensor], **options: Any) -> Tensor:
+    """(n, 2) or (n, 4) points of all levels, the same for every image; pixels."""
+    sizes = [level.shape[-2:] for level in levels]
+    return torch.cat(prior_generator.grid_priors(sizes, device=levels[0].device, **options))

@@ -1,0 +1,134 @@
+"""The options of a wrapped head, and the weight of its terms over training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mmengine.logging import MessageHub
+
+from lt_mm.core.schedules import RhoConfig, RhoSchedule
+
+_ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
+_PAIRINGS = ('gt', 'gt_nearest', 'iou')
+_MIXED_LABELS = ('refuse', 'average')
+KINDS = ('cls', 'bbox', 'mask')
+
+
+@dataclass
+class ConsistencyOptions:
+    """What :class:`LossTransformHead` and :func:`wrap_head` take, beside the head.
+
+    Args:
+        rho: Weight of the terms: a number, or a schedule over training such as
+            ``dict(type='linear', start=0, end=1, begin=0, finish=0.5)`` (also 'cosine'),
+            where begin and finish are parts of training. With 0 the terms are computed
+            without a graph, for the log alone; losses and gradients are those of the stock
+            head, bit for bit.
+        rho_cls: Weight of the class term; ``rho`` if None.
+        rho_bbox: Weight of the box term; ``rho`` if None. The term is relative to the boxes'
+            own size, so small boxes far from each other make it very large: from random
+            initialisation, FCOS, YOLOX and DETR want a schedule that starts at 0.
+        rho_mask: Weight of the mask term; ``rho`` if None.
+        detach_mean: Whether the mean prediction counts as constant in the gradient.
+        min_visibility: Instances that are less visible than this pair with nothing.
+        pairing: 'gt': all predictions assigned to one annotation are positives of each
+            other. 'gt_nearest': of those, only the one in each replica whose restored box is
+            nearest to the annotation (the paper's Resort). 'iou', for fine-tuning: no
+            annotation is used; confident predictions of one class are matched greedily by
+            the IoU of their restored boxes.
+        temperature: Divides the logits in the class and mask terms.
+        activation: 'softmax' or 'sigmoid' for the class term; 'auto' follows the stock loss.
+        mixed_labels: What a classifier does where stock batch augments (Mixup, CutMix) mix
+            each replica with another image: 'refuse' raises; 'average' trains all replicas
+            of a source on the mean of their soft labels.
+        iou_threshold: With 'iou', the smallest IoU of a prediction and its group.
+        score_threshold: With 'iou', the smallest confidence of a prediction.
+        max_candidates: With 'iou', the number of predictions of an image that take part at
+            most; the most confident ones do.
+        mask_grid: Cells along each side of the grid on which masks are compared.
+        across_ranks: Whether the replicas of a source lie on different ranks
+            (``placement='spread'`` of the sampler). The ranks then exchange their candidates,
+            and each computes the term of the whole batch; the gradient reaches the rank that
+            made a prediction. The model wrapper must average the gradients over the ranks,
+            as ``DistributedDataParallel`` does.
+        allow_unrepeated: Whether batches may hold samples without a replica, beside groups:
+            the sampler's ``repeat_fraction``. Otherwise training stops there, since such
+            samples usually mean that the batch size cuts groups apart.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    rho: RhoConfig = 1.0
+    rho_cls: RhoConfig | None = None
+    rho_bbox: RhoConfig | None = None
+    rho_mask: RhoConfig | None = None
+    detach_mean: bool = False
+    min_visibility: float = 0.3
+    pairing: str = 'gt'
+    temperature: float = 1.0
+    activation: str = 'auto'
+    mixed_labels: str = 'refuse'
+    iou_threshold: float = 0.5
+    score_threshold: float = 0.5
+    max_candidates: int = 100
+    mask_grid: int = 28
+    across_ranks: bool = False
+    allow_unrepeated: bool = False
+    schedules: dict[str, RhoSchedule] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_choice('pairing', self.pairing, _PAIRINGS)
+        _check_choice('activation', self.activation, _ACTIVATIONS)
+        _check_choice('mixed_labels', self.mixed_labels, _MIXED_LABELS)
+        if not self.temperature > 0:
+            raise ValueError(f'temperature is {self.temperature}; expected a number > 0')
+        for name in ('min_visibility', 'iou_threshold', 'score_threshold'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; expected a fraction in [0, 1]')
+        for name in ('max_candidates', 'mask_grid'):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value > 0):
+                raise ValueError(f'{name} is {value!r}; expected a positive integer')
+        self.schedules = {
+            kind: RhoSchedule.from_config(self.rho if own is None else own)
+            for kind, own in zip(KINDS, (self.rho_cls, self.rho_bbox, self.rho_mask))
+        }
+
+    def rho_now(self, kind: str) -> float:
+        """Rho of the term of one kind ('cls', 'bbox', 'mask') at this point of training."""
+        schedule = self.schedules[kind]
+        return schedule.at(0.0 if schedule.is_constant else training_progress())
+
+    def is_active(self) -> bool:
+        """Whether any term has a weight at this point of training."""
+        return any(self.rho_now(kind) for kind in KINDS)
+
+
+def split_options(given: dict[str, Any]) -> tuple[ConsistencyOptions, dict[str, Any]]:
+    """The options among keyword arguments, and the other arguments."""
+    names = {each.name for each in fields(ConsistencyOptions) if each.init}
+    options = {name: value for name, value in given.items() if name in names}
+    others = {name: value for name, value in given.items() if name not in names}
+    return ConsistencyOptions(**options), others
+
+
+def training_progress() -> float:
+    """The finished part of training, in [0, 1], as the Runner tells it.
+
+    Raises:
+        RuntimeError: Outside a Runner's training loop.
+    """
+    hub = MessageHub.get_current_instance()
+    if not {'iter', 'max_iters'} <= hub.runtime_info.keys():
+        raise RuntimeError(
+            'rho is a schedule over training, but no Runner tells how far training is; '
+            'train with a Runner whose default_hooks have runtime_info=dict(type='
+            "'RuntimeInfoHook'), or give rho as a number"
+        )
+    return hub.get_info('iter') / max(hub.get_info('max_iters'), 1)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} is {value!r}; expected one of {tuple(choices)}')

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.head_families import family_of
 from lt_mm.models.heads.options import ConsistencyOptions, split_options
 from lt_mm.models.mixins import build_stock
@@ -72,11 +73,16 @@ def wrap_head(head: nn.Module, **options: Any) -> nn.Module:
 
     Raises:
         UnsupportedHeadError: If the head is not supported.
-        TypeError: If there is no option of a name.
+        TypeError: If there is no option of a name, or the head is wrapped already.
         ValueError: If an option is out of range.
     """
     return _wrap(head, ConsistencyOptions(**options))
 
 
 def _wrap(head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+    if isinstance(head, ConsistencyMixin):
+        raise TypeError(
+            f'{type(head).__name__} has the consistency term already; expected a stock head. '
+            'Wrap it once only'
+        )
     return family_of(head).lt_wrap(head, options)

@@ -1,6 +1,8 @@
 """Replicas on different ranks: the joint loss, its gradient, and no rank that hangs."""
 
 import copy
+import functools
+from collections import Counter
 
 import pytest
 import torch
@@ -165,6 +167,33 @@ def test_ranks_together_give_the_loss_and_gradient_of_the_joint_batch(case, on_r
                 rtol=1e-4,
                 atol=1e-7,
             )
+
+
+def num_collectives(rank, cases):
+    """How often the terms make the ranks talk to each other in a step of a head."""
+    counts = Counter()
+
+    def counting(stock, *args, **kwargs):
+        counts[case] += 1
+        return stock(*args, **kwargs)
+
+    for name in ('all_gather', 'all_gather_into_tensor', 'all_reduce', 'broadcast', 'barrier'):
+        stock = getattr(torch.distributed, name)
+        setattr(torch.distributed, name, functools.partial(counting, stock))
+    for case in cases:
+        terms(case, PARTS[rank], dict(rho=1.0, across_ranks=True))
+        wrapped = counts[case]
+        counts[case] = 0
+        terms(case, PARTS[rank], dict(rho=1.0, across_ranks=False))
+        counts[case] = wrapped - counts[case]
+    return counts
+
+
+def test_a_head_gathers_once():
+    """The count of the candidates and the candidates, whatever is compared of them."""
+    for counts in run_ranks(num_collectives, WORLD, CASES):
+        # The box head and the mask head of a RoI head are two.
+        assert counts == {case: 4 if case == 'RoI head' else 2 for case in CASES}
 
 
 def uneven(rank):

@@ -650,3 +650,21 @@ def test_a_cascade_checks_its_samples(wrap):
     samples[0].set_metainfo(dict(img_shape=(64, 96)))
     with pytest.raises(MissingRecordError, match="type='lt_mm.InvertiblePipeline'"):
         roi_losses(head, samples)
+
+
+def test_a_part_of_a_wrapped_head_can_be_frozen():
+    """Two mixins on one RoI head."""
+    plain = wrapped('softmax')
+    wrap = dict(type='lt_mm.LossTransformHead', head=roi_head_config())
+    frozen = build_roi_head(dict(type='lt_mm.Frozen', module=wrap, parts=['bbox_head.shared_fcs']))
+    for head in (frozen, copy.deepcopy(frozen)):
+        head.load_state_dict(plain.state_dict())
+        losses, _ = roi_losses(head, replicas())
+        expected, _ = roi_losses(plain, replicas())
+        assert losses.keys() == expected.keys() and losses['loss_lt_cls'] > 0
+        for key, value in expected.items():
+            assert torch.equal(losses[key], value), key
+        total(losses).backward()
+        assert all(weight.grad is None for weight in head.bbox_head.shared_fcs.parameters())
+        assert head.bbox_head.fc_cls.weight.grad.abs().sum() > 0
+        assert not head.train().bbox_head.shared_fcs.training and head.bbox_head.fc_cls.training

@@ -13,4 +13,5 @@ if has_frameworks():
     check_dependencies()
 
     # After the check, which explains a missing package better than the import does.
-    from lt_mm import datasets, engine, evaluation, models  # noqa: F401  (register)
+    from lt_mm import datasets, engine, evaluation, models  # noqa: F401 (register classes)
+    from lt_mm.models.heads import register_head_family, wrap_head  # noqa: F401

@@ -152,9 +152,8 @@ class Cutout(GroupedAugment):
 
     def _cut(self, inputs: Tensor) -> Tensor:
         count, _, height, width = inputs.shape
-        length = self.length
-        if length is None:
-            length = max(round(self.ratio * min(height, width)), 1)
+        ratio = self.ratio or 0.0
+        length = self.length or max(round(ratio * min(height, width)), 1)
         centers = torch.stack(
             [torch.randint(height, (count,)), torch.randint(width, (count,))], dim=1
         )
@@ -236,4 +235,6 @@ def _check_augments(augments: Sequence[Any]) -> None:
 
 
 def _have_scores(samples: list[Any] | None) -> bool:
-    return bool(samples) and isinstance(samples[0], DataSample) and 'gt_score' in samples[0]
+    if not samples or not isinstance(samples[0], DataSample):
+        return False
+    return 'gt_score' in samples[0]

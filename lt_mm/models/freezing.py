@@ -48,9 +48,7 @@ class Frozen:
             been frozen already.
     """
 
-    def __new__(
-        cls, module: Any, parts: Sequence[str] | None = None, **overrides: Any
-    ) -> nn.Module:
+    def __new__(cls, module: Any, parts: Sequence[str] | None = None, **overrides: Any) -> Any:
         return freeze(build_stock(module, overrides), parts)
 
 
@@ -72,7 +70,7 @@ class FrozenMixin(InstanceMixin):
         return self
 
 
-def freeze(module: nn.Module, parts: Sequence[str] | None = None) -> nn.Module:
+def freeze(module: Any, parts: Sequence[str] | None = None) -> nn.Module:
     """Freezes a built module in place and returns it; arguments as of :class:`Frozen`."""
     frozen = [module] if parts is None else [_part(module, name) for name in parts]
     mix_in(FrozenMixin, module)

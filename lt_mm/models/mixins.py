@@ -9,13 +9,12 @@ the object's own code calls. Nothing but that one instance changes.
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lt_mm.registry import MODELS
 
-_Object = TypeVar('_Object')
 # A mixin has all that the stock object has, which no type checker can know.
 if TYPE_CHECKING:
     _StockObject: Any
@@ -67,7 +66,7 @@ def build_stock(module: Any, overrides: dict[str, Any]) -> nn.Module:
     return module
 
 
-def mix_in(mixin: type[InstanceMixin], instance: _Object) -> _Object:
+def mix_in(mixin: type[InstanceMixin], instance: Any) -> Any:
     """Gives an instance a class with ``mixin`` before its own; returns the instance.
 
     Args:
@@ -86,7 +85,7 @@ def mix_in(mixin: type[InstanceMixin], instance: _Object) -> _Object:
             f'{type(instance).__name__} has {mixin.__name__} already; expected an object '
             'without it. Wrap it once only'
         )
-    cls = type(instance)
+    cls: Any = type(instance)
     mixins, stock = (cls._mixins, cls._stock) if isinstance(instance, InstanceMixin) else ((), cls)
     instance.__class__ = _class_with((mixin, *mixins), stock)
     return instance
@@ -100,5 +99,6 @@ def _class_with(mixins: tuple[type[InstanceMixin], ...], stock: type) -> type:
 
 def _make_again(mixins: tuple[type[InstanceMixin], ...], function: Callable, args: tuple) -> Any:
     made = function(*args)
-    made.__class__ = _class_with(mixins, type(made))
+    stock: Any = type(made)
+    made.__class__ = _class_with(mixins, stock)
     return made

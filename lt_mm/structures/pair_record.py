@@ -43,7 +43,7 @@ class PairRecord:
     masks: Tensor | None = None
     logits: Tensor | None = None
 
-    def rows(self, chosen: Sequence[int]) -> 'PairRecord':
+    def rows(self, chosen: Sequence[int] | Tensor) -> 'PairRecord':
         """Some of the predictions."""
         index = torch.as_tensor(chosen, dtype=torch.int64, device=self.images.device)
         return _each(lambda value: value[index], [self])

@@ -49,6 +49,9 @@ _REFUSED = (DINOHead, DynamicRoIHead)
 class _MicroBatchLoop:
     """What the two loops share."""
 
+    runner: Any
+    _iter: int
+
     def __init__(self, *args: Any, num_micro_batches: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.num_micro_batches = num_micro_batches
@@ -113,7 +116,7 @@ def joint_step(
     Returns:
         What the stock ``train_step`` returns, for the joint batch.
     """
-    module = model.module if is_model_wrapper(model) else model
+    module: Any = model.module if is_model_wrapper(model) else model
     heads = _wrapped_heads(module, optim_wrapper)
     with optim_wrapper.optim_context(model):
         data = module.data_preprocessor(data_batch, training=True)
@@ -125,7 +128,8 @@ def joint_step(
         states = _first_pass(model, module, parts, optim_wrapper, gathered, divisors)
         losses = []
         for number, (part, state) in enumerate(zip(parts, states)):
-            gathered.begin(number), divisors.begin(number)
+            gathered.begin(number)
+            divisors.begin(number)
             _restore_random_states(state)
             losses.append(
                 _back_propagate(
@@ -178,8 +182,8 @@ def _split(data: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
 
 def _first_pass(
-    model: nn.Module,
-    module: nn.Module,
+    model: Any,
+    module: Any,
     parts: list[dict[str, Any]],
     optim_wrapper: OptimWrapper,
     gathered: '_GatheredMicroBatches',
@@ -192,7 +196,8 @@ def _first_pass(
     """
     states, buffers = [], [buffer.clone() for buffer in module.buffers()]
     for number, part in enumerate(parts):
-        gathered.begin(number), divisors.begin(number)
+        gathered.begin(number)
+        divisors.begin(number)
         states.append(_random_states())
         with torch.no_grad(), optim_wrapper.optim_context(model):
             model(**part, mode='loss')
@@ -203,11 +208,7 @@ def _first_pass(
 
 
 def _back_propagate(
-    model: nn.Module,
-    module: nn.Module,
-    part: dict[str, Any],
-    optim_wrapper: OptimWrapper,
-    is_last: bool,
+    model: nn.Module, module: Any, part: dict[str, Any], optim_wrapper: OptimWrapper, is_last: bool
 ) -> dict[str, Any]:
     """Back-propagates a micro-batch; returns its losses without graph."""
     apart = hasattr(model, 'no_sync') and not is_last  # ranks add up once, at the end
@@ -292,14 +293,14 @@ class _Divisors:
     """Makes the stock loss of a micro-batch its part of the loss of the joint batch.
 
     A loss module is told its divisor, ``avg_factor``, or takes the mean over its rows.
-    The first pass notes these numbers; in the second one the divisor is their sum. (A
+    The first pass records these numbers; in the second one the divisor is their sum. (A
     stock divisor that is at least 1 is so for each micro-batch: the sum of the parts
     differs from the joint loss where one has no positive.)
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.is_complete = False
-        self._noted: list[dict[tuple[nn.Module, int], float]] = []
+        self._recorded: list[dict[tuple[nn.Module, int], float]] = []
         losses = [
             part
             for name, part in module.named_modules()
@@ -316,9 +317,10 @@ class _Divisors:
 
     def begin(self, number: int) -> None:
         """Starts a pass over a micro-batch."""
-        self._number, self._calls = number, Counter()
+        self._number = number
+        self._calls: Counter[nn.Module] = Counter()
         if not self.is_complete:
-            self._noted.append({})
+            self._recorded.append({})
 
     def remove(self) -> None:
         """Takes the hooks off."""
@@ -332,9 +334,9 @@ class _Divisors:
         divisor = float(len(args[0]) if told is None else told)
         self._share = None
         if not self.is_complete:
-            self._noted[self._number][call] = divisor
+            self._recorded[self._number][call] = divisor
             return None
-        joint = sum(noted.get(call, 0.0) for noted in self._noted)
+        joint = sum(recorded.get(call, 0.0) for recorded in self._recorded)
         if told is None:
             self._share = divisor / joint
             return None

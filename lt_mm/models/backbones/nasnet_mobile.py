@@ -59,7 +59,7 @@ class NASNetMobile(BaseBackbone):
         )
         self.cell_stem_0 = nasnet.CellStem0(_STEM_CHANNELS, _CHANNELS // 4, **same)
         self.cell_stem_1 = nasnet.CellStem1(_STEM_CHANNELS, _CHANNELS // 2, **same)
-        self.cell_names = []
+        self.cell_names: list[str] = []
         # Channels of the last two outputs: what a cell reads as x_prev and x.
         before, last = _CHANNELS, 2 * _CHANNELS
         for stack, first in enumerate(_FIRST_CELL):

@@ -82,7 +82,7 @@ class TorchvisionBackbone(BaseModule):
         options = dict(options or {})
         if weights is not None and name in _WITH_AUXILIARY:
             options.setdefault('transform_input', True)  # as torchvision does
-        recipe = _Recipe(name, tuple(nodes), options, norm_cfg and dict(norm_cfg))
+        recipe = _Recipe(name, tuple(nodes), options, dict(norm_cfg) if norm_cfg else None)
         extractor = _extract(recipe.build(weights), recipe)
         for child_name, child in extractor.named_children():
             self.add_module(child_name, child)

@@ -45,7 +45,7 @@ class ConsistencyMixin(InstanceMixin):
     _lt_excess = 0
 
     @classmethod
-    def lt_wrap(cls, head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+    def lt_wrap(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
         """Adds this mixin to a built head, in place; returns the head.
 
         Raises:
@@ -62,7 +62,7 @@ class ConsistencyMixin(InstanceMixin):
         return head
 
     @classmethod
-    def lt_check(cls, head: nn.Module) -> None:
+    def lt_check(cls, head: Any) -> None:
         """Raises an UnsupportedHeadError if the head is not what the mixin reads."""
 
     def extra_repr(self) -> str:

@@ -163,17 +163,13 @@ class DetectionConsistency(ConsistencyMixin):
         )
 
     def _lt_candidates(self, detections: Detections) -> Candidates:
+        self._lt_check_pairing(detections)
         if self.lt_options.pairing == 'iou':
             candidates = self._lt_confident(detections)
         else:
             candidates = self._lt_assigned_to_annotations(detections)
         columns = candidates.columns
         columns['exact'] = is_axis_aligned(candidates.matrices)
-        if detections.decode is None and self.lt_options.pairing != 'gt':
-            raise UnsupportedHeadError(
-                f"{type(self).__name__} predicts no boxes, which pairing='"
-                f"{self.lt_options.pairing}' compares; use pairing='gt' in the LossTransformHead"
-            )
         if detections.decode is not None:
             with self.lt_with_graph('bbox'):
                 with torch.autocast(candidates.rows.device.type, enabled=False):
@@ -189,6 +185,19 @@ class DetectionConsistency(ConsistencyMixin):
             places = boxes_to_source(annotated['bboxes'], candidates.matrices)
             columns['distances'] = (columns['restored'].detach() - places).norm(dim=1)
         return candidates
+
+    def _lt_check_pairing(self, detections: Detections) -> None:
+        pairing = self.lt_options.pairing
+        missing = []
+        if pairing == 'iou' and detections.logits is None:
+            missing.append('classes')
+        if pairing in ('iou', 'gt_nearest') and detections.decode is None:
+            missing.append('boxes')
+        if missing:
+            raise UnsupportedHeadError(
+                f'{type(self).__name__} predicts no {" and no ".join(missing)}, which '
+                f"pairing='{pairing}' compares; use pairing='gt' in the LossTransformHead"
+            )
 
     def _lt_assigned_to_annotations(self, detections: Detections) -> Candidates:
         """All positives."""
@@ -229,7 +238,8 @@ class DetectionConsistency(ConsistencyMixin):
     @torch.no_grad()
     def _lt_confidence(self, detections: Detections) -> tuple[Tensor, Tensor]:
         """Score and class (N,) of every prediction's best class, background apart."""
-        logits = detections.logits.float()
+        logits: Any = detections.logits
+        logits = logits.float()
         scores = logits.sigmoid() if detections.sigmoid else logits.softmax(dim=1)
         return scores[:, : self.num_classes].max(dim=1)
 

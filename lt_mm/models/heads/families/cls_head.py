@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
@@ -24,7 +24,7 @@ class ClsConsistency(ConsistencyMixin):
     """Mixin of a classification head: replicas of one image are positives."""
 
     @classmethod
-    def lt_check(cls, head: nn.Module) -> None:
+    def lt_check(cls, head: Any) -> None:
         """Refuses heads without class logits, and heads whose loss does not use them."""
         name = type(head).__name__
         names = {each.__name__ for each in type(head).__mro__}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_mm.core.pairing import annotation_of_target
 from lt_mm.models.heads.detections import DetectionConsistency, Detections
@@ -55,7 +55,7 @@ class DenseConsistency(DetectionConsistency):
     _lt_assigned_images: list[Assigned] | None = None
 
     @classmethod
-    def lt_check(cls, head: nn.Module) -> None:
+    def lt_check(cls, head: Any) -> None:
         """Refuses heads that compute their loss or their targets in a way of their own."""
         own = type(head)
         for stock in cls.lt_heads:

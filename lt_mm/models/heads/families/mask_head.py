@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_mm.core.consistency import mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
@@ -26,7 +26,7 @@ class MaskConsistency(ConsistencyMixin):
     """Mixin of a mask head."""
 
     @classmethod
-    def lt_check(cls, head: nn.Module) -> None:
+    def lt_check(cls, head: Any) -> None:
         """Refuses mask heads with a loss of their own."""
         loss_and_target = getattr(type(head), 'loss_and_target', None)
         if loss_and_target is not FCNMaskHead.loss_and_target:

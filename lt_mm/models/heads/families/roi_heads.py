@@ -46,7 +46,7 @@ class BBoxConsistency(DetectionConsistency):
     """Mixin of a box head of a two-stage detector."""
 
     @classmethod
-    def lt_check(cls, head: nn.Module) -> None:
+    def lt_check(cls, head: Any) -> None:
         """Refuses box heads with a loss or a classifier of their own kind."""
         name = type(head).__name__
         # SABLHead skips BBoxHead's own construction and predicts buckets.
@@ -115,7 +115,7 @@ class RoIConsistency(ConsistencyMixin):
     """Mixin of a RoI head: checks what only the data samples can tell."""
 
     @classmethod
-    def lt_check(cls, head: nn.Module) -> None:
+    def lt_check(cls, head: Any) -> None:
         """Refuses RoI heads without a BBoxHead, and those that go past its loss."""
         boxes = heads_of(head, 'bbox_head')
         if not boxes or not all(isinstance(box_head, BBoxHead) for box_head in boxes):
@@ -129,7 +129,7 @@ class RoIConsistency(ConsistencyMixin):
                 raise UnsupportedHeadError(f'{type(head).__name__} {reason}')
 
     @classmethod
-    def lt_wrap(cls, head: nn.Module, options: ConsistencyOptions) -> nn.Module:
+    def lt_wrap(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
         """Wraps the box heads, the mask heads and the samplers in a RoI head, and itself."""
         cls.lt_check(head)
         for box_head in heads_of(head, 'bbox_head'):

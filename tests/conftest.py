@@ -12,12 +12,12 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
+from tests.paths import REPOSITORY
+
 # The same examples in every run; `pytest --hypothesis-profile explore` draws new ones.
 hypothesis.settings.register_profile('explore', deadline=None)
 hypothesis.settings.register_profile('fixed', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('fixed')
-
-_REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Threads that wait for each other cost more than they give on tiny tensors, and
 # each process of a distributed test has as many again. The environment variable
@@ -58,7 +58,26 @@ def data_dir() -> Path:
     for itself that the file it needs is in the folder.
     """
     named = os.environ.get('LT_MM_DATA_DIR')
-    folder = Path(named) if named else _REPOSITORY.parent / 'shared' / 'data'
+    folder = Path(named) if named else REPOSITORY.parent / 'shared' / 'data'
     if not folder.is_dir():
         pytest.skip(f'no real data: {folder} is not a folder (LT_MM_DATA_DIR names it)')
     return folder
+
+
+# The imports inside: tests of the mathematics do without the frameworks.
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    """A small data set for the demo detectors."""
+    from lt_mm.datasets.converters import write_shapes_dataset
+
+    root = tmp_path_factory.mktemp('shapes')
+    write_shapes_dataset(root, num_train=8, num_val=4, image_size=(96, 128), seed=0)
+    return root
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory) -> Path:
+    """A small data set for classifiers: a folder a class."""
+    from tests.training_data import write_pictures
+
+    return write_pictures(tmp_path_factory.mktemp('pictures'))

@@ -10,9 +10,9 @@ from typing import Any
 from mmengine.config import Config
 
 from tests.configs.made_data import use_made_data, write_pictures
+from tests.paths import CONFIGS, REPOSITORY
 from tests.rank_records import read_ranks
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 _LAUNCHERS_PREFIXES = ('SLURM', 'SBATCH', 'OMPI', 'PMIX', 'MASTER_', 'TORCHELASTIC')
 _LAUNCHERS_NAMES = (
     'RANK',
@@ -32,7 +32,7 @@ STEPS_AN_EPOCH = 3  # 12 sources, each four times, on two ranks with batches of 
 
 def write_config(folder: Path, **more: Any) -> Path:
     """A classifier on made pictures, whose ranks write records; returns its path."""
-    cfg = Config.fromfile(str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'))
+    cfg = Config.fromfile(str(CONFIGS / 'resnet18_cifar10_lt.py'))
     write_pictures(folder / 'pictures')
     use_made_data(cfg, folder, folder / 'pictures', folder)
     cfg.merge_from_dict(

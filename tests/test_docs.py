@@ -1,7 +1,6 @@
 """What the guides show works as they say."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from lt_mm.structures.errors import LostRecordError
-
-DOCS = Path(__file__).resolve().parents[1] / 'docs'
+from tests.paths import DOCS
 
 
 def code_of(name):

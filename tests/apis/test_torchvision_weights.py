@@ -7,7 +7,6 @@ same effect, and that the configs set everything else as torchvision does.
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +28,8 @@ from lt_mm.apis.torchvision_weights import (
     convert,
     convert_file,
 )
+from tests.paths import CONFIGS, TOOLS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CONFIGS = REPOSITORY / 'configs'
 # Name in torchvision: config of the equivalent model.
 CLASSIFIERS = {
     'resnet50': 'imagenet/resnet50_ft.py',
@@ -446,7 +444,7 @@ def test_the_tool_writes_what_load_from_and_init_cfg_take(tmp_path, monkeypatch)
     given = torchvision_model('mobilenet_v2').state_dict()
     source, target = str(tmp_path / 'in.pth'), str(tmp_path / 'out.pth')
     torch.save(given, source)
-    tool = REPOSITORY / 'tools' / 'model_converters' / 'torchvision_to_mm.py'
+    tool = TOOLS / 'model_converters' / 'torchvision_to_mm.py'
     monkeypatch.setattr(sys, 'argv', [str(tool), 'mobilenet_v2', source, target])
     runpy.run_path(str(tool), run_name='__main__')
     assert torch.load(target, weights_only=True)['meta'] == {

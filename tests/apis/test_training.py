@@ -8,93 +8,18 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from lt_mm.apis.draw_replicas import draw_replicas
-from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.engine import launch
 from lt_mm.structures.errors import UnpairedBatchError
+from tests.paths import CONFIGS, TOOLS
+from tests.training_data import classifier_config, detector_options, recorded, train_demo
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LOSSES = ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox')
-
-
-@HOOKS.register_module()
-class RecordOutputs(Hook):
-    """Keeps what every training step gave."""
-
-    priority = 'LOW'
-
-    def __init__(self) -> None:
-        self.outputs = []
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.outputs.append({key: float(value.detach()) for key, value in outputs.items()})
-
-
-def recorded(runner):
-    return next(hook for hook in runner.hooks if isinstance(hook, RecordOutputs)).outputs
-
-
-@pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
-    root = tmp_path_factory.mktemp('shapes')
-    write_shapes_dataset(root, num_train=8, num_val=4, image_size=(96, 128), seed=0)
-    return root
-
-
-@pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    """A folder a class, of images that the class colours."""
-    root = tmp_path_factory.mktemp('pictures')
-    rng = np.random.default_rng(0)
-    for label, color in enumerate([(255, 0, 0), (0, 255, 0)]):
-        (root / str(label)).mkdir()
-        for i in range(6):
-            image = rng.integers(0, 120, (32, 32, 3)) + np.array(color) // 2
-            cv2.imwrite(str(root / str(label) / f'{i}.png'), image.astype(np.uint8))
-    return root
-
-
-def detector_options(shapes, **more):
-    """Makes the demo small: few RoIs, small images, no worker processes."""
-    options = {
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False,
-        'val_dataloader.num_workers': 0,
-        'val_dataloader.persistent_workers': False,
-        'train_dataloader.dataset.data_root': str(shapes),
-        'val_dataloader.dataset.data_root': str(shapes),
-        'val_evaluator.ann_file': str(shapes / 'annotations' / 'val.json'),
-        'test_dataloader.dataset.data_root': str(shapes),
-        'test_dataloader.num_workers': 0,
-        'test_dataloader.persistent_workers': False,
-        'test_evaluator.ann_file': str(shapes / 'annotations' / 'val.json'),
-        'model.backbone.base_channels': 16,
-        'model.backbone.stem_channels': 16,
-        'model.neck.in_channels': [16, 32, 64, 128],
-        'model.train_cfg.rpn_proposal.max_per_img': 50,
-        'train_cfg.max_epochs': 1,
-        'train_cfg.val_interval': 1,
-        'default_hooks.logger.interval': 1,
-        'custom_hooks': [dict(type='RecordOutputs')],
-    }
-    return {**options, **more}
-
-
-def train_demo(shapes, work_dir, config='faster_rcnn_r18_lt_demo.py', resume=None, **more):
-    return launch.train(
-        str(CONFIGS / config),
-        work_dir=str(work_dir),
-        resume=resume,
-        cfg_options=detector_options(shapes, **more),
-    )
 
 
 def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
@@ -172,41 +97,6 @@ def test_stock_sampler_below_a_wrapped_head_stops(shapes, tmp_path):
         )
 
 
-def classifier_config(pictures, tmp_path, **more):
-    cfg = Config.fromfile(str(CONFIGS / 'resnet18_cifar10_lt.py'))
-    dataset = cfg.train_dataloader.dataset
-    loading = [dict(type='LoadImageFromFile')]
-    pipeline = dataset.pipeline
-    pipeline[0].transforms = loading + list(pipeline[0].transforms)
-    folder = dict(type='CustomDataset', data_root=str(pictures), _delete_=True)
-    cfg.merge_from_dict(
-        {
-            'train_dataloader.dataset': dict(folder, pipeline=pipeline),
-            'train_dataloader.batch_size': 8,
-            'train_dataloader.num_workers': 0,
-            'train_dataloader.persistent_workers': False,
-            'val_dataloader': None,
-            'val_cfg': None,
-            'val_evaluator': None,
-            'test_dataloader': None,
-            'test_cfg': None,
-            'test_evaluator': None,
-            'train_cfg.max_epochs': 1,
-            'model.backbone.base_channels': 8,
-            'model.backbone.stem_channels': 8,
-            'model.head.head.in_channels': 64,
-            'model.head.head.num_classes': 2,
-            'data_preprocessor.num_classes': 2,
-            'optim_wrapper.optimizer.lr': 0.01,
-            'custom_hooks': [dict(type='RecordOutputs')],
-            'randomness': dict(seed=0),
-            'work_dir': str(tmp_path),
-            **more,
-        }
-    )
-    return cfg
-
-
 def test_classifier_trains(pictures, tmp_path):
     runner = Runner.from_cfg(
         classifier_config(
@@ -272,7 +162,7 @@ def test_two_processes_train_on_the_cpu(shapes, tmp_path):
         '--standalone',
         '--nproc-per-node',
         '2',
-        str(CONFIGS.parent / 'tools' / 'train.py'),
+        str(TOOLS / 'train.py'),
         str(tmp_path / 'small.py'),
         '--launcher',
         'pytorch',

@@ -14,8 +14,8 @@ from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_tr
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from lt_mm.models.heads import ConsistencyMixin
 from tests.configs.made_data import use_made_data, write_pictures, write_shapes
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FILES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )

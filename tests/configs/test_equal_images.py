@@ -1,7 +1,5 @@
 """LossTransform-v1 takes as many images a step and an epoch as the plain config."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -10,8 +8,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from lt_mm.datasets.converters import write_shapes_dataset
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # Plain configs; the v1 twin has '_lt_v1' in the place of the last part of the name.
 COCO = [
     'coco/faster_rcnn_r50_tv.py',

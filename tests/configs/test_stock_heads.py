@@ -1,7 +1,6 @@
 """The stock configs that docs/heads.md names are supported, or refused, as it says."""
 
 import re
-from pathlib import Path
 
 import pytest
 from mmengine.hub import get_config
@@ -9,8 +8,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from lt_mm.models.heads import ConsistencyMixin
 from lt_mm.structures.errors import UnsupportedHeadError
+from tests.paths import DOCS
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / 'docs' / 'heads.md').read_text()
+DOCUMENT = (DOCS / 'heads.md').read_text()
 
 
 def listed(title):

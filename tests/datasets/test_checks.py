@@ -17,9 +17,7 @@ from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image
 
 from lt_mm.datasets.converters import VOC_CLASSES, convert_voc2012
-
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-
+from tests.paths import CONFIGS
 
 # -- PASCAL VOC 2012 ---------------------------------------------------------------
 

@@ -12,14 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from lt_mm.engine import checkpoints, launch
-from tests.apis.test_training import classifier_config
+from tests.training_data import classifier_config
 
 # 12 sources, each twice, in batches of 4.
 BATCHES = 6
@@ -78,16 +76,6 @@ class Interrupt(Hook):
             subprocess.run(['kill', f'-{self.number:d}', *workers], check=True)
         else:
             os.kill(os.getpid(), self.number)
-
-
-def write_pictures(root):
-    rng = np.random.default_rng(0)
-    for label, color in enumerate([(255, 0, 0), (0, 255, 0)]):
-        (root / str(label)).mkdir(parents=True)
-        for i in range(BATCHES):
-            image = rng.integers(0, 120, (32, 32, 3)) + np.array(color) // 2
-            cv2.imwrite(str(root / str(label) / f'{i}.png'), image.astype(np.uint8))
-    return root
 
 
 def write_config(pictures, folder, seed_steps=True, hooks=(), **more):

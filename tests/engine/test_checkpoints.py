@@ -28,7 +28,8 @@ from lt_mm.engine.checkpoints import (
     write_last_checkpoint,
 )
 from lt_mm.registry import HOOKS
-from tests.engine.interrupted_runs import write_config, write_pictures
+from tests.engine.interrupted_runs import write_config
+from tests.training_data import write_pictures
 
 
 class Malicious:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,10 +33,9 @@ from tests.engine.interrupted_runs import (
     trace,
     validation,
     write_config,
-    write_pictures,
 )
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.paths import REPOSITORY
+from tests.training_data import write_pictures
 
 
 def iter_based():

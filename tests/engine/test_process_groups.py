@@ -13,7 +13,8 @@ from mmengine.config import Config
 
 from lt_mm.engine import launch, process_groups
 from lt_mm.engine.process_groups import LaunchError, check_port, prepare_process_group, read_ranks
-from tests.launch_data import REPOSITORY, assert_trained_alike, finish, start, write_config
+from tests.launch_data import assert_trained_alike, finish, start, write_config
+from tests.paths import CONFIGS, TOOLS
 
 TORCHRUN = dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', MASTER_ADDR='node7', MASTER_PORT='29511')
 SLURM = dict(
@@ -307,7 +308,7 @@ def test_two_processes_with_the_variables_of_mpi_train(tmp_path):
             start(
                 [
                     sys.executable,
-                    REPOSITORY / 'tools' / 'train.py',
+                    TOOLS / 'train.py',
                     config,
                     '--launcher',
                     'mpi',
@@ -398,7 +399,7 @@ def test_mpirun_trains_and_evaluates(tmp_path):
                     tmp_path / f'{tool}_mpi',
                     [
                         sys.executable,
-                        REPOSITORY / 'tools' / tool,
+                        TOOLS / tool,
                         config,
                         *arguments,
                         '--launcher',
@@ -429,7 +430,7 @@ def test_torchrun_on_two_nodes_trains(tmp_path):
         start(
             [
                 'bash',
-                REPOSITORY / 'tools' / 'dist_train.sh',
+                TOOLS / 'dist_train.sh',
                 config,
                 '1',
                 '--work-dir',
@@ -455,20 +456,15 @@ def test_torchrun_on_two_nodes_trains(tmp_path):
     [
         (['none.py', '2'], 'the config none.py does not exist'),
         ([], 'usage: tools/dist_train.sh CONFIG NUM_PROCESSES'),
-        ([str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'), 'two'], "'two'"),
-        (
-            [str(REPOSITORY / 'configs' / 'resnet18_cifar10_lt.py'), '2'],
-            'is taken by another process; choose one',
-        ),
+        ([str(CONFIGS / 'resnet18_cifar10_lt.py'), 'two'], "'two'"),
+        ([str(CONFIGS / 'resnet18_cifar10_lt.py'), '2'], 'is taken by another process; choose one'),
     ],
 )
 def test_dist_train_refuses(arguments, words):
     listener, port = port_in_use()
     with listener:
         agent = start(
-            ['bash', REPOSITORY / 'tools' / 'dist_train.sh', *arguments],
-            NNODES='2',
-            MASTER_PORT=str(port),
+            ['bash', TOOLS / 'dist_train.sh', *arguments], NNODES='2', MASTER_PORT=str(port)
         )
         output = agent.communicate(timeout=60)[0]
     assert agent.returncode == 2 and words in output

@@ -35,11 +35,8 @@ from tests.models.heads.head_data import (
     cls_samples,
     det_sample,
 )
+from tests.paths import CONFIGS, TOOLS
 from tests.ranks import run_ranks
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / 'configs'
-
 
 # -- the metric on made predictions ------------------------------------------------
 
@@ -394,7 +391,7 @@ def test_replicas_are_a_function_of_the_seed_and_the_image(classifier):
 
 
 def run_tool(*arguments):
-    tool = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'consistency.py'))
+    tool = runpy.run_path(str(TOOLS / 'analysis' / 'consistency.py'))
     tool['main']([str(argument) for argument in arguments])
 
 

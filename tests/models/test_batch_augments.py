@@ -1,7 +1,6 @@
 """Grouped batch augments: against the stock ones, and in a real classifier's step."""
 
 import copy
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,8 +22,9 @@ from lt_mm.models.batch_augments import (
 )
 from lt_mm.structures.errors import MissingRecordError
 from tests.models.heads.head_data import cls_samples, total
+from tests.paths import CONFIGS
 
-CIFAR_CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'cifar'
+CIFAR_CONFIGS = CONFIGS / 'cifar'
 # Unequal groups, not contiguous; sources in order of appearance: 9, 4, 7, 2.
 IDS = [9, 4, 9, 7, 4, 9, 2]
 LABELS = [source % 3 for source in IDS]

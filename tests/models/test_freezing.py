@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.models.freezing import Frozen, freeze
 from lt_mm.registry import MODELS
-from tests.apis.test_training import detector_options
+from tests.paths import CONFIGS
+from tests.training_data import detector_options
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SGD = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.1)
 ADAMW = dict(type='AdamW', lr=0.001, weight_decay=0.1)
 NECK = dict(

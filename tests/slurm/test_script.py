@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 
-from tests.launch_data import REPOSITORY, environment
+from tests.launch_data import environment
+from tests.paths import TOOLS
 
-SCRIPT = str(REPOSITORY / 'tools' / 'slurm_train.sh')
+SCRIPT = str(TOOLS / 'slurm_train.sh')
 RECORD = 'printf "%s\\n" "$@" >"$(dirname "$0")/{}"'
 
 
@@ -93,7 +94,7 @@ def test_step_keeps_the_arguments_as_they_are(train):
     options = ['--cfg-options', 'a=[1, 2]', 'b=*']
     arguments = ('gpu', 'name', 'config.py', 'my work', *options)
     _, started = train(*arguments, SLURM_JOB_ID='7', SRUN_ARGS='--mem=4G --exclusive')
-    tool = str(REPOSITORY / 'tools' / 'train.py')
+    tool = str(TOOLS / 'train.py')
     assert started[started.index('--mem=4G') :] == [
         '--mem=4G',
         '--exclusive',

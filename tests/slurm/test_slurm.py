@@ -17,16 +17,11 @@ import pytest
 from mmengine.config import Config
 
 from lt_mm.engine.process_groups import read_ranks
-from tests.launch_data import (
-    REPOSITORY,
-    STEPS_AN_EPOCH,
-    assert_trained_alike,
-    environment,
-    write_config,
-)
+from tests.launch_data import STEPS_AN_EPOCH, assert_trained_alike, environment, write_config
+from tests.paths import TOOLS
 from tests.slurm.cluster import running_cluster, why_unavailable
 
-SCRIPT = REPOSITORY / 'tools' / 'slurm_train.sh'
+SCRIPT = TOOLS / 'slurm_train.sh'
 RESULT_SECONDS = 150
 _reason = why_unavailable()
 pytestmark = pytest.mark.skipif(_reason is not None, reason=f'no SLURM here: {_reason}')
@@ -239,7 +234,7 @@ def test_warned_job_is_requeued_when_all_ranks_have_ended(
         job.wait_until(lambda: job.text().count('train.py') == 2)
         cluster.run('scancel', '--signal=USR1', job.id)
     job.wait_until(lambda: job.state() == 'COMPLETED')
-    tool = f'-u {REPOSITORY}/tools/train.py {config} --work-dir {job.work_dir}'
+    tool = f'-u {TOOLS}/train.py {config} --work-dir {job.work_dir}'
     arguments = f'{tool} --resume --launcher slurm --resume start.pth --amp'
     assert job.text().count(f':{arguments}\n') == 2
     assert job.text().count(f'1:{arguments} --resume\n') == 2  # its own checkpoint

@@ -15,8 +15,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lt_mm.datasets.converters import PENNFUDAN_CLASSES, convert_pennfudan, split_names
+from tests.paths import REPOSITORY, TOOLS
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 DATA_DIR = Path(os.environ.get('LT_MM_DATA_DIR', REPOSITORY.parent / 'shared' / 'data'))
 REAL_ZIP = DATA_DIR / 'PennFudanPed.zip'
 
@@ -264,7 +264,7 @@ def test_command_line(tree, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
-            str(REPOSITORY / 'tools/dataset_converters/pennfudan.py'),
+            str(TOOLS / 'dataset_converters/pennfudan.py'),
             str(zipped(tree)),
             str(tmp_path / 'out'),
             '--num-val',

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 
 import lt_mm.datasets.converters
 from lt_mm.datasets.converters import SHAPES_CLASSES, write_shapes_dataset
+from tests.paths import REPOSITORY, TOOLS
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 PARAMETERS = dict(num_train=40, num_val=24, image_size=((128, 160), (180, 224)), seed=3)
 
 
@@ -270,7 +270,7 @@ def test_mmdet_reads_boxes_labels_and_masks(split, coco):
 
 
 def test_command_line(root, splits, tmp_path):
-    script = REPOSITORY / 'tools/dataset_converters/shapes.py'
+    script = TOOLS / 'dataset_converters/shapes.py'
     command = [
         sys.executable,
         str(script),

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ from pycocotools.coco import COCO
 
 from lt_mm.datasets.converters import VOC_CLASSES, convert_voc2012
 from lt_mm.datasets.converters.voc2012 import connected_components
+from tests.paths import REPOSITORY, TOOLS
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 CAT, DOG, PERSON = 8, 12, 15
 
 
@@ -270,7 +269,7 @@ def test_command_line(tree, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
-            str(REPOSITORY / 'tools/dataset_converters/voc2012.py'),
+            str(TOOLS / 'dataset_converters/voc2012.py'),
             str(tarred(tree)),
             str(tmp_path / 'out'),
             '--min-area',

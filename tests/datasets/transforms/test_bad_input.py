@@ -32,7 +32,7 @@ from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
 from lt_mm.datasets.transforms.bad_input import BadImageError, Tally
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
-from tests.apis.test_training import classifier_config, recorded, train_demo
+from tests.training_data import classifier_config, recorded, train_demo
 
 HEIGHT, WIDTH = 48, 64
 BAD = 1  # the image of four that is not as it should be

@@ -8,7 +8,6 @@ import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -52,8 +51,8 @@ from tests.datasets.transforms.pipeline_data import (
     seed_all,
 )
 from tests.datasets.transforms.transform_cases import CASES, EXACT, INEXACT, REFUSED
+from tests.paths import DOCS, REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 PIXEL = 0.01  # how well boxes must agree with the record
 RENDERING = 1.5  # how well resampled pixels show where a box is
 SEEDS = range(6)
@@ -1529,7 +1528,7 @@ class TestRegistry:
 
 class TestDocumentation:
     def test_the_table_is_fresh(self):
-        path = REPOSITORY / 'docs' / 'transforms.md'
+        path = DOCS / 'transforms.md'
         command = 'python -m tests.datasets.transforms.transform_cases > docs/transforms.md'
         found = path.read_text() if path.exists() else ''
         assert found == transform_cases.support_matrix(), f'stale table; run: {command}'

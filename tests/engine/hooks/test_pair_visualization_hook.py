@@ -15,14 +15,6 @@ from lt_mm.core.consistency import categorical_consistency
 from lt_mm.engine.hooks import pair_visualization_hook as pair_pictures
 from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook, pairs_figure
 from lt_mm.structures.pair_record import PairRecord
-from tests.apis.test_training import (  # noqa: F401
-    CONFIGS,
-    classifier_config,
-    detector_options,
-    pictures,
-    recorded,
-    shapes,
-)
 from tests.models.heads import dense_data
 from tests.models.heads.head_data import (
     FLIP,
@@ -36,6 +28,8 @@ from tests.models.heads.head_data import (
     roi_losses,
     to_source,
 )
+from tests.paths import CONFIGS
+from tests.training_data import classifier_config, detector_options, recorded
 
 VIEWS = [np.eye(3), FLIP, ZOOM]
 LOCAL = dict(type='LocalVisBackend')
@@ -264,7 +258,7 @@ def images_in(work_dir):
     }
 
 
-def demo_config(shapes, **more):  # noqa: F811
+def demo_config(shapes, **more):
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
     options = detector_options(shapes)
     options = {
@@ -276,7 +270,7 @@ def demo_config(shapes, **more):  # noqa: F811
     return cfg
 
 
-def test_the_hook_draws_and_changes_nothing(shapes, tmp_path):  # noqa: F811
+def test_the_hook_draws_and_changes_nothing(shapes, tmp_path):
     cfg = demo_config(shapes)
     plain = train(cfg, tmp_path / 'plain')
     drawn = train(cfg, tmp_path / 'drawn', dict(interval=2))
@@ -292,7 +286,7 @@ def test_the_hook_draws_and_changes_nothing(shapes, tmp_path):  # noqa: F811
         assert 'lt_recorder' not in vars(module)
 
 
-def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):
     figures = []
 
     def keep(*args, **kwargs):
@@ -314,7 +308,7 @@ def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):  # noqa
         assert float(titles[0].split('KL ')[1].split()[0]) >= 0
 
 
-def test_all_backends_get_the_picture(pictures, tmp_path):  # noqa: F811
+def test_all_backends_get_the_picture(pictures, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(
@@ -329,13 +323,13 @@ def test_all_backends_get_the_picture(pictures, tmp_path):  # noqa: F811
     assert [event.step for event in events] == [3, 6]
 
 
-def test_other_ranks_do_not_draw(pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_other_ranks_do_not_draw(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(pair_pictures, 'is_main_process', lambda: False)
     train(classifier_config(pictures, tmp_path), tmp_path, dict(interval=1))
     assert images_in(tmp_path) == {}
 
 
-def test_a_model_without_a_wrapped_head(pictures, tmp_path):  # noqa: F811
+def test_a_model_without_a_wrapped_head(pictures, tmp_path):
     cfg = classifier_config(pictures, tmp_path)
     cfg.model.head = cfg.model.head.head
     with pytest.raises(ValueError, match='no LossTransformHead'):

@@ -12,14 +12,6 @@ from mmengine.runner import Runner
 from lt_mm.engine.loops.micro_batches import _GatheredMicroBatches, joint_step
 from lt_mm.models.heads.gathering import Part
 from lt_mm.structures.errors import UnsupportedHeadError
-from tests.apis.test_training import (  # noqa: F401
-    CONFIGS,
-    classifier_config,
-    detector_options,
-    pictures,
-    recorded,
-    shapes,
-)
 from tests.models.heads.head_data import (
     FLIP,
     MASK_SIDE,
@@ -29,7 +21,9 @@ from tests.models.heads.head_data import (
     det_sample,
     mask_roi_head_config,
 )
-from tests.models.heads.test_across_ranks import model_config
+from tests.models.model_data import model_config
+from tests.paths import CONFIGS
+from tests.training_data import classifier_config, detector_options, recorded
 
 
 class KeepGradients(OptimWrapper):
@@ -218,7 +212,7 @@ def test_refusals():
         joint_step(model, batch('classifier'), optim_of(model), 2)
 
 
-def test_the_loop_trains_a_classifier_from_a_config(pictures, tmp_path):  # noqa: F811
+def test_the_loop_trains_a_classifier_from_a_config(pictures, tmp_path):
     cfg = classifier_config(
         pictures,
         tmp_path,
@@ -236,7 +230,7 @@ def test_the_loop_trains_a_classifier_from_a_config(pictures, tmp_path):  # noqa
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
-def test_the_iteration_loop_trains_a_detector_from_a_config(shapes, tmp_path):  # noqa: F811
+def test_the_iteration_loop_trains_a_detector_from_a_config(shapes, tmp_path):
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
     cfg.merge_from_dict(
         detector_options(

@@ -3,7 +3,6 @@
 import copy
 import functools
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from torchvision.models import get_model
 
 from lt_mm.models.backbones.torchvision import TorchvisionBackbone
 from lt_mm.registry import MODELS, TASK_UTILS
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[3] / 'configs'
 FOUR_LEVELS = [[32], [64], [128], [256], [512]]
 TWO_LEVELS = [[32, 64, 128, 256, 512]] * 2
 # The paper's table: learning rate, sizes of the anchors of each level.

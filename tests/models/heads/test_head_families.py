@@ -1,7 +1,6 @@
 """The public extension point: families of heads, wrapping without a config, printing."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +20,10 @@ from lt_mm.models.heads import (
 from lt_mm.structures.errors import UnsupportedHeadError
 from tests.models.heads import dense_data
 from tests.models.heads.head_data import FLIP, SHAPE, det_sample, total
+from tests.paths import DOCS
 from tests.reference import inverse, move_box
 
-GUIDE = Path(__file__).resolve().parents[3] / 'docs' / 'heads.md'
+GUIDE = DOCS / 'heads.md'
 
 
 @pytest.fixture

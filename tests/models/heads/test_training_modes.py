@@ -12,17 +12,11 @@ from mmengine.runner import Runner
 
 from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.models.heads import ClsConsistency
-from tests.apis.test_training import (  # noqa: F401
-    CONFIGS,
-    RecordOutputs,
-    classifier_config,
-    detector_options,
-    pictures,
-    recorded,
-)
 from tests.models.heads.head_data import cls_samples
-from tests.models.heads.test_across_ranks import model_config
+from tests.models.model_data import model_config
+from tests.paths import CONFIGS
 from tests.ranks import run_ranks
+from tests.training_data import classifier_config, detector_options, recorded
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -76,7 +70,7 @@ _COMPILED_APPEND = pytest.mark.filterwarnings('ignore:Dynamo does not know how t
 
 @pytest.mark.parametrize('mode', _marked('compile'))
 @_COMPILED_APPEND
-def test_classifier(mode, pictures, tmp_path):  # noqa: F811
+def test_classifier(mode, pictures, tmp_path):
     torch._dynamo.reset()
     runner = Runner.from_cfg(
         classifier_config(pictures, tmp_path, **{'train_cfg.max_epochs': 4, **MODES[mode]})
@@ -186,7 +180,7 @@ def test_conversion_to_synchronised_batch_norm():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA card')
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
-def test_amp_on_a_card(dtype, pictures, tmp_path):  # noqa: F811
+def test_amp_on_a_card(dtype, pictures, tmp_path):
     runner = Runner.from_cfg(
         classifier_config(
             pictures,
@@ -203,7 +197,7 @@ def test_amp_on_a_card(dtype, pictures, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor(pictures, tmp_path):  # noqa: F811
+def test_compiled_by_inductor(pictures, tmp_path):
     torch._dynamo.reset()
     runner = Runner.from_cfg(
         classifier_config(

@@ -1,12 +1,13 @@
 """The frame of tools/benchmarks: targets, medians, peaks, tables. No times."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / 'tools' / 'benchmarks'
+from tests.paths import TOOLS
+
+BENCHMARKS = TOOLS / 'benchmarks'
 
 
 @pytest.fixture

@@ -6,21 +6,21 @@ import importlib.util
 import json
 import runpy
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 
-from tests.engine.interrupted_runs import validation, weights, write_config, write_pictures
+from tests.engine.interrupted_runs import validation, weights, write_config
+from tests.paths import TOOLS
+from tests.training_data import write_pictures
 
-TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'experiments'
-STUDIES = sorted((TOOLS / 'studies').glob('*.py'))
+STUDIES = sorted((TOOLS / 'experiments' / 'studies').glob('*.py'))
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
+    spec = importlib.util.spec_from_file_location(name, TOOLS / 'experiments' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -10,7 +10,8 @@ from pathlib import Path
 import mmengine
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import CONFIGS, REPOSITORY
+
 BUILD_SDIST = 'import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])'
 # mim wants the whole path of these.
 NAMED_LIKE_A_BASE = {
@@ -33,7 +34,7 @@ def installed(tmp_path_factory) -> Path:
     """The content of the wheel that pip makes from the sdist, offline."""
     folder = tmp_path_factory.mktemp('wheel')
     # A copy: a build leaves its own files beside the sources.
-    source = shutil.copytree(ROOT, folder / 'source', ignore=_all_but_sources)
+    source = shutil.copytree(REPOSITORY, folder / 'source', ignore=_all_but_sources)
     _python('-c', BUILD_SDIST, folder, cwd=source)
     _python(
         '-m',
@@ -62,7 +63,7 @@ def _all_but_sources(folder: str, names: list[str]) -> set[str]:
         'pyproject.toml',
         'tools',
     }
-    others = set(names) - sources if Path(folder) == ROOT else set()
+    others = set(names) - sources if Path(folder) == REPOSITORY else set()
     return others | {'__pycache__'}
 
 
@@ -99,11 +100,11 @@ def test_mim_finds_configs_and_tools(installed):
 
 
 def test_every_base_is_installed(installed):
-    bases = (ROOT / 'configs' / '_base_').rglob('*.py')
+    bases = (CONFIGS / '_base_').rglob('*.py')
     missing = [
         base
         for base in bases
-        if not (installed / 'lt_mm' / '.mim' / base.relative_to(ROOT)).is_file()
+        if not (installed / 'lt_mm' / '.mim' / base.relative_to(REPOSITORY)).is_file()
     ]
     assert not missing
 

@@ -1,18 +1,7 @@
 # DenseNet-40 (k = 12) on CIFAR-100: the plain run.
-_base_ = [
-    '../_base_/datasets/cifar100_affine.py',
-    '../_base_/schedules/cifar_120e.py',
-    'mmpretrain::_base_/default_runtime.py',
-]
+_base_ = 'resnet20_cifar100.py'
 
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='lt_mm.CifarDenseNet', depth=40, growth_rate=12),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=100,
-        in_channels=448,  # 16 + 3 * 12 * 12
-        loss=dict(type='CrossEntropyLoss'),
-    ),
+    backbone=dict(_delete_=True, type='lt_mm.CifarDenseNet', depth=40, growth_rate=12),
+    head=dict(in_channels=448),  # 16 + 3 * 12 * 12
 )

@@ -1,13 +1,7 @@
 # DenseNet-40 (k = 12) on CIFAR-10 with LossTransform, every image four times an epoch.
-_base_ = 'densenet40_cifar10.py'
-
-train_dataloader = dict(
-    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4),
-    dataset=dict(
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
-    ),
-)
+_base_ = 'resnet20_cifar10_lt.py'
 
 model = dict(
-    head=dict(_delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.head, rho=1.0)
+    backbone=dict(_delete_=True, type='lt_mm.CifarDenseNet', depth=40, growth_rate=12),
+    head=dict(head=dict(in_channels=448)),  # 16 + 3 * 12 * 12
 )

@@ -1,13 +1,9 @@
 # ResNet-110 on CIFAR-10 with LossTransform, every image four times an epoch.
-_base_ = 'resnet110_cifar10.py'
+_base_ = 'resnet20_cifar10_lt.py'
 
-train_dataloader = dict(
-    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4),
-    dataset=dict(
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
-    ),
-)
-
-model = dict(
-    head=dict(_delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.head, rho=1.0)
-)
+model = dict(backbone=dict(depth=110))
+# The paper's warm-up: so deep a network does not start to learn at 0.1.
+param_scheduler = [
+    dict(type='ConstantLR', factor=0.1, by_epoch=False, begin=0, end=400),
+    _base_.param_scheduler,
+]

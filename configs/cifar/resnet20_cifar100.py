@@ -1,15 +1,9 @@
 # ResNet-20 on CIFAR-100: the plain run.
 _base_ = [
+    '../_base_/models/resnet20_cifar.py',
     '../_base_/datasets/cifar100_affine.py',
     '../_base_/schedules/cifar_120e.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
 
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='lt_mm.CifarResNet', depth=20),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead', num_classes=100, in_channels=64, loss=dict(type='CrossEntropyLoss')
-    ),
-)
+model = dict(head=dict(num_classes=100))

@@ -1,18 +1,10 @@
-# With LossTransform-v1: as many images an epoch as the plain config.
-_base_ = 'mask_rcnn_densenet121.py'
-
-train_dataloader = dict(
-    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
-    dataset=dict(
-        dataset=dict(
-            pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)]
-        ),
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
-    ),
-)
+# Mask R-CNN with DenseNet121 on PennFudanPed with LossTransform-v1; for the nodes
+# see mask_rcnn_densenet121.py.
+_base_ = 'mask_rcnn_resnet50_lt.py'
 
 model = dict(
-    roi_head=dict(
-        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.roi_head, rho=1.0
-    )
+    backbone=dict(
+        name='densenet121', nodes=[f'features.transition{i}.relu' for i in (1, 2, 3)] + ['relu']
+    ),
+    neck=dict(in_channels=[256, 512, 1024, 1024]),
 )

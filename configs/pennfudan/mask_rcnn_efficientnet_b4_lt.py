@@ -1,18 +1,7 @@
-# With LossTransform-v1: as many images an epoch as the plain config.
-_base_ = 'mask_rcnn_efficientnet_b4.py'
-
-train_dataloader = dict(
-    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
-    dataset=dict(
-        dataset=dict(
-            pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)]
-        ),
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
-    ),
-)
+# Mask R-CNN with EfficientNetB4 on PennFudanPed with LossTransform-v1.
+_base_ = 'mask_rcnn_convnext_tiny_lt.py'
 
 model = dict(
-    roi_head=dict(
-        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.roi_head, rho=1.0
-    )
+    backbone=dict(name='efficientnet_b4', nodes=['features.8']), neck=dict(in_channels=[1792])
 )
+optim_wrapper = dict(optimizer=dict(lr=0.01))

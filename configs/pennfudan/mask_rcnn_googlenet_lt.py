@@ -1,18 +1,7 @@
-# With LossTransform-v1: as many images an epoch as the plain config.
-_base_ = 'mask_rcnn_googlenet.py'
-
-train_dataloader = dict(
-    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
-    dataset=dict(
-        dataset=dict(
-            pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)]
-        ),
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
-    ),
-)
+# Mask R-CNN with GoogLeNet on PennFudanPed with LossTransform-v1.
+_base_ = 'mask_rcnn_resnet50_lt.py'
 
 model = dict(
-    roi_head=dict(
-        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.roi_head, rho=1.0
-    )
+    backbone=dict(name='googlenet', nodes=['conv3', 'inception3b', 'inception4e', 'inception5b']),
+    neck=dict(in_channels=[192, 480, 832, 1024]),
 )

@@ -1,18 +1,8 @@
-# With LossTransform-v1: as many images an epoch as the plain config.
-_base_ = 'mask_rcnn_mnasnet1_0.py'
-
-train_dataloader = dict(
-    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
-    dataset=dict(
-        dataset=dict(
-            pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)]
-        ),
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
-    ),
-)
+# Mask R-CNN with MNASNet1.0 on PennFudanPed with LossTransform-v1; for the momentum
+# see mask_rcnn_mnasnet1_0.py.
+_base_ = 'mask_rcnn_convnext_tiny_lt.py'
 
 model = dict(
-    roi_head=dict(
-        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.roi_head, rho=1.0
-    )
+    backbone=dict(name='mnasnet1_0', nodes=['layers'], norm_momentum=0.1),
+    neck=dict(in_channels=[1280]),
 )

@@ -1,18 +1,4 @@
-# With LossTransform-v1: as many images an epoch as the plain config.
-_base_ = 'mask_rcnn_wide_resnet50_2.py'
+# Mask R-CNN with WideResNet50 on PennFudanPed with LossTransform-v1.
+_base_ = 'mask_rcnn_resnet50_lt.py'
 
-train_dataloader = dict(
-    sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
-    dataset=dict(
-        dataset=dict(
-            pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)]
-        ),
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
-    ),
-)
-
-model = dict(
-    roi_head=dict(
-        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.roi_head, rho=1.0
-    )
-)
+model = dict(backbone=dict(name='wide_resnet50_2'))

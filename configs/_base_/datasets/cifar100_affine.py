@@ -11,8 +11,8 @@ train_pipeline = [
         scale=(0.9, 1.1),
         shear=10,
         interpolation='bilinear',
-        fill=(129, 124, 112),
-    ),  # the mean colour
+        fill=(129, 124, 112),  # the mean colour
+    ),
     dict(type='PILToNumpy'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),

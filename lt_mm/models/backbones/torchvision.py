@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from lt_mm.registry import MODELS, register
 
 # Without their auxiliary classifiers, which give a tuple in train mode; init_weights is
-# torchvision's default, and said aloud it does not warn.
+# torchvision's default; without naming it torchvision warns.
 _NO_AUXILIARY = dict(aux_logits=False, init_weights=True)
 _WITH_AUXILIARY = ('googlenet', 'inception_v3')
 # Large enough that borders do not blur the stride of a network without padding.

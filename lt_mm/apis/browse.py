@@ -9,13 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from lt_mm.datasets.checks import explained
-from lt_mm.datasets.transforms.bad_input import warn
-from lt_mm.engine.launch import load_config
-from lt_mm.models.heads.loss_transform_head import ConsistencyOptions
-from lt_mm.structures.errors import RECORD_HINT
-from lt_mm.visualization import drawing
-from lt_mm.visualization.browse_figures import failures_figure, source_figure
-from lt_mm.visualization.replicas import (
+from lt_mm.datasets.source_catalog import (
     BELOW,
     INEXACT,
     LOST,
@@ -25,6 +19,12 @@ from lt_mm.visualization.replicas import (
     find_failures,
     sources_and_replicas,
 )
+from lt_mm.datasets.transforms.bad_input import warn
+from lt_mm.engine.launch import load_config
+from lt_mm.models.heads.loss_transform_head import ConsistencyOptions
+from lt_mm.structures.errors import RECORD_HINT
+from lt_mm.visualization import drawing
+from lt_mm.visualization.browse_figures import failures_figure, source_figure
 
 
 @dataclass

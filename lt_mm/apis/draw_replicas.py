@@ -11,17 +11,11 @@ from torch import Tensor, nn
 
 from lt_mm.core.geometry import boxes_to_source
 from lt_mm.core.pairing import greedy_iou_groups
+from lt_mm.datasets.display import rgb_image
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import load_config
 from lt_mm.structures.record import source_ids_of
-from lt_mm.visualization.drawing import (
-    colors,
-    draw_boxes,
-    new_figure,
-    rgb_image,
-    save_figure,
-    show_image,
-)
+from lt_mm.visualization.drawing import colors, draw_boxes, new_figure, save_figure, show_image
 
 _UNPAIRED_COLOR = '0.55'
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_mm.core.restoration import moved_outlines
+from lt_mm.datasets.source_catalog import Failure, Replica, Source
 from lt_mm.visualization.drawing import (
     Color,
     colors,
@@ -21,7 +22,6 @@ from lt_mm.visualization.drawing import (
     new_figure,
     show_image,
 )
-from lt_mm.visualization.replicas import Failure, Replica, Source
 
 _GREY = '0.6'
 _LISTED_MATRICES = 2
@@ -147,7 +147,7 @@ def failures_figure(failures: list[Failure], min_visibility: float) -> Figure:
     """A tile for each failure; of many, some of each kind.
 
     Args:
-        failures: What :func:`lt_mm.visualization.replicas.find_failures` found.
+        failures: What :func:`lt_mm.datasets.source_catalog.find_failures` found.
         min_visibility: The threshold that was used.
     """
     drawn = _some_of_each_kind(failures)

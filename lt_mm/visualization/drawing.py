@@ -9,7 +9,6 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
-from torch import Tensor
 
 _DPI = 110
 Color = tuple[float, float, float]
@@ -69,46 +68,6 @@ def colors(count: int) -> list[Color]:
     """So many colours; they come again after 20."""
     palette = colormaps['tab10' if count <= 10 else 'tab20'].colors
     return [palette[number % len(palette)] for number in range(count)]
-
-
-def file_of(sample: Any) -> str | None:
-    """The file that a sample's image was loaded from, if it was.
-
-    Then its channels are blue, green, red, as OpenCV loads them; data sets that hold
-    their images in memory (CIFAR) hold them as RGB.
-
-    Args:
-        sample: A data sample, or the results of a pipeline.
-    """
-    # Packing may leave it out of the sample; the record has it as well.
-    for holder in (sample, sample.get('gt_instances')):
-        if holder is not None and holder.get('img_path') is not None:
-            return holder.get('img_path')
-    return None
-
-
-def rgb_image(image: Any, is_bgr: bool) -> np.ndarray:
-    """An image of a pipeline, to be shown.
-
-    Args:
-        image: (3, H, W) or (1, H, W) tensor as packed, or (H, W, 3) or (H, W) array as
-            loaded; 0 to 255, or normalised.
-        is_bgr: Whether its channels are blue, green, red.
-
-    Returns:
-        (H, W, 3) uint8 RGB. Normalised images are stretched to the whole range.
-    """
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy().transpose(1, 2, 0)
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    image = np.broadcast_to(image, (*image.shape[:2], 3))
-    if image.min(initial=0) < 0:
-        low, high = image.min(), image.max()
-        image = (image - low) * (255 / max(high - low, 1e-6))
-    image = image.clip(0, 255).astype(np.uint8)
-    return image[..., ::-1] if is_bgr else image
 
 
 def show_image(axes: Any, image: np.ndarray, title: str = '', note: str = '') -> None:

@@ -12,10 +12,8 @@ from mmengine.dataset import ConcatDataset
 from mmengine.registry import TRANSFORMS, init_default_scope
 
 from lt_mm.apis import browse
-from lt_mm.structures.errors import MissingRecordError
-from lt_mm.visualization.browse_figures import failures_figure, source_figure
-from lt_mm.visualization.drawing import NoDisplayError, colors, pixels_of, rgb_image
-from lt_mm.visualization.replicas import (
+from lt_mm.datasets.display import rgb_image
+from lt_mm.datasets.source_catalog import (
     BELOW,
     INEXACT,
     LOST,
@@ -23,6 +21,9 @@ from lt_mm.visualization.replicas import (
     find_failures,
     sources_and_replicas,
 )
+from lt_mm.structures.errors import MissingRecordError
+from lt_mm.visualization.browse_figures import failures_figure, source_figure
+from lt_mm.visualization.drawing import NoDisplayError, colors, pixels_of
 from tests import reference
 from tests.apis.test_training import CONFIGS, pictures, shapes  # noqa: F401
 from tests.datasets.transforms.pipeline_data import (

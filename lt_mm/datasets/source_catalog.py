@@ -19,10 +19,10 @@ from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, map_boxes, vis
 from lt_mm.core.restoration import restoration_errors
 from lt_mm.core.seeds import seed_all
 from lt_mm.datasets.checks import innermost_datasets
+from lt_mm.datasets.display import file_of, rgb_image
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from lt_mm.structures.errors import RECORD_HINT, MissingRecordError
 from lt_mm.structures.record import AppliedTransform, source_ids_of
-from lt_mm.visualization.drawing import file_of, rgb_image
 
 LOST, BELOW, INEXACT = 'lost', 'below visibility', 'inexact'
 

@@ -69,5 +69,6 @@ def source_image(sample: Any) -> np.ndarray:
 
 def class_name(classes: Sequence[str] | None, label: int) -> str:
     """The name of a class, or its number where the data set does not name it."""
-    is_named = classes is not None and label < len(classes)
-    return str(classes[label]) if is_named else f'class {label}'
+    if classes is None or label >= len(classes):
+        return f'class {label}'
+    return str(classes[label])

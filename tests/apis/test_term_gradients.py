@@ -1,5 +1,6 @@
 """The gradients of the terms beside the stock losses', on a trained demo detector."""
 
+import contextlib
 import math
 import runpy
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from mmdet.models import FasterRCNN
 from mmengine.runner import load_checkpoint
 
+from lt_mm.apis import term_gradients
 from lt_mm.apis.term_gradients import measure_term_gradients, table_of
 from lt_mm.engine import launch
 from lt_mm.engine.checkpoints import checkpoint_loading
@@ -107,7 +109,7 @@ def test_ratios_are_proportional_to_rho(measure):
 
 
 def test_batches_without_a_term_do_not_count(measure, monkeypatch):
-    """As those that leave a cascade early, which have no losses of its later stages."""
+    """Such as those that leave a cascade early and have no losses of its later stages."""
     once = measure(num_batches=1)['terms']
     loss, calls = FasterRCNN.loss, []
 
@@ -132,6 +134,21 @@ def test_what_cannot_be_compared_is_named(measure):
         measure(num_batches=99)
     with pytest.raises(ValueError, match='num_batches is 0'):
         measure(num_batches=0)
+
+
+@pytest.mark.parametrize('num_batches', [1, 99])
+def test_heads_record_no_more_afterwards(measure, monkeypatch, num_batches):
+    """Whether the measurement succeeds or, for want of batches, fails."""
+    runners = []
+
+    def build_runner(cfg):
+        runners.append(launch.build_runner(cfg))
+        return runners[0]
+
+    monkeypatch.setattr(term_gradients, 'build_runner', build_runner)
+    with pytest.raises(ValueError) if num_batches == 99 else contextlib.nullcontext():
+        measure(num_batches=num_batches)
+    assert not any('lt_recorder' in vars(module) for module in runners[0].model.modules())
 
 
 def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):  # noqa: F811

@@ -50,18 +50,18 @@ class ConsistencyMetric(BaseMetric):
     come in different batches and on different ranks. For classifiers:
 
     - ``mean_kl``: the mean over the images of D_KL(mean prediction || each), in nats, as
-      in the consistency term. It grows with m, so compare values of equal m; and models
-      that are less sure of their predictions have less of it.
+      in the consistency term. It grows with m, so compare values of equal m. It is
+      smaller for models that are less sure of their predictions.
     - ``agreement``: of all pairs of replicas of an image, the share in which the most
       probable class is the same (of multi-label heads: the set of classes with a
       probability of 1/2 or more); the mean over the images.
 
-    For detectors, of the predictions with a score of ``score_threshold`` or more, brought
-    back to the source image and matched over the replicas greedily by IoU, whatever their
-    class. A group is what was matched to one another:
+    For detectors, the predictions with a score of ``score_threshold`` or more are brought
+    back to the source image and matched across replicas greedily by IoU, whatever their
+    class. Predictions that match one another are a group:
 
-    - ``matched_share``: share of the predictions that match one of another replica. What
-      a crop left out of the other replicas counts as not matched.
+    - ``matched_share``: share of the predictions that match one of another replica. An
+      object that a crop removed from the other replicas counts as not matched.
     - ``mean_iou``: the mean IoU of a group's boxes with the group's mean box; the mean
       over the groups.
     - ``agreement``: of all pairs of boxes of a group, the share with the same class; the
@@ -123,7 +123,7 @@ class ConsistencyMetric(BaseMetric):
         self.report: ConsistencyReport | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keeps what is compared of a batch of predictions.
+        """Keeps those parts of a batch of predictions that are compared.
 
         Args:
             data_batch: Not used.
@@ -222,7 +222,7 @@ def _restored(sample: dict, score_threshold: float) -> dict[str, Any]:
 
 
 def _numbers(sample: dict, name: str, values: Tensor) -> np.ndarray:
-    """A prediction in float32, as an array: a tensor would take its batch along."""
+    """A prediction as a float32 array; a tensor would be stored with its whole batch."""
     numbers = values.detach().cpu().float().numpy()
     if not np.isfinite(numbers).all():
         raise ValueError(

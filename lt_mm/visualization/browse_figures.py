@@ -213,7 +213,7 @@ def _make_room(axes: Any, outline: Tensor, image: np.ndarray) -> None:
 
 
 def _zoom_to(axes: Any, points: Tensor, image: np.ndarray) -> None:
-    """Shows a square around points (k, 2), at most one image away."""
+    """Shows a square around points (k, 2) that lie at most one image away."""
     size = np.array(image.shape[1::-1])
     low = points.numpy().min(axis=0).clip(-size, 2 * size)
     high = points.numpy().max(axis=0).clip(-size, 2 * size)

@@ -52,7 +52,7 @@ CROP = dict(type='CropLeft')
 
 
 class Sequence(torch.utils.data.Dataset):
-    """A data set that is none of MMEngine's."""
+    """A data set that does not derive from MMEngine's."""
 
 
 @pytest.fixture(autouse=True)

@@ -17,18 +17,18 @@ def parse_args() -> argparse.Namespace:
         help='folder for the pictures (default: replicas, in the work dir of the config)',
     )
     place.add_argument('--show', action='store_true', help='open windows instead')
-    parser.add_argument('--num-sources', type=int, default=8)
+    parser.add_argument('--num-sources', type=int, default=8, help='sources to draw (default: 8)')
     parser.add_argument(
         '--num-replicas',
         type=int,
         metavar='M',
-        help="of each source (default: the sampler's num_repeats, or 4)",
+        help="replicas of each source (default: the sampler's num_repeats, or 4)",
     )
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='seed of the draws')
     parser.add_argument(
         '--min-visibility',
         type=float,
-        help="of an instance that counts (default: the head's, or 0.3)",
+        help="less visible instances are failures (default: the head's number, or 0.3)",
     )
     parser.add_argument(
         '--cfg-options',

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -28,17 +29,17 @@ def measure_term_gradients(
 ) -> dict[str, Any]:
     """Compares the gradient of each term with that of all stock losses together.
 
-    Both for all parameters that are trained, on training batches with the model in
-    training mode; no step is taken. The checkpoint may be one of the stock config. One
-    process, and no mixed precision.
+    Both are gradients for all parameters that are trained, on training batches with the
+    model in training mode; no optimiser step is taken. The checkpoint may be one of the
+    stock config. Runs in one process, without mixed precision.
 
     Args:
         config: Config file with a LossTransformHead.
         checkpoint: Checkpoint file.
-        num_batches: So many batches of the training data, 1 or more.
+        num_batches: How many batches of the training data to use, 1 or more.
         seed: Seed of the order of the images and of the augmentations.
         cfg_options: Settings of the config to override, keys with dots. A schedule of
-            rho is at its start here: give the number that is meant.
+            rho is at its start here: give the number that is to be measured.
         work_dir: Folder of the logs; by default that of the config.
         trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
 
@@ -48,9 +49,8 @@ def measure_term_gradients(
         - ``terms``: for each term its mean ``value`` (rho times the term), the mean
           ``ratio`` of the norm of its gradient to that of the stock losses, and the mean
           ``cosine`` between them over the batches where it has a gradient; None without
-          such a batch. Below 0, the term works against the stock losses. Batches that
-          do not have the term, as of the later stages of a cascade that a batch leaves
-          early, do not count.
+          such a batch. Below 0, the term works against the stock losses. Batches without
+          the term do not count, such as those that leave a cascade before a later stage.
         - ``heads``: for each wrapped head that pairs, by its name in the model, the mean
           number of ``pairs`` a batch (predictions that have a positive), and of those
           the mean ``score`` (probability of the most probable class, background apart)
@@ -69,9 +69,16 @@ def measure_term_gradients(
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
-        records = _recorded_heads(runner.model, config)
+        heads = _wrapped_heads(runner.model, config)
         runner.load_or_resume()
-    steps = _steps(runner, cfg, num_batches)
+    records: dict[str, list[PairRecord]] = {name: [] for name in heads}
+    for name, head in heads.items():
+        head.lt_recorder = records[name].append
+    try:
+        steps = _steps(runner, cfg, num_batches)
+    finally:
+        for head in heads.values():
+            del head.lt_recorder
     names = dict.fromkeys(name for step in steps for name in step)
     terms = {name: _term_of([step[name] for step in steps if name in step]) for name in names}
     if not any(term['ratio'] for term in terms.values()):
@@ -80,55 +87,47 @@ def measure_term_gradients(
             'paired, or rho is 0, as at the start of a schedule; give a number: '
             '--cfg-options model.roi_head.rho=1.0 (model.head.rho, model.bbox_head.rho)'
         )
-    heads = {
-        name: _pairs_of(noted, num_batches) for name, noted in records.items() if noted
-    }  # a RoI head is silent: its box and mask heads pair
     return dict(
         config=config,
         checkpoint=checkpoint,
         seed=seed,
         num_batches=num_batches,
         terms=terms,
-        heads=heads,
+        # A RoI head records nothing: its box and mask heads form the pairs.
+        heads={name: _pairs_of(found, num_batches) for name, found in records.items() if found},
     )
 
 
 def table_of(report: Mapping[str, Any]) -> str:
     """The numbers of :func:`measure_term_gradients` as lines of text."""
-    lines = [
-        f'{report["num_batches"]} training batches, seed {report["seed"]}: {report["checkpoint"]}',
-        '',
-        f'{"term":24}{"value":>9}{"gradient / stock":>18}{"cosine":>9}',
+    columns = dict(ratio='gradient / stock', pairs='paired a batch', unsure='below 1/2')
+    tables = [
+        pd.DataFrame.from_dict(report[key], orient='index', dtype=float)
+        .rename(columns=columns)
+        .to_string(float_format='{:.4f}'.format, na_rep='-')
+        for key in ('terms', 'heads')
     ]
-    for name, term in report['terms'].items():
-        cosine = '-' if term['cosine'] is None else f'{term["cosine"]:+.3f}'
-        lines.append(f'{name:24}{term["value"]:9.4f}{term["ratio"]:18.4f}{cosine:>9}')
-    lines += ['', f'{"head":24}{"paired a batch":>16}{"score":>9}{"below 1/2":>11}']
-    for name, head in report['heads'].items():
-        score, unsure = (
-            '-' if head[key] is None else f'{head[key]:.3f}' for key in ('score', 'unsure')
-        )
-        lines.append(f'{name:24}{head["pairs"]:16.1f}{score:>9}{unsure:>11}')
-    return '\n'.join(lines)
+    heading = (
+        f'{report["num_batches"]} training batches, seed {report["seed"]}: {report["checkpoint"]}'
+    )
+    return '\n\n'.join([heading, *tables])
 
 
-def _recorded_heads(model: nn.Module, config: str) -> dict[str, list[PairRecord]]:
-    """Makes the wrapped heads note their pairs; the lists that they note them in."""
-    records: dict[str, list[PairRecord]] = {}
-    for name, part in model.named_modules():
-        if isinstance(part, ConsistencyMixin):
-            records[name] = []
-            part.lt_recorder = records[name].append
-    if not records:
+def _wrapped_heads(model: nn.Module, config: str) -> dict[str, ConsistencyMixin]:
+    """The wrapped heads of a model, by their names in it."""
+    heads = {
+        name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)
+    }
+    if not heads:
         raise ValueError(
             f'the model of {config}, {type(model).__name__}, has no LossTransformHead; '
             "wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock head>)"
         )
-    return records
+    return heads
 
 
 def _steps(runner: Runner, cfg: Config, num_batches: int) -> list[dict[str, Any]]:
-    """For each batch what is measured of each term."""
+    """Measures each term on each batch."""
     loader = runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)
     runner.model.train()
     steps = [_step(runner.model, batch) for _, batch in zip(range(num_batches), loader)]
@@ -139,7 +138,8 @@ def _steps(runner: Runner, cfg: Config, num_batches: int) -> list[dict[str, Any]
     return steps
 
 
-def _step(model: nn.Module, data_batch: Any) -> dict[str, Any]:
+def _step(model: Any, data_batch: Any) -> dict[str, Any]:
+    """The value of each term, and its gradient compared with that of the stock losses."""
     data = model.data_preprocessor(data_batch, training=True)
     losses = model(**data, mode='loss')
     terms = {
@@ -172,8 +172,8 @@ def _term_of(found: list[Any]) -> dict[str, float | None]:
     )
 
 
-def _pairs_of(noted: list[PairRecord], num_batches: int) -> dict[str, float | None]:
-    scores = torch.cat([record.scores[record.paired] for record in noted]).tolist()
+def _pairs_of(records: list[PairRecord], num_batches: int) -> dict[str, float | None]:
+    scores = torch.cat([record.scores[record.paired] for record in records]).tolist()
     return dict(
         pairs=len(scores) / num_batches,
         score=_mean(scores),

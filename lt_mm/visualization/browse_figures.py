@@ -1,4 +1,4 @@
-"""The figures of :mod:`lt_mm.apis.browse`."""
+"""Figures of replicas: restored boxes, matrices, and the annotations that were lost."""
 
 import itertools
 import math
@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_mm.core.restoration import moved_outlines
+from lt_mm.datasets.replica_failures import Failure
+from lt_mm.datasets.source_catalog import Instances, Replica, Source
 from lt_mm.visualization.drawing import (
+    GREY,
     Color,
     colors,
     draw_boxes,
@@ -21,9 +24,7 @@ from lt_mm.visualization.drawing import (
     new_figure,
     show_image,
 )
-from lt_mm.visualization.replicas import Failure, Replica, Source
 
-_GREY = '0.6'
 _LISTED_MATRICES = 2
 _MOST_TILES = 30
 _WHITE_ON_BLACK = dict(
@@ -34,7 +35,7 @@ _WHITE_ON_BLACK = dict(
 
 
 def source_figure(source: Source, replicas: list[Replica]) -> Figure:
-    """The source with all restored boxes, then the replicas with their own.
+    """Draws a source with all restored boxes, then its replicas with their own boxes.
 
     Args:
         source: The source.
@@ -59,7 +60,7 @@ def _colors_of(source: Source) -> dict[int, Color]:
 
 
 def _draw_source(axes: Any, source: Source, replicas: list[Replica]) -> None:
-    if source.boxes is None:
+    if not source.is_detection:
         show_image(axes, source.image, f'{source.name}\n{", ".join(source.names)}')
         return
     own = _colors_of(source)
@@ -72,12 +73,10 @@ def _draw_source(axes: Any, source: Source, replicas: list[Replica]) -> None:
     if source.masks is not None:
         draw_masks(axes, source.masks, list(own.values()))
     draw_boxes(axes, source.boxes, [_WHITE_ON_BLACK] * len(own))
-    for replica in replicas:
-        instances = replica.instances
+    for instances in [each.instances for each in replicas if each.instances is not None]:
         places = instances.of(source.source_id)
-        draw_boxes(
-            axes, instances.restored[places], [_style(replica, place, own) for place in places]
-        )
+        styles = [_style(instances, place, own) for place in places]
+        draw_boxes(axes, instances.restored[places], styles)
     names = [f'#{row} {name}' for row, name in zip(source.rows, source.names)]
     draw_boxes(
         axes, source.boxes, [dict(edgecolor=color, linewidth=0) for color in own.values()], names
@@ -85,12 +84,9 @@ def _draw_source(axes: Any, source: Source, replicas: list[Replica]) -> None:
 
 
 def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> None:
-    is_own = replica.source_id == source.source_id
-    title = (
-        f'replica {number}'
-        if is_own
-        else (f'replica {number}: source {replica.source_id} in its place')
-    )
+    title = f'replica {number}'
+    if replica.source_id != source.source_id:
+        title += f': source {replica.source_id} in its place'
     applied = textwrap.shorten(', '.join(replica.applied), 60, placeholder=' ...')
     show_image(axes, replica.image, f'{title}\n{applied}', _matrix_note(source, replica))
     instances = replica.instances
@@ -99,10 +95,10 @@ def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> N
     own, styles, names = _colors_of(source), [], []
     for place, (source_id, row) in enumerate(instances.source_ids.tolist()):
         if source_id == source.source_id:
-            styles.append(_style(replica, place, own))
+            styles.append(_style(instances, place, own))
             names.append(f'#{row} {float(instances.visibility[place]):.0%}')
         else:
-            styles.append(dict(edgecolor=_GREY, linestyle='--', linewidth=1))
+            styles.append(dict(edgecolor=GREY, linestyle='--', linewidth=1))
             names.append(f'of {source_id}')
     if instances.masks is not None:
         places = instances.of(source.source_id)
@@ -114,11 +110,9 @@ def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> N
     draw_boxes(axes, instances.boxes, styles, names)
 
 
-def _style(replica: Replica, place: int, own: dict[int, Color]) -> dict:
-    row = int(replica.instances.source_ids[place, 1])
-    return dict(
-        edgecolor=own[row], linewidth=1.6, linestyle='-' if replica.instances.exact[place] else ':'
-    )
+def _style(instances: Instances, place: int, own: dict[int, Color]) -> dict:
+    color = own[int(instances.source_ids[place, 1])]
+    return dict(edgecolor=color, linewidth=1.6, linestyle='-' if instances.exact[place] else ':')
 
 
 def _matrix_note(source: Source, replica: Replica) -> str:
@@ -144,10 +138,10 @@ def _lines(matrix: Tensor) -> str:
 
 
 def failures_figure(failures: list[Failure], min_visibility: float) -> Figure:
-    """A tile for each failure; of many, some of each kind.
+    """Draws a tile for each failure; of many, some of each kind.
 
     Args:
-        failures: What :func:`lt_mm.visualization.replicas.find_failures` found.
+        failures: What :func:`lt_mm.datasets.replica_failures.find_failures` found.
         min_visibility: The threshold that was used.
     """
     drawn = _some_of_each_kind(failures)
@@ -184,34 +178,30 @@ def _some_of_each_kind(failures: list[Failure]) -> list[Failure]:
 
 
 def _draw_tile(axes: Any, failure: Failure) -> None:
-    """The instance in its replica, as near as can be; if need be, in the source."""
-    source, replica, place = failure.source, failure.replica, failure.place
+    """Draws an instance in its replica, enlarged; in the source if no matrix is known."""
+    source, replica, box = failure.source, failure.replica, failure.box
     index = source.rows.index(failure.row)
     annotated = source.boxes[index : index + 1]
     color = colors(len(source.rows))[index]
-    title = '\n'.join(
-        textwrap.wrap(
-            f'{source.name}, #{failure.row} {source.names[index]}, replica '
-            f'{failure.number}: {failure.reason}',
-            44,
-        )
+    text = (
+        f'{source.name}, #{failure.row} {source.names[index]}, replica '
+        f'{failure.number}: {failure.reason}'
     )
+    title = '\n'.join(textwrap.wrap(text, 44))
     solid = dict(edgecolor=color, linewidth=1.8)
-    matrix = replica.matrix if place is None else replica.instances.matrices[place]
-    if matrix is None:
+    if failure.matrix is None:
         show_image(axes, source.image, f'{title}\n(its place in the source)')
         draw_boxes(axes, annotated, [solid])
-        _look_at(axes, annotated.reshape(-1, 2), source.image)
+        _zoom_to(axes, annotated.reshape(-1, 2), source.image)
         return
     show_image(axes, replica.image, title)
-    outline = moved_outlines(annotated, matrix)[0]
+    outline = moved_outlines(annotated, failure.matrix)[0]
     draw_outline(axes, outline, edgecolor=color, linestyle='--', linewidth=1.5)
-    if place is None:
+    if box is None:
         _make_room(axes, outline, replica.image)
     else:
-        box = replica.instances.boxes[place][None]
-        draw_boxes(axes, box, [solid])
-        _look_at(axes, torch.cat([outline, box.reshape(-1, 2)]), replica.image)
+        draw_boxes(axes, box[None], [solid])
+        _zoom_to(axes, torch.cat([outline, box.reshape(-1, 2)]), replica.image)
 
 
 def _make_room(axes: Any, outline: Tensor, image: np.ndarray) -> None:
@@ -219,22 +209,22 @@ def _make_room(axes: Any, outline: Tensor, image: np.ndarray) -> None:
     size = np.array(image.shape[1::-1])
     low = np.minimum(outline.numpy().min(axis=0), 0).clip(-size, None)
     high = np.maximum(outline.numpy().max(axis=0), size).clip(None, 2 * size)
-    _set_view(axes, low, high, 0.03 * size.max(), size)
+    _set_limits(axes, low, high, 0.03 * size.max(), size)
 
 
-def _look_at(axes: Any, points: Tensor, image: np.ndarray) -> None:
-    """Shows a square around points (k, 2), at most one image away."""
+def _zoom_to(axes: Any, points: Tensor, image: np.ndarray) -> None:
+    """Shows a square around points (k, 2) that lie at most one image away."""
     size = np.array(image.shape[1::-1])
     low = points.numpy().min(axis=0).clip(-size, 2 * size)
     high = points.numpy().max(axis=0).clip(-size, 2 * size)
     center, half = (low + high) / 2, (high - low).max() / 2
-    _set_view(axes, center - half, center + half, max(half, 0.08 * size.max()), size)
+    _set_limits(axes, center - half, center + half, max(half, 0.08 * size.max()), size)
 
 
-def _set_view(
+def _set_limits(
     axes: Any, low: np.ndarray, high: np.ndarray, margin: float, size: np.ndarray
 ) -> None:
-    """Sets what the axes show, and draws the frame of the image."""
+    """Sets the limits of the axes, and draws the frame of the image."""
     axes.set_xlim(low[0] - margin, high[0] + margin)
     axes.set_ylim(high[1] + margin, low[1] - margin)
     draw_boxes(axes, np.array([[0, 0, *size]]), [dict(edgecolor='black', linewidth=0.8)])

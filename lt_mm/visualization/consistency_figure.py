@@ -1,17 +1,19 @@
-"""A picture of how alike predictions for augmented copies of images are."""
+"""A figure of how alike predictions for augmented copies of images are."""
 
 import os.path as osp
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure, SubFigure
 
-from lt_mm.visualization.drawing import new_figure, save_figure
+from lt_mm.datasets.display import class_name
+from lt_mm.visualization.drawing import new_figure
 
 _COLOR, _LINE = '#4878a8', '#c44e52'
-_SMALLEST_KL = 1e-6  # nats; smaller ones are drawn as it
+_SMALLEST_KL = 1e-6  # nats; smaller ones are drawn as this one
 _MOST_CLASSES = 20
 _SETTINGS = dict(
     unaugmented='image\nas it is',
@@ -22,7 +24,7 @@ _SETTINGS = dict(
 Panel = Callable[[Axes, Mapping[str, Any]], None]
 
 
-def draw_consistency(report: Mapping[str, Any], out: str) -> None:
+def consistency_figure(report: Mapping[str, Any]) -> Figure:
     """Draws a report.
 
     Of classifiers: the KL of each image, the agreement of each class, the stock metric
@@ -32,8 +34,7 @@ def draw_consistency(report: Mapping[str, Any], out: str) -> None:
     metric without and with test-time augmentation.
 
     Args:
-        report: See :func:`lt_mm.apis.consistency.measure_consistency`.
-        out: PNG to write.
+        report: What :func:`lt_mm.apis.consistency.measure_consistency` returns.
     """
     examples = report['examples']
     heights = [3.8] + [1.6 + 0.26 * report['num_replicas']] * bool(examples)
@@ -42,7 +43,7 @@ def draw_consistency(report: Mapping[str, Any], out: str) -> None:
     _draw_panels(top, report)
     if examples:
         _draw_examples(below[0], examples, report['classes'])
-    save_figure(figure, out)
+    return figure
 
 
 def _draw_panels(figure: SubFigure, report: Mapping[str, Any]) -> None:
@@ -60,10 +61,12 @@ def _draw_panels(figure: SubFigure, report: Mapping[str, Any]) -> None:
 
 
 def _panels_of(report: Mapping[str, Any]) -> list[Panel]:
+    panels: list[Panel] = [
+        partial(_draw_shares, key='mean_iou', title='IoU of matched boxes with their mean box'),
+        partial(_draw_shares, key='matched_share', title='boxes that match one of another replica'),
+    ]
     if report['task'] == 'classification':
-        panels: list[Panel] = [_draw_kl]
-    else:
-        panels = [_draw_iou, _draw_matched]
+        panels = [_draw_kl]
     if report['per_class']:
         panels.append(_draw_agreement)
     if report['stock']:
@@ -73,35 +76,28 @@ def _panels_of(report: Mapping[str, Any]) -> list[Panel]:
 
 def _draw_kl(axes: Axes, report: Mapping[str, Any]) -> None:
     kl = np.array([image['mean_kl'] for image in report['images']]).clip(_SMALLEST_KL)
-    axes.hist(kl, bins=np.geomspace(kl.min() / 1.1, kl.max() * 1.1, 31), color=_COLOR)
+    axes.hist(kl, bins=np.geomspace(kl.min() / 1.1, kl.max() * 1.1, 31).tolist(), color=_COLOR)
     axes.set_xscale('log')
     axes.axvline(max(report['mean_kl'], _SMALLEST_KL), color=_LINE)
-    axes.set_title(
-        f'KL of the mean prediction to each\nmean {report["mean_kl"]:.3g} nats (line)', fontsize=9
+    floor = f', {_SMALLEST_KL:g} where it is smaller' * bool(kl.min() == _SMALLEST_KL)
+    _label(
+        axes,
+        f'KL of the mean prediction to each\nmean {report["mean_kl"]:.3g} nats (line)',
+        f'mean of an image, nats{floor}',
+        'images',
     )
-    floor = f', drawn as {_SMALLEST_KL:g} below it' * bool(kl.min() == _SMALLEST_KL)
-    _label(axes, f'mean of an image, nats{floor}', 'images')
-
-
-def _draw_iou(axes: Axes, report: Mapping[str, Any]) -> None:
-    _draw_shares(axes, report, 'mean_iou', 'IoU of matched boxes with their mean box')
-
-
-def _draw_matched(axes: Axes, report: Mapping[str, Any]) -> None:
-    _draw_shares(axes, report, 'matched_share', 'boxes that match one of another replica')
 
 
 def _draw_shares(axes: Axes, report: Mapping[str, Any], key: str, title: str) -> None:
     """A histogram over the images of a value in [0, 1]."""
     values = [image[key] for image in report['images'] if image[key] is not None]
-    axes.hist(values, bins=np.linspace(0, 1, 21), color=_COLOR)
+    axes.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=_COLOR)
     mean = 'none'
     if report[key] is not None:
         axes.axvline(report[key], color=_LINE)
         mean = f'{report[key]:.3f} (line)'
-    axes.set_title(f'{title}\nof all: {mean}', fontsize=9)
     axes.set_xlim(0, 1)
-    _label(axes, 'mean of an image', 'images')
+    _label(axes, f'{title}\nof all: {mean}', 'mean of an image', 'images')
 
 
 def _draw_agreement(axes: Axes, report: Mapping[str, Any]) -> None:
@@ -116,10 +112,8 @@ def _draw_agreement(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_xlim(0, 1)
     axes.axvline(report['agreement'], color=_LINE)
     which = 'each class' if len(shown) == len(found) else f'the {len(shown)} least alike'
-    axes.set_title(
-        f'agreement of {which} (count)\nof all: {report["agreement"]:.3f} (line)', fontsize=9
-    )
-    _label(axes, 'share of pairs with one class', '')
+    title = f'agreement of {which} (count)\nof all: {report["agreement"]:.3f} (line)'
+    _label(axes, title, 'share of pairs with the same class')
 
 
 def _draw_stock(axes: Axes, report: Mapping[str, Any]) -> None:
@@ -133,7 +127,7 @@ def _draw_stock(axes: Axes, report: Mapping[str, Any]) -> None:
     bars = axes.bar(range(len(found)), values, color=_COLOR, width=0.6)
     axes.bar_label(bars, [f'{value:.4g}' for value in values], fontsize=8)
     axes.set_xticks(range(len(found)), found)
-    axes.set_title(f'{name}\nstock evaluation', fontsize=9)
+    _label(axes, f'{name}\nstock evaluation')
 
 
 def _draw_examples(
@@ -162,10 +156,10 @@ def _most_probable(probabilities: np.ndarray, classes: list[str]) -> tuple[np.nd
     columns = np.arange(probabilities.shape[1])
     if len(columns) > _MOST_CLASSES:
         columns = np.sort(np.argsort(-probabilities.mean(axis=0))[:_MOST_CLASSES])
-    names = [classes[column] if column < len(classes) else str(column) for column in columns]
-    return probabilities[:, columns], names
+    return probabilities[:, columns], [class_name(classes, column) for column in columns]
 
 
-def _label(axes: Axes, x: str, y: str) -> None:
+def _label(axes: Axes, title: str, x: str = '', y: str = '') -> None:
+    axes.set_title(title, fontsize=9)
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)

@@ -1,4 +1,4 @@
-"""What the pictures share: figures without a window, images, boxes, colours."""
+"""What the figures share: figures without a window, images, boxes, masks, colours."""
 
 import os
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
-from torch import Tensor
 
 _DPI = 110
 Color = tuple[float, float, float]
+GREY: Color = (0.6, 0.6, 0.6)
 
 
 class NoDisplayError(RuntimeError):
@@ -21,30 +21,29 @@ class NoDisplayError(RuntimeError):
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of ``width`` x ``height`` inches that opens no window."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=_DPI, layout='constrained')
 
 
 def save_figure(figure: Figure, path: str) -> None:
-    """Writes a PNG, and the folder that it lies in."""
+    """Writes a PNG, and makes the folder that it lies in."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     figure.savefig(path, dpi=_DPI)
 
 
 def pixels_of(figure: Figure) -> np.ndarray:
     """The figure as (H, W, 3) uint8 RGB."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def check_display() -> None:
     """Makes sure that a window can be opened.
 
     Raises:
-        NoDisplayError: If not.
+        NoDisplayError: If no window can be opened.
     """
-    # Importing it chooses a window system, which nothing else here needs.
+    # The import chooses a window system, which nothing else here needs.
     from matplotlib import pyplot
 
     if pyplot.get_backend().lower() == 'agg':
@@ -59,66 +58,46 @@ def show_in_window(figure: Figure, title: str) -> None:
     from matplotlib import pyplot
 
     window = pyplot.figure(title, figsize=figure.get_size_inches())
-    axes = window.add_axes([0, 0, 1, 1])
+    axes = window.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.imshow(pixels_of(figure))
     pyplot.show()
 
 
 def colors(count: int) -> list[Color]:
-    """So many colours; they come again after 20."""
-    palette = colormaps['tab10' if count <= 10 else 'tab20'].colors
-    return [palette[number % len(palette)] for number in range(count)]
+    """So many colours; they are repeated after 20."""
+    palette = colormaps['tab10' if count <= 10 else 'tab20']
+    return [palette(number % palette.N)[:3] for number in range(count)]
 
 
-def file_of(sample: Any) -> str | None:
-    """The file that a sample's image was loaded from, if it was.
-
-    Then its channels are blue, green, red, as OpenCV loads them; data sets that hold
-    their images in memory (CIFAR) hold them as RGB.
-
-    Args:
-        sample: A data sample, or the results of a pipeline.
-    """
-    # Packing may leave it out of the sample; the record has it as well.
-    for holder in (sample, sample.get('gt_instances')):
-        if holder is not None and holder.get('img_path') is not None:
-            return holder.get('img_path')
-    return None
-
-
-def rgb_image(image: Any, is_bgr: bool) -> np.ndarray:
-    """An image of a pipeline, to be shown.
+def group_styles(
+    group_ids: Sequence[int], is_paired: Sequence[bool], linewidth: float = 1.3
+) -> list[dict[str, Any]]:
+    """Styles for boxes that pair: a colour for each group, dashed grey for the unpaired.
 
     Args:
-        image: (3, H, W) or (1, H, W) tensor as packed, or (H, W, 3) or (H, W) array as
-            loaded; 0 to 255, or normalised.
-        is_bgr: Whether its channels are blue, green, red.
-
-    Returns:
-        (H, W, 3) uint8 RGB. Normalised images are stretched to the whole range.
+        group_ids: The group of each box.
+        is_paired: Whether each box has a partner in its group.
+        linewidth: Of the boxes that are paired, in points.
     """
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy().transpose(1, 2, 0)
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    image = np.broadcast_to(image, (*image.shape[:2], 3))
-    if image.min(initial=0) < 0:
-        low, high = image.min(), image.max()
-        image = (image - low) * (255 / max(high - low, 1e-6))
-    image = image.clip(0, 255).astype(np.uint8)
-    return image[..., ::-1] if is_bgr else image
+    groups = sorted({group for group, paired in zip(group_ids, is_paired) if paired})
+    own = dict(zip(groups, colors(len(groups))))
+    return [
+        dict(edgecolor=own[group], linewidth=linewidth)
+        if paired
+        else dict(edgecolor=GREY, linewidth=1, linestyle='--')
+        for group, paired in zip(group_ids, is_paired)
+    ]
 
 
 def show_image(axes: Any, image: np.ndarray, title: str = '', note: str = '') -> None:
-    """Fills the axes with an image, in edge coordinates, and writes around it.
+    """Fills the axes with an image, in edge coordinates, and writes above and below it.
 
     Args:
-        axes: Of matplotlib.
+        axes: Axes of matplotlib.
         image: (H, W, 3), or (H, W, 4) with opacity.
-        title: Above it.
-        note: Below it, small and in columns.
+        title: The text above it.
+        note: The text below it, small and monospaced.
     """
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
@@ -131,13 +110,13 @@ def show_image(axes: Any, image: np.ndarray, title: str = '', note: str = '') ->
 def draw_boxes(
     axes: Any, boxes: Any, styles: Sequence[dict], names: Sequence[str] | None = None
 ) -> None:
-    """Draws boxes, with names at their upper corners, where these are in sight.
+    """Draws boxes, with names at their upper corners where these can be seen.
 
     Args:
-        axes: Of matplotlib.
-        boxes: (n, 4) tensor, xyxy in pixels of the image shown.
-        styles: For each the arguments of a matplotlib Rectangle.
-        names: For each; '' for none.
+        axes: Axes of matplotlib.
+        boxes: (n, 4) tensor or array, xyxy in pixels of the image shown.
+        styles: For each box the arguments of a matplotlib Rectangle.
+        names: A name for each box; '' for none.
     """
     names = [''] * len(styles) if names is None else names
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -166,9 +145,9 @@ def draw_masks(axes: Any, masks: np.ndarray, fills: Sequence[Color]) -> None:
     """Tints the pixels of masks.
 
     Args:
-        axes: Of matplotlib.
+        axes: Axes of matplotlib.
         masks: (n, H, W) bool.
-        fills: A colour for each.
+        fills: A colour for each mask.
     """
     if len(masks) == 0:
         return

@@ -1,7 +1,9 @@
 """The gradients of the terms beside the stock losses', on a trained demo detector."""
 
+import contextlib
 import math
 import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,18 +11,18 @@ import torch
 from mmdet.models import FasterRCNN
 from mmengine.runner import load_checkpoint
 
+from lt_mm.apis import term_gradients
 from lt_mm.apis.term_gradients import measure_term_gradients, table_of
 from lt_mm.engine import launch
 from lt_mm.engine.checkpoints import checkpoint_loading
-from tests.paths import CONFIGS, TOOLS
-from tests.training_data import detector_options, train_demo
+from tests.apis.test_training import CONFIGS, detector_options, shapes, train_demo  # noqa: F401
 
 CONFIG = str(CONFIGS / 'faster_rcnn_r18_lt_demo.py')
-TOOL = TOOLS / 'analysis' / 'term_gradients.py'
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'analysis' / 'term_gradients.py'
 
 
 @pytest.fixture(scope='module')
-def checkpoint(shapes, tmp_path_factory):
+def checkpoint(shapes, tmp_path_factory):  # noqa: F811
     """Of the stock detector, after two steps."""
     work_dir = tmp_path_factory.mktemp('stock')
     train_demo(shapes, work_dir, 'faster_rcnn_r18_demo.py')
@@ -28,7 +30,7 @@ def checkpoint(shapes, tmp_path_factory):
 
 
 @pytest.fixture
-def measure(shapes, checkpoint, tmp_path):
+def measure(shapes, checkpoint, tmp_path):  # noqa: F811
 
     def call(config=CONFIG, num_batches=2, **more):
         return measure_term_gradients(
@@ -63,7 +65,7 @@ def gradient_of(model, data, keys):
     )
 
 
-def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):
+def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):  # noqa: F811
     found = measure(num_batches=1)
     cfg = launch.load_config(CONFIG, str(tmp_path), detector_options(shapes))
     cfg.randomness = dict(seed=3)
@@ -107,7 +109,7 @@ def test_ratios_are_proportional_to_rho(measure):
 
 
 def test_batches_without_a_term_do_not_count(measure, monkeypatch):
-    """As those that leave a cascade early, which have no losses of its later stages."""
+    """Such as those that leave a cascade early and have no losses of its later stages."""
     once = measure(num_batches=1)['terms']
     loss, calls = FasterRCNN.loss, []
 
@@ -134,7 +136,22 @@ def test_what_cannot_be_compared_is_named(measure):
         measure(num_batches=0)
 
 
-def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize('num_batches', [1, 99])
+def test_heads_record_no_more_afterwards(measure, monkeypatch, num_batches):
+    """Whether the measurement succeeds or, for want of batches, fails."""
+    runners = []
+
+    def build_runner(cfg):
+        runners.append(launch.build_runner(cfg))
+        return runners[0]
+
+    monkeypatch.setattr(term_gradients, 'build_runner', build_runner)
+    with pytest.raises(ValueError) if num_batches == 99 else contextlib.nullcontext():
+        measure(num_batches=num_batches)
+    assert not any('lt_recorder' in vars(module) for module in runners[0].model.modules())
+
+
+def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):  # noqa: F811
     options = {
         key: value for key, value in detector_options(shapes).items() if key != 'custom_hooks'
     }

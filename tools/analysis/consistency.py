@@ -1,9 +1,9 @@
-"""How alike predictions for augmented copies of validation images are.
+"""Measures how alike predictions for augmented copies of validation images are.
 
 Prints a table and writes ``consistency.json``, ``consistency.csv`` (a row for each image)
-and ``consistency.png``: KL of the predictions to their mean and agreement of the classes,
-or overlap of the matched boxes; and what the stock evaluation gives without and with
-test-time augmentation.
+and ``consistency.png``. They hold the KL of the predictions to their mean and the
+agreement of the classes, or the overlap of the matched boxes, and what the stock
+evaluation gives without and with test-time augmentation.
 """
 
 import argparse
@@ -28,9 +28,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     images = parser.add_mutually_exclusive_group()
     images.add_argument('--indices', type=int, nargs='+', help='validation images to take')
     images.add_argument(
-        '--max-images', type=int, help='so many validation images, evenly spaced (default: all)'
+        '--max-images',
+        type=int,
+        help='at most so many validation images, evenly spaced (default: all)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the augmentations')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the augmentations')
     parser.add_argument(
         '--score-threshold',
         type=float,

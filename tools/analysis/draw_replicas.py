@@ -7,13 +7,19 @@ from lt_mm.apis.draw_replicas import draw_replicas
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config with an InvertiblePipeline')
+    parser.add_argument('config', help='config of a detector')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('out', help='PNG to write')
-    parser.add_argument('--index', type=int, help='image of the validation set')
-    parser.add_argument('--num-replicas', type=int, default=4)
-    parser.add_argument('--score-threshold', type=float, default=0.4)
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--index',
+        type=int,
+        help='number of the validation image (default: one with many instances)',
+    )
+    parser.add_argument('--num-replicas', type=int, default=4, help='replicas (default: 4)')
+    parser.add_argument(
+        '--score-threshold', type=float, default=0.4, help='smallest confidence (default: 0.4)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the augmentations')
     return parser.parse_args()
 
 

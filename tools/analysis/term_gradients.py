@@ -1,7 +1,7 @@
-"""How strong the consistency terms are beside the stock losses, and whether against them.
+"""Measures how strong the consistency terms are beside the stock losses.
 
-On training batches and a checkpoint: norm of each term's gradient against that of the
-stock losses, the cosine between them, and how sure the paired predictions are.
+On training batches and a checkpoint: the norm of each term's gradient relative to that of
+the stock losses, the cosine between them, and how sure the paired predictions are.
 """
 
 import argparse
@@ -19,7 +19,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--num-batches', type=int, default=20, help='training batches (default: 20)'
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the order and the augmentations')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the order and the augmentations'
+    )
     parser.add_argument('--work-dir', help='folder of the logs (default: as training)')
     parser.add_argument(
         '--cfg-options',

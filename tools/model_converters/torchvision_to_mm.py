@@ -2,7 +2,8 @@
 
 import argparse
 
-from lt_mm.apis.torchvision_weights import ARCHITECTURES, convert_file
+from lt_mm.apis.torchvision_layers import ARCHITECTURES
+from lt_mm.apis.torchvision_weights import convert_file
 
 
 def parse_args() -> argparse.Namespace:

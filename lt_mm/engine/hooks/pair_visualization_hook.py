@@ -12,19 +12,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from lt_mm.core.pairing import UNPAIRED
+from lt_mm.datasets.display import file_of, rgb_image
 from lt_mm.models.heads import ConsistencyMixin
 from lt_mm.registry import HOOKS, register
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.visualization.drawing import (
-    Color,
-    colors,
-    draw_boxes,
-    file_of,
-    new_figure,
-    pixels_of,
-    rgb_image,
-    show_image,
-)
+from lt_mm.visualization.drawing import Color, colors, draw_boxes, new_figure, pixels_of, show_image
 
 _GREY = (0.6, 0.6, 0.6)
 
@@ -114,9 +106,7 @@ class PairVisualizationHook(Hook):
 
 def _wrapped_heads(runner: Any) -> dict[str, ConsistencyMixin]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return {
-        name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)
-    }
+    return {name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)}
 
 
 def _of_batch(noted: list[PairRecord], num_parts: int) -> PairRecord:

@@ -8,7 +8,7 @@ from lt_mm.apis import browse
 from lt_mm.apis.replica_configs import record_pipelines
 from lt_mm.datasets.replica_failures import BELOW
 from lt_mm.visualization.drawing import NoDisplayError
-from tests.apis.test_training import CONFIGS, pictures, shapes  # noqa: F401
+from tests.paths import CONFIGS
 
 
 def browsed(root, tmp_path, config='faster_rcnn_r18_lt_demo.py', **options):
@@ -18,7 +18,7 @@ def browsed(root, tmp_path, config='faster_rcnn_r18_lt_demo.py', **options):
     )
 
 
-def test_a_detector(shapes, tmp_path):  # noqa: F811
+def test_a_detector(shapes, tmp_path):
     summary, failures = browsed(
         shapes, tmp_path, num_sources=1, seed=1, more={'model.roi_head.min_visibility': 1.0}
     )
@@ -34,7 +34,7 @@ def test_a_detector(shapes, tmp_path):  # noqa: F811
     assert cv2.imread(str(tmp_path / 'replicas' / files[1])).std() > 10
 
 
-def test_a_plain_config_is_wrapped(shapes, tmp_path, monkeypatch):  # noqa: F811
+def test_a_plain_config_is_wrapped(shapes, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(browse, 'warn', said.append)
     summary, _ = browsed(shapes, tmp_path, 'faster_rcnn_r18_demo.py', num_sources=1, seed=1)
@@ -52,7 +52,7 @@ def test_a_plain_pipeline_is_wrapped_wherever_it_stands():
         assert each['pipeline'] == [dict(type='lt_mm.InvertiblePipeline', transforms=transforms)]
 
 
-def test_a_classifier_has_no_boxes(pictures, tmp_path):  # noqa: F811
+def test_a_classifier_has_no_boxes(pictures, tmp_path):
     cfg = Config.fromfile(str(CONFIGS / 'resnet18_cifar10_lt.py'))
     pipeline = cfg.train_dataloader.dataset.pipeline
     pipeline[0].transforms.insert(0, dict(type='LoadImageFromFile'))
@@ -69,7 +69,7 @@ def test_a_classifier_has_no_boxes(pictures, tmp_path):  # noqa: F811
     assert len(files) == 3 and all(path.name.startswith('source_') for path in files)
 
 
-def test_windows(shapes, tmp_path, monkeypatch):  # noqa: F811
+def test_windows(shapes, tmp_path, monkeypatch):
     from matplotlib import pyplot
 
     pyplot.switch_backend('agg')
@@ -88,6 +88,6 @@ def test_windows(shapes, tmp_path, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize('name', ['num_sources', 'num_replicas'])
-def test_numbers_out_of_range(shapes, tmp_path, name):  # noqa: F811
+def test_numbers_out_of_range(shapes, tmp_path, name):
     with pytest.raises(ValueError, match=f'{name} is 0'):
         browsed(shapes, tmp_path, **{name: 0})

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +14,15 @@ from lt_mm.apis import term_gradients
 from lt_mm.apis.term_gradients import measure_term_gradients, table_of
 from lt_mm.engine import launch
 from lt_mm.engine.checkpoints import checkpoint_loading
-from tests.apis.test_training import CONFIGS, detector_options, shapes, train_demo  # noqa: F401
+from tests.paths import CONFIGS, TOOLS
+from tests.training_data import detector_options, train_demo
 
 CONFIG = str(CONFIGS / 'faster_rcnn_r18_lt_demo.py')
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'analysis' / 'term_gradients.py'
+TOOL = TOOLS / 'analysis' / 'term_gradients.py'
 
 
 @pytest.fixture(scope='module')
-def checkpoint(shapes, tmp_path_factory):  # noqa: F811
+def checkpoint(shapes, tmp_path_factory):
     """Of the stock detector, after two steps."""
     work_dir = tmp_path_factory.mktemp('stock')
     train_demo(shapes, work_dir, 'faster_rcnn_r18_demo.py')
@@ -30,7 +30,7 @@ def checkpoint(shapes, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture
-def measure(shapes, checkpoint, tmp_path):  # noqa: F811
+def measure(shapes, checkpoint, tmp_path):
 
     def call(config=CONFIG, num_batches=2, **more):
         return measure_term_gradients(
@@ -65,7 +65,7 @@ def gradient_of(model, data, keys):
     )
 
 
-def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):  # noqa: F811
+def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):
     found = measure(num_batches=1)
     cfg = launch.load_config(CONFIG, str(tmp_path), detector_options(shapes))
     cfg.randomness = dict(seed=3)
@@ -151,7 +151,7 @@ def test_heads_record_no_more_afterwards(measure, monkeypatch, num_batches):
     assert not any('lt_recorder' in vars(module) for module in runners[0].model.modules())
 
 
-def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):  # noqa: F811
+def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):
     options = {
         key: value for key, value in detector_options(shapes).items() if key != 'custom_hooks'
     }

@@ -19,11 +19,11 @@ from tests.apis.test_torchvision_weights import (
     CONFIGS,
     DETECTORS,
     NOT_IN_COCO,
-    REPOSITORY,
     build,
     stock_model,
     torchvision_model,
 )
+from tests.paths import TOOLS
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +132,7 @@ def test_the_tool_writes_what_load_from_and_init_cfg_take(tmp_path, monkeypatch)
     given = torchvision_model('mobilenet_v2').state_dict()
     source, target = str(tmp_path / 'in.pth'), str(tmp_path / 'out.pth')
     torch.save(given, source)
-    tool = REPOSITORY / 'tools' / 'model_converters' / 'torchvision_to_mm.py'
+    tool = TOOLS / 'model_converters' / 'torchvision_to_mm.py'
     monkeypatch.setattr(sys, 'argv', [str(tool), 'mobilenet_v2', source, target])
     runpy.run_path(str(tool), run_name='__main__')
     assert torch.load(target, weights_only=True)['meta'] == {

@@ -4,8 +4,6 @@ Weights are random: what is proved is that every parameter arrives where it has 
 same effect, and that the configs set everything else as torchvision does.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 import torchvision
@@ -17,9 +15,8 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from lt_mm.apis.torchvision_weights import COCO_CATEGORY_IDS, convert
+from tests.paths import CONFIGS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CONFIGS = REPOSITORY / 'configs'
 # Name in torchvision: config of the equivalent model.
 CLASSIFIERS = {
     'resnet50': 'imagenet/resnet50_ft.py',

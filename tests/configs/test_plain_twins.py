@@ -1,12 +1,12 @@
 """A config with LossTransform is its plain config and the three overrides, and nothing else."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.config import Config
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+from tests.paths import CONFIGS
+
 FILES = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')}
 # Under LossTransform all replicas of an image are mixed alike, by other augments.
 MIXED = tuple(f'cifar/resnet20_cifar10_{name}' for name in ('all', 'cutmix', 'cutout', 'mixup'))

@@ -4,7 +4,6 @@ Fixtures to import by the names of their functions and to use by their own.
 """
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from tests.configs.made_data import write_pictures, write_shapes
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / 'configs'
+from tests.paths import CONFIGS
 
 
 @pytest.fixture(name='pictures', scope='module')

@@ -2,12 +2,13 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import cv2
 import pytest
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'analysis' / 'plot_logs.py'))
+from tests.paths import TOOLS
+
+TOOL = runpy.run_path(str(TOOLS / 'analysis' / 'plot_logs.py'))
 
 
 def read_curves(work_dir):

@@ -106,7 +106,9 @@ class PairVisualizationHook(Hook):
 
 def _wrapped_heads(runner: Any) -> dict[str, ConsistencyMixin]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return {name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)}
+    return {
+        name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)
+    }
 
 
 def _of_batch(noted: list[PairRecord], num_parts: int) -> PairRecord:

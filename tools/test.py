@@ -5,7 +5,8 @@ import os
 
 from mmengine.config import DictAction
 
-from lt_mm.engine import launch
+from lt_mm.apis import train as api
+from lt_mm.engine.process_groups import LAUNCHERS
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='load checkpoints that hold more than weights, and may run code',
     )
-    parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -34,7 +35,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     args.pop('local_rank')
-    launch.test(**args)
+    api.test(**args)
 
 
 if __name__ == '__main__':

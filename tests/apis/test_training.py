@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from lt_mm.apis import train as api
 from lt_mm.apis.draw_replicas import draw_replicas
 from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.engine import launch
@@ -89,7 +90,7 @@ def detector_options(shapes, **more):
 
 
 def train_demo(shapes, work_dir, config='faster_rcnn_r18_lt_demo.py', resume=None, **more):
-    return launch.train(
+    return api.train(
         str(CONFIGS / config),
         work_dir=str(work_dir),
         resume=resume,
@@ -106,7 +107,7 @@ def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
     resumed = train_demo(shapes, tmp_path, resume='auto', **{'train_cfg.max_epochs': 2})
     assert (resumed.epoch, resumed.iter, len(recorded(resumed))) == (2, 8, 4)
     checkpoint = str(tmp_path / 'epoch_2.pth')
-    metrics = launch.test(
+    metrics = api.test(
         str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'),
         checkpoint,
         work_dir=str(tmp_path),
@@ -114,7 +115,7 @@ def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
     )
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
     # The stock config evaluates the same checkpoint alike.
-    stock = launch.test(
+    stock = api.test(
         str(CONFIGS / 'faster_rcnn_r18_demo.py'),
         checkpoint,
         work_dir=str(tmp_path / 'stock'),

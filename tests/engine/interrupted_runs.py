@@ -18,7 +18,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from lt_mm.engine import checkpoints, launch
+from lt_mm.apis import train as api
+from lt_mm.engine.checkpoints import atomic_files
+from lt_mm.engine.launch import load_config
 from tests.apis.test_training import classifier_config
 
 # 12 sources, each twice, in batches of 4.
@@ -192,10 +194,10 @@ def _train(config, work_dir, interrupt, write_event, options):
         contextlib.redirect_stderr(file),
     ):
         if interrupt is not None:
-            hooks = launch.load_config(config).custom_hooks
+            hooks = load_config(config).custom_hooks
             options['custom_hooks'] = [*hooks, dict(type='Interrupt', **interrupt)]
         try:
-            launch.train(config, work_dir=work_dir, resume='auto', cfg_options=options)
+            api.train(config, work_dir=work_dir, resume='auto', cfg_options=options)
         except Exception:  # the traceback belongs in the file; the exit code says the rest
             import traceback
 
@@ -244,6 +246,6 @@ def _kill_at_write_event(number):
             die()
 
     os_replace = os.replace
-    checkpoints.open = lambda *args: HalfWritten(open(*args))  # noqa: SIM115 (the caller closes it)
-    checkpoints.os.replace = replace
-    checkpoints._sync_folder = sync_folder
+    atomic_files.open = lambda *args: HalfWritten(open(*args))  # noqa: SIM115 (the caller closes it)
+    atomic_files.os.replace = replace
+    atomic_files._sync_folder = sync_folder

@@ -16,10 +16,9 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as stock_module
 from torch import nn
 
-from lt_mm.engine import launch
+from lt_mm.apis import train as api
 from lt_mm.engine.checkpoints import (
     AtomicBackend,
-    AtomicCheckpointHook,
     UntrustedCheckpointError,
     checkpoint_loading,
     find_resumable,
@@ -27,6 +26,7 @@ from lt_mm.engine.checkpoints import (
     load_weights_only,
     write_last_checkpoint,
 )
+from lt_mm.engine.hooks import AtomicCheckpointHook
 from lt_mm.registry import HOOKS
 from tests.engine.interrupted_runs import write_config, write_pictures
 
@@ -267,14 +267,14 @@ def built(monkeypatch):
         loop = SimpleNamespace(dataloader=SimpleNamespace(batch_sampler=None))
         return SimpleNamespace(train_loop=loop, hooks=[], train=lambda: None)
 
-    monkeypatch.setattr(launch, 'build_runner', build)
+    monkeypatch.setattr(api, 'build_runner', build)
     return configs
 
 
 def train(tmp_path, text='', **arguments):
     path = tmp_path / 'config.py'
     path.write_text('train_dataloader = dict(dataset=dict())\n' + text)
-    launch.train(str(path), work_dir=str(tmp_path), **arguments)
+    api.train(str(path), work_dir=str(tmp_path), **arguments)
 
 
 @pytest.mark.parametrize('setting', ['resume', 'load_from', 'model.backbone.init_cfg'])
@@ -284,7 +284,7 @@ def test_no_way_into_the_tools_runs_code(malicious, tmp_path, setting):
     if setting == 'model.backbone.init_cfg':
         options = {setting: dict(type='Pretrained', checkpoint=malicious)}
     with pytest.raises(UntrustedCheckpointError, match='posix.mkdir'):
-        launch.train(str(config), work_dir=str(tmp_path), cfg_options=options)
+        api.train(str(config), work_dir=str(tmp_path), cfg_options=options)
     assert not (tmp_path / 'ran').exists()
 
 

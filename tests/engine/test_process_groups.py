@@ -11,7 +11,8 @@ import pytest
 import torch.distributed as torch_dist
 from mmengine.config import Config
 
-from lt_mm.engine import launch, process_groups
+from lt_mm.apis import train as api
+from lt_mm.engine import process_groups
 from lt_mm.engine.process_groups import LaunchError, check_port, prepare_process_group, read_ranks
 from tests.launch_data import REPOSITORY, assert_trained_alike, finish, start, write_config
 
@@ -415,7 +416,7 @@ def test_mpirun_trains_and_evaluates(tmp_path):
     assert ranks[0]['port'] not in (29500, *EPHEMERAL)
     checkpoint = work_dir / 'epoch_1.pth'
     found = re.findall(r'accuracy/top1: ([\d.]+)', mpirun('test.py', checkpoint))
-    alone = launch.test(str(config), str(checkpoint), work_dir=str(tmp_path / 'alone'))
+    alone = api.test(str(config), str(checkpoint), work_dir=str(tmp_path / 'alone'))
     assert [float(value) for value in found] == [pytest.approx(alone['accuracy/top1'], abs=1e-3)]
 
 

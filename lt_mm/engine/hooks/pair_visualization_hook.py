@@ -1,32 +1,16 @@
 """``PairVisualizationHook``: what the heads pair in a training step, drawn."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import mmcv
-import numpy as np
-import torch
-from matplotlib.figure import Figure
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from lt_mm.core.pairing import UNPAIRED
 from lt_mm.models.heads.loss_transform_head import ConsistencyHead
 from lt_mm.registry import HOOKS, register
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.visualization.drawing import (
-    Color,
-    colors,
-    draw_boxes,
-    file_of,
-    new_figure,
-    pixels_of,
-    rgb_image,
-    show_image,
-)
-
-_GREY = (0.6, 0.6, 0.6)
+from lt_mm.visualization.drawing import pixels_of
+from lt_mm.visualization.pairs_figure import pairs_figure
 
 
 @register(HOOKS)
@@ -127,169 +111,3 @@ def _of_batch(noted: list[PairRecord], num_parts: int) -> PairRecord:
     for number, part in enumerate(parts):
         part.images = part.images * num_parts + number
     return PairRecord.join(parts)
-
-
-def pairs_figure(
-    record: PairRecord,
-    data_batch: dict,
-    classes: Sequence[str] | None,
-    max_sources: int,
-    max_replicas: int,
-    max_per_group: int,
-    divergence: Callable | None = None,
-    heading: str = '',
-) -> Figure:
-    """Draws the pairs of a batch; see :class:`PairVisualizationHook`.
-
-    Args:
-        record: Of the whole batch, on the CPU.
-        data_batch: As the data loader gave it.
-        classes: Names of the classes, if known.
-        max_sources: Rows.
-        max_replicas: Replicas in a row.
-        max_per_group: Predictions of a group in one replica.
-        divergence: Of a classifier: function of the logits (n, C) of a source's
-            replicas that gives the KL to be written.
-        heading: Comes before the number of pairs.
-    """
-    rows = _images_by_source(record, data_batch, max_sources, max_replicas)
-    is_detector = record.kind != 'cls'
-    columns = max(len(images) for images in rows.values()) + is_detector
-    figure = new_figure(3.4 * columns, 3.4 * len(rows) + 0.4)
-    figure.suptitle(heading + _title(record, max_per_group), fontsize=9)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flatten():
-        axes.set_axis_off()
-    for axes, (source_id, images) in zip(grid, rows.items()):
-        if is_detector:
-            shown = record.rows(_most_confident(record, images, max_per_group))
-            _draw_detections(axes, shown, source_id, images, data_batch, classes)
-        else:
-            _draw_classified(axes, record, source_id, images, data_batch, classes, divergence)
-    return figure
-
-
-def _title(record: PairRecord, max_per_group: int) -> str:
-    count, num_paired = len(record.paired), int(record.paired.sum())
-    if not num_paired:
-        return f'0 pairs: none of the {count} predictions has a partner'
-    title = f'{num_paired} of {count} predictions are paired'
-    if record.kind != 'cls':
-        title += f', drawn: up to {max_per_group} a group and image'
-    return title
-
-
-def _images_by_source(
-    record: PairRecord, data_batch: dict, max_sources: int, max_replicas: int
-) -> dict[int, list[int]]:
-    """The images to draw, in the order of the batch but sources with pairs first."""
-    images: dict[int, list[int]] = {}
-    for number, sample in enumerate(data_batch['data_samples']):
-        images.setdefault(int(sample.source_id), []).append(number)
-    with_pairs = set(record.images[record.paired].tolist())
-    chosen = sorted(images, key=lambda source: not with_pairs & set(images[source]))
-    return {source: images[source][:max_replicas] for source in chosen[:max_sources]}
-
-
-def _most_confident(record: PairRecord, images: list[int], count: int) -> list[int]:
-    """Rows of a record: of each image and group the most confident ones."""
-    chosen: dict[tuple[int, int], list[int]] = {}
-    for row in record.scores.argsort(descending=True, stable=True).tolist():
-        group = int(record.group_ids[row]) if record.paired[row] else UNPAIRED
-        if int(record.images[row]) in images:
-            chosen.setdefault((int(record.images[row]), group), []).append(row)
-    return sorted(row for rows in chosen.values() for row in rows[:count])
-
-
-def _draw_detections(
-    grid: Any,
-    shown: PairRecord,
-    source_id: int,
-    images: list[int],
-    data_batch: dict,
-    classes: Sequence[str] | None,
-) -> None:
-    """A row: the source, then its replicas."""
-    styles = _styles(shown)
-    own = (shown.source_ids == source_id).nonzero()[:, 0].tolist()
-    show_image(
-        grid[0],
-        _source_image(data_batch['data_samples'][images[0]]),
-        f'source {source_id}: restored',
-    )
-    draw_boxes(grid[0], shown.restored[own], [styles[row] for row in own])
-    for axes, image in zip(grid[1:], images):
-        sample = data_batch['data_samples'][image]
-        rows = (shown.images == image).nonzero()[:, 0].tolist()
-        show_image(axes, _replica_image(data_batch, image), f'image {image} of the batch')
-        if shown.masks is not None:
-            for row in rows:
-                _draw_mask(axes, shown.masks[row], shown.boxes[row], styles[row])
-        names = [_name(classes, shown.labels[row]) for row in rows]
-        if shown.masks is None:
-            names = [f'{name} {shown.scores[row]:.2f}' for name, row in zip(names, rows)]
-        draw_boxes(axes, shown.boxes[rows], [styles[row] for row in rows], names)
-        height, width = sample.img_shape[:2]
-        axes.set(xlim=(0, width), ylim=(height, 0))
-
-
-def _styles(shown: PairRecord) -> list[dict]:
-    """A colour for each group, grey for what has no partner."""
-    groups = sorted(set(shown.group_ids[shown.paired].tolist()))
-    own = dict(zip(groups, colors(len(groups))))
-    return [
-        dict(edgecolor=own[group], linewidth=1.3)
-        if paired
-        else dict(edgecolor=_GREY, linewidth=1, linestyle='--')
-        for group, paired in zip(shown.group_ids.tolist(), shown.paired.tolist())
-    ]
-
-
-def _draw_mask(axes: Any, mask: torch.Tensor, box: torch.Tensor, style: dict) -> None:
-    """Tints a box by the probabilities of its mask (h, w)."""
-    color: Color = style['edgecolor']
-    tint = np.empty((*mask.shape, 4))
-    tint[..., :3], tint[..., 3] = color, 0.5 * mask.numpy()
-    x1, y1, x2, y2 = box.tolist()
-    axes.imshow(tint, extent=(x1, x2, y2, y1))
-
-
-def _draw_classified(
-    grid: Any,
-    record: PairRecord,
-    source_id: int,
-    images: list[int],
-    data_batch: dict,
-    classes: Sequence[str] | None,
-    divergence: Callable,
-) -> None:
-    """A row: the replicas of a source, with what they are taken for."""
-    kl = float(divergence(record.logits[record.source_ids == source_id]))
-    for axes, image in zip(grid, images):
-        row = int((record.images == image).nonzero()[0, 0])
-        title = f'{_name(classes, record.labels[row])} {record.scores[row]:.2f}'
-        if image == images[0]:
-            title = f'source {source_id}, KL {kl:.3g}\n{title}'
-        show_image(axes, _replica_image(data_batch, image), title)
-
-
-def _replica_image(data_batch: dict, image: int) -> np.ndarray:
-    sample = data_batch['data_samples'][image]
-    return rgb_image(data_batch['inputs'][image], file_of(sample) is not None)
-
-
-def _source_image(sample: Any) -> np.ndarray:
-    """The source of a sample; an empty canvas of its size where it is in no file."""
-    shape, path = tuple(sample.source_shape[:2]), file_of(sample)
-    try:
-        image = mmcv.imread(path, channel_order='rgb') if path else None
-    except FileNotFoundError:
-        image = None
-    if image is None or image.shape[:2] != shape:
-        return np.full((*shape, 3), 220, dtype=np.uint8)
-    return image
-
-
-def _name(classes: Sequence[str] | None, label: Any) -> str:
-    known = classes is not None and int(label) < len(classes)
-    return str(classes[int(label)]) if known else f'class {int(label)}'

@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 
 from lt_mm.core.consistency import categorical_consistency
 from lt_mm.engine.hooks import pair_visualization_hook as pair_pictures
-from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook, pairs_figure
+from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook
 from lt_mm.structures.pair_record import PairRecord
+from lt_mm.visualization.pairs_figure import _source_image, pairs_figure
 from tests.apis.test_training import (  # noqa: F401
     CONFIGS,
     classifier_config,
@@ -351,10 +352,10 @@ def test_numbers_out_of_range(name):
 def test_a_source_that_is_in_no_file(tmp_path):
     init_default_scope('mmdet')
     sample = det_sample(3)
-    assert pair_pictures._source_image(sample).shape == (*SHAPE, 3)
+    assert _source_image(sample).shape == (*SHAPE, 3)
     path = tmp_path / 'image.png'
     cv2.imwrite(str(path), np.full((*SHAPE, 3), (255, 0, 0), np.uint8))
     # Packing may leave the path out of the sample itself.
     del sample.img_path
     sample.gt_instances.set_metainfo(dict(img_path=str(path)))
-    assert pair_pictures._source_image(sample)[0, 0].tolist() == [0, 0, 255]
+    assert _source_image(sample)[0, 0].tolist() == [0, 0, 255]

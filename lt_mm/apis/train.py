@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` call."""
+"""Training and evaluating a config, as ``tools/train.py`` and ``tools/test.py`` do."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,22 +25,25 @@ def train(
 ) -> Runner:
     """Trains a config and returns its runner.
 
+    Beyond what the stock tool does, the batch size is checked against the sampler before
+    the first step, interruptions lose nothing, and checkpoints run no code.
+
     Args:
         config: Path of the config file.
         work_dir: Folder for logs and checkpoints; by default the config's, else
             ``work_dirs/<name of the config>``.
-        resume: A checkpoint to go on from, or 'auto' for the newest complete one in
+        resume: A checkpoint to resume from, or 'auto' for the newest complete one in
             ``work_dir``; without one the run starts as if this were not given.
         amp: Whether to train with automatic mixed precision.
         auto_scale_lr: Whether to scale the learning rate with the batch size.
         cfg_options: Settings to override, keys with dots.
-        launcher: One of ``LAUNCHERS``.
+        launcher: One of :data:`lt_mm.engine.process_groups.LAUNCHERS`.
         trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
 
     Raises:
         ValueError: If the sampler's groups do not fit into the batch size.
-        DataSetError: If the annotation file cannot be trained on.
-        UntrustedCheckpointError: If a checkpoint that is loaded holds code.
+        DataSetError: If the annotation file cannot be used for training.
+        UntrustedCheckpointError: If a checkpoint to be loaded holds code.
         SystemExit: See :class:`lt_mm.engine.hooks.preemption_hook.PreemptionHook`.
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
@@ -61,7 +64,7 @@ def train(
         finally:
             for hook in runner.hooks:
                 if isinstance(hook, PreemptionHook):
-                    hook.restore_handlers()
+                    hook.restore()
     return runner
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from lt_mm.engine.checkpoints import find_resumable, load_weights_only
 from lt_mm.engine.hooks.preemption_hook import REQUEUE_EXIT_CODE, SIGNALS, PreemptionHook
-from lt_mm.engine.hooks.resume_hook import ResumeHook, _Batch
+from lt_mm.engine.hooks.resume_hook import ResumeHook
 from tests.engine.interrupted_runs import (
     BATCHES,
     assert_same_weights,
@@ -179,7 +179,7 @@ def test_preempted_in_an_iteration_based_loop(pictures, tmp_path, at):
 @pytest.mark.slow
 @pytest.mark.parametrize('persistent', [False, True])
 def test_processes_that_load_data(uninterrupted, pictures, tmp_path, persistent):
-    """The whole process group gets the signal; the draws are those without workers."""
+    """The whole process group gets the signal; the random draws are those without workers."""
     config = write_config(
         pictures,
         tmp_path,
@@ -297,7 +297,7 @@ def torchrun(config, work_dir, **more):
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', ['train', 'val'])
 def test_two_processes_of_which_one_gets_the_signal(pictures, tmp_path, stage):
-    """Both stop at the same step; the signal goes to one, and to the launcher later."""
+    """Both stop at the same step, although only one of them gets the signal."""
     interrupt = dict(
         type='Interrupt',
         number=signal.SIGTERM.value,
@@ -485,13 +485,41 @@ def test_batches_of_another_kind_are_refused():
         resume(runner, seed_steps=True)
 
 
-def test_seeded_data_go_to_workers_that_are_not_forked():
+def test_seeded_batches_go_to_workers_that_are_not_forked():
     runner, loader = make_runner()
     resume(runner, seed_steps=True)
     expected = next(iter(loader))
+    state = torch.get_rng_state()
     data = pickle.loads(pickle.dumps(loader.dataset))
-    indices = pickle.loads(pickle.dumps(_Batch([sample[0] for sample in expected], 0)))
-    assert data.__getitems__(indices) == expected
+    runner, again = make_runner()
+    resume(runner, seed_steps=True)
+    batch = pickle.loads(pickle.dumps(next(iter(again.batch_sampler))))
+    assert torch.equal(torch.get_rng_state(), state)  # only loading a batch seeds
+    assert [data[index] for index in batch] == expected
+    assert vars(loader.dataset) == {}
+
+
+def test_a_second_training_of_a_runner_begins_with_the_first_batch():
+    runner, loader = make_runner()
+    for _ in range(2):
+        resume(runner, seed_steps=True)
+        assert batches(loader) == batches(make_runner()[1])
+
+
+class LoadedAtOnce(Sources):
+    """torch asks such a data set for a whole batch."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_data_sets_that_load_a_batch_at_once_are_seeded_too():
+    found = []
+    for dataset in (Sources(), LoadedAtOnce()):
+        runner, loader = make_runner(sampler=DefaultSampler(dataset, shuffle=True, seed=1))
+        resume(runner, seed_steps=True)
+        found.append(next(iter(loader)))
+    assert found[0] == found[1]
 
 
 def test_signals_in_another_thread_are_not_promised():
@@ -505,14 +533,16 @@ def test_signals_in_another_thread_are_not_promised():
 
 
 def test_handlers_are_for_the_training_and_this_process_alone():
-    hook, (runner, _) = PreemptionHook(), make_runner()
+    hook, (runner, loader) = PreemptionHook(), make_runner()
     before = [signal.signal(number, signal.SIG_DFL) for number in SIGNALS]
     hook.before_train(runner)
+    assert loader.worker_init_fn is not None
     child = multiprocessing.get_context('fork').Process(
         target=signal.raise_signal, args=(signal.SIGTERM,)
     )
     child.start()
     child.join(timeout=60)
     assert child.exitcode == -signal.SIGTERM
-    hook.restore_handlers()
+    hook.restore()
+    assert loader.worker_init_fn is None
     assert [signal.signal(*pair) for pair in zip(SIGNALS, before)] == 2 * [signal.SIG_DFL]

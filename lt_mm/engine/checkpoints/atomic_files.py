@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written whole or not at all."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ ATOMIC = dict(backend='lt_mm_atomic')
 
 @register_backend(ATOMIC['backend'])
 class AtomicBackend(LocalBackend):
-    """Files of this machine, each whole or as it was before, whenever the power fails.
+    """Local files that are complete or as they were before, even after a power failure.
 
-    Bytes go to ``<name>.partial`` in the same folder and to the disk, and then take
-    the place of the file in one step. Usable wherever MMEngine takes
+    The bytes go to ``<name>.partial`` in the same folder, are flushed to the disk, and then
+    replace the file in one step. Usable wherever MMEngine takes
     ``backend_args=dict(backend='lt_mm_atomic')``.
     """
 
@@ -40,8 +40,8 @@ class AtomicBackend(LocalBackend):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Brings the new name of a file to the disk."""
-    if not hasattr(os, 'O_DIRECTORY'):  # Windows cannot, and need not
+    """Flushes the names of the files in a folder to the disk."""
+    if not hasattr(os, 'O_DIRECTORY'):  # Windows cannot do this and does not need it
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,4 +1,9 @@
-"""Checkpoints are loaded without running code from them."""
+"""Loading checkpoints without running code from them.
+
+:func:`checkpoint_loading` makes MMEngine load every checkpoint as
+``torch.load(weights_only=True)`` does, with the few types that MMEngine itself puts into a
+checkpoint added to those that torch allows.
+"""
 
 import contextlib
 import functools
@@ -16,13 +21,12 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_local
-
-from lt_mm.compat import release_key
+from packaging.version import Version
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_NOT = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
-# Before it, a type could not be allowed under another name than its own.
-_OLDEST_TORCH = '2.6'
+# Older versions allow a type under its own name only.
+_OLDEST_TORCH = Version('2.6')
 
 
 class UntrustedCheckpointError(RuntimeError):
@@ -31,22 +35,31 @@ class UntrustedCheckpointError(RuntimeError):
 
 @contextlib.contextmanager
 def checkpoint_loading(trusted: bool = False) -> Iterator[None]:
-    """Within, MMEngine loads checkpoints without running code from them.
+    """While the context is open, checkpoints are loaded without running code from them.
 
-    This holds for what MMEngine's ``CheckpointLoader`` loads (``resume``,
-    ``load_from``, ``init_cfg=dict(type='Pretrained')``), from files and addresses
-    alike, and torch is told to refuse the other way in this process and its workers.
+    This holds for all that MMEngine's ``CheckpointLoader`` loads (``resume``,
+    ``load_from``, ``init_cfg=dict(type='Pretrained')``), from files and addresses alike.
+
+    For this, the context replaces the loaders of MMEngine's ``CheckpointLoader``, a class
+    that the whole process shares, through its ``register_scheme``, and sets torch's
+    variable ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` for this process and its workers. Both are
+    as before when the context is left. MMEngine has no way to list its loaders, so they are
+    read from the private ``CheckpointLoader._schemes``.
 
     Args:
         trusted: Whether to load files that hold other things than weights, too, as
-            MMEngine does. Whoever wrote such a file runs code here.
+            MMEngine does. The author of such a file can run code here.
 
     Raises:
-        UntrustedCheckpointError: When a file within refers to another global than
-            those of the list; names the file, the global and the hint.
+        UntrustedCheckpointError: When a file that is loaded in the context refers to a
+            global that is not allowed. Names the file, the global and what to do.
     """
     if trusted:
-        _warn('checkpoints are trusted: loading one may run code from the file')
+        print_log(
+            'Checkpoints are trusted: loading one may run code from the file',
+            'current',
+            logging.WARNING,
+        )
     stock = {} if trusted else dict(CheckpointLoader._schemes)
     for prefix, loader in stock.items():
         CheckpointLoader.register_scheme(prefix, _guarded(loader), force=True)
@@ -60,7 +73,7 @@ def checkpoint_loading(trusted: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(name: str) -> Iterator[None]:
-    """Sets one of torch's two variables; torch refuses to work with both."""
+    """Sets one of torch's two variables and unsets the other; torch refuses to see both."""
     before = {key: os.environ.pop(key, None) for key in (_FORCE, _FORCE_NOT)}
     os.environ[name] = '1'
     try:
@@ -71,11 +84,11 @@ def _environment(name: str) -> Iterator[None]:
 
 
 def _guarded(loader: Callable) -> Callable:
-    """A loader of MMEngine's that refuses with a reason."""
-    # The stock one for files says that it falls back to loading everything.
+    """A loader of MMEngine that refuses code, and says why."""
+    # The stock loader of files logs that it falls back to loading everything.
     load = load_weights_only if loader is load_from_local else loader
 
-    @functools.wraps(loader)  # MMEngine logs its name
+    @functools.wraps(loader)  # MMEngine logs the name of a loader
     def guarded(filename: str, map_location: Any = None) -> Any:
         with _refusing(filename):
             return load(filename, map_location=map_location)
@@ -84,31 +97,31 @@ def _guarded(loader: Callable) -> Callable:
 
 
 def load_weights_only(filename: str, map_location: Any = None, mmap: bool = False) -> Any:
-    """Loads a checkpoint file of MMEngine's or of weights, and runs no code from it.
+    """Loads a checkpoint of MMEngine, or a file of weights, without running code from it.
 
     Args:
         filename: Path of the file.
         map_location: As in ``torch.load``.
-        mmap: Whether to leave the tensors on the disk until they are used.
+        mmap: Whether tensors are read from the disk only when they are used.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UntrustedCheckpointError: See :func:`checkpoint_loading`.
+        UntrustedCheckpointError: As in :func:`checkpoint_loading`.
     """
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
-        raise FileNotFoundError(f'there is no checkpoint {filename}')
+        raise FileNotFoundError(f'there is no checkpoint file {filename}')
     with _refusing(filename):
         return torch.load(filename, map_location, weights_only=True, mmap=mmap or None)
 
 
 @contextlib.contextmanager
 def _refusing(filename: str) -> Iterator[None]:
-    if release_key(torch.__version__) < release_key(_OLDEST_TORCH):
+    if Version(torch.__version__) < _OLDEST_TORCH:
         raise UntrustedCheckpointError(
             f'{filename} was not loaded: torch {torch.__version__} cannot load it '
-            f'without running code from it, torch {_OLDEST_TORCH} can. If you trust '
-            'the file: --trust-checkpoint'
+            f'without running code from it; expected torch {_OLDEST_TORCH} or newer. If you '
+            'trust the file, pass --trust-checkpoint'
         )
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
@@ -127,10 +140,10 @@ def _refusing(filename: str) -> Iterator[None]:
 
 @functools.cache
 def _allowed_globals() -> list[Any]:
-    """What MMEngine's checkpoints hold beside what torch allows.
+    """What MMEngine's checkpoints hold in addition to what torch allows.
 
-    Histories of the log (``HistoryBuffer`` and its methods), settings that data sets
-    keep (``ConfigDict``), and numpy's arrays and numbers, under the names of numpy 1
+    This is the history of the log (``HistoryBuffer`` and its methods), settings of data
+    sets (``ConfigDict``), and numpy's arrays and numbers, under their names in numpy 1
     and 2.
     """
     array, number = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
@@ -148,12 +161,8 @@ def _allowed_globals() -> list[Any]:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stands in for ``getattr``, with which a file could reach everything."""
+    """Replaces ``getattr``, which would give a file access to everything."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         found = getattr(owner, '__name__', type(owner).__name__)
         raise pickle.UnpicklingError(f'GLOBAL {found}.{name}')
     return getattr(owner, name)
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)

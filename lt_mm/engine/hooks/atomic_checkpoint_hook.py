@@ -1,4 +1,4 @@
-"""``AtomicCheckpointHook``: checkpoints that survive being killed at any moment."""
+"""The stock hook that saves checkpoints, made safe against being killed."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,21 +14,26 @@ from lt_mm.registry import HOOKS, register
 
 @register(HOOKS)
 class AtomicCheckpointHook(CheckpointHook):
-    """The stock hook, safe against being killed at any moment.
+    """The stock ``CheckpointHook``, safe against being killed at any moment.
 
-    A checkpoint has its name only when it is whole, ``last_checkpoint`` is written
-    after it and in one step, and what ``max_keep_ckpts`` and ``save_best`` remove goes
-    last. The stock hook removes first and writes into the final file. Takes the
-    arguments of the stock hook, whose order of the last two also holds for folders
-    that are not on this machine (``out_dir='s3://...'``); those are written as they are.
+    A checkpoint gets its name only when it is complete, ``last_checkpoint`` is written
+    after it and in one step, and the files that ``max_keep_ckpts`` and ``save_best`` make
+    superfluous are removed last. The stock hook removes first and writes into the final
+    file. In folders that are not on this machine (``out_dir='s3://...'``), files are
+    removed last as well, but written as the stock hook writes them.
+
+    Takes the arguments of the stock hook. Overrides its private methods
+    ``_save_checkpoint_with_step`` and ``_save_best_checkpoint``.
     """
 
-    def before_train(self, runner) -> None:
+    file_backend: Any
+
+    def before_train(self, runner: Any) -> None:
         super().before_train(runner)
         if type(self.file_backend) is LocalBackend:
             self.backend_args = ATOMIC
 
-    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         superseded = self._keep(runner, step)
@@ -48,8 +53,8 @@ class AtomicCheckpointHook(CheckpointHook):
             write_last_checkpoint(runner.work_dir, self.last_ckpt)
             self._remove(superseded)
 
-    def _keep(self, runner, step: int) -> list[str]:
-        """Notes a step as kept; returns the paths that are one too many then."""
+    def _keep(self, runner: Any, step: int) -> list[str]:
+        """Adds a step to those that are kept; returns the paths that become superfluous."""
         if self.max_keep_ckpts <= 0 or step in list(self.keep_ckpt_ids)[-1:]:
             return []
         surplus = []
@@ -60,8 +65,8 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         return surplus
 
-    def _save_best_checkpoint(self, runner, metrics) -> None:
-        # The stock method removes the old best one through the backend of the hook.
+    def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        # The stock method removes the old best checkpoint through this backend.
         backend, self.file_backend = self.file_backend, _Keeping(self.file_backend)
         try:
             super()._save_best_checkpoint(runner, metrics)
@@ -76,14 +81,14 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:
-            if self.file_backend.isdir(path):  # as DeepSpeed writes them
+            if self.file_backend.isdir(path):  # DeepSpeed writes folders
                 self.file_backend.rmtree(path)
             elif self.file_backend.isfile(path):
                 self.file_backend.remove(path)
 
 
 class _Keeping:
-    """A storage backend that takes notes instead of removing."""
+    """A storage backend that collects the paths to remove instead of removing them."""
 
     def __init__(self, backend: Any) -> None:
         self.superseded: list[str] = []

@@ -1,4 +1,4 @@
-"""The figure of what pairs in a batch: replicas and predictions of one wrapped head."""
+"""The figure of the pairs that a wrapped head forms in a batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,18 +33,20 @@ def pairs_figure(
     divergence: Callable | None = None,
     heading: str = '',
 ) -> Figure:
-    """Draws the pairs of a batch; see :class:`PairVisualizationHook`.
+    """Draws the pairs of a batch: a row for each source, with its replicas.
+
+    :class:`~lt_mm.engine.hooks.PairVisualizationHook` describes the figure.
 
     Args:
-        record: Of the whole batch, on the CPU.
-        data_batch: As the data loader gave it.
+        record: The record of the whole batch, on the CPU.
+        data_batch: The batch as the data loader gave it.
         classes: Names of the classes, if known.
-        max_sources: Rows.
-        max_replicas: Replicas in a row.
-        max_per_group: Predictions of a group in one replica.
-        divergence: Of a classifier: function of the logits (n, C) of a source's
-            replicas that gives the KL to be written.
-        heading: Comes before the number of pairs.
+        max_sources: How many rows to draw at most.
+        max_replicas: How many replicas to draw in a row at most.
+        max_per_group: How many predictions of a group to draw in one replica at most.
+        divergence: For a classifier, a function of the logits (n, C) of the replicas of a
+            source; its value is written as KL.
+        heading: Text before the number of pairs.
     """
     rows = _images_by_source(record, data_batch, max_sources, max_replicas)
     is_detector = record.kind != 'cls'
@@ -69,14 +71,14 @@ def _title(record: PairRecord, max_per_group: int) -> str:
         return f'0 pairs: none of the {count} predictions has a partner'
     title = f'{num_paired} of {count} predictions are paired'
     if record.kind != 'cls':
-        title += f', drawn: up to {max_per_group} a group and image'
+        title += f'; up to {max_per_group} for each group and image are drawn'
     return title
 
 
 def _images_by_source(
     record: PairRecord, data_batch: dict, max_sources: int, max_replicas: int
 ) -> dict[int, list[int]]:
-    """The images to draw, in the order of the batch but sources with pairs first."""
+    """The images to draw of each source, in the order of the batch, those with pairs first."""
     images: dict[int, list[int]] = {}
     for number, sample in enumerate(data_batch['data_samples']):
         images.setdefault(int(sample.source_id), []).append(number)
@@ -86,7 +88,7 @@ def _images_by_source(
 
 
 def _most_confident(record: PairRecord, images: list[int], count: int) -> list[int]:
-    """Rows of a record: of each image and group the most confident ones."""
+    """The rows of a record that are the most confident ones of their image and group."""
     chosen: dict[tuple[int, int], list[int]] = {}
     for row in record.scores.argsort(descending=True, stable=True).tolist():
         group = int(record.group_ids[row]) if record.paired[row] else UNPAIRED
@@ -103,7 +105,8 @@ def _draw_detections(
     data_batch: dict,
     classes: Sequence[str] | None,
 ) -> None:
-    """A row: the source, then its replicas."""
+    """Fills a row of axes: the source, then its replicas."""
+    assert shown.boxes is not None and shown.restored is not None  # of a detector
     styles = _styles(shown)
     own = (shown.source_ids == source_id).nonzero()[:, 0].tolist()
     show_image(
@@ -128,7 +131,7 @@ def _draw_detections(
 
 
 def _styles(shown: PairRecord) -> list[dict]:
-    """A colour for each group, grey for what has no partner."""
+    """The style of each prediction: a colour for each group, grey for unpaired ones."""
     groups = sorted(set(shown.group_ids[shown.paired].tolist()))
     own = dict(zip(groups, colors(len(groups))))
     return [
@@ -155,9 +158,10 @@ def _draw_classified(
     images: list[int],
     data_batch: dict,
     classes: Sequence[str] | None,
-    divergence: Callable,
+    divergence: Callable | None,
 ) -> None:
-    """A row: the replicas of a source, with what they are taken for."""
+    """Fills a row of axes: the replicas of a source, with their predicted classes."""
+    assert record.logits is not None and divergence is not None  # of a classifier
     kl = float(divergence(record.logits[record.source_ids == source_id]))
     for axes, image in zip(grid, images):
         row = int((record.images == image).nonzero()[0, 0])
@@ -173,7 +177,7 @@ def _replica_image(data_batch: dict, image: int) -> np.ndarray:
 
 
 def _source_image(sample: Any) -> np.ndarray:
-    """The source of a sample; an empty canvas of its size where it is in no file."""
+    """The source of a sample, or an empty canvas of its size where it is in no file."""
     shape, path = tuple(sample.source_shape[:2]), file_of(sample)
     try:
         image = mmcv.imread(path, channel_order='rgb') if path else None
@@ -185,5 +189,6 @@ def _source_image(sample: Any) -> np.ndarray:
 
 
 def _name(classes: Sequence[str] | None, label: Any) -> str:
-    known = classes is not None and int(label) < len(classes)
-    return str(classes[int(label)]) if known else f'class {int(label)}'
+    if classes is None or int(label) >= len(classes):
+        return f'class {int(label)}'
+    return str(classes[int(label)])

@@ -1,14 +1,16 @@
-"""``PairVisualizationHook``: what the heads pair in a training step, drawn."""
+"""``PairVisualizationHook``: pictures of what the heads pair in a training step."""
 
+from collections import deque
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from torch import nn
 
-from lt_mm.models.heads.loss_transform_head import ConsistencyHead
+from lt_mm.models.mixins import InstanceMixin, mix_in
 from lt_mm.registry import HOOKS, register
-from lt_mm.structures.pair_record import PairRecord
+from lt_mm.structures.pair_record import PairRecord, recorded_heads, recording
 from lt_mm.visualization.drawing import pixels_of
 from lt_mm.visualization.pairs_figure import pairs_figure
 
@@ -18,21 +20,25 @@ class PairVisualizationHook(Hook):
     """Logs pictures of the pairs of training batches.
 
     ``custom_hooks = [dict(type='lt_mm.PairVisualizationHook', interval=200)]``. At every
-    ``interval``-th iteration, one picture a wrapped head, ``lt_pairs_<head>``, goes to
-    all ``vis_backends`` of the visualizer. A row is a source. For a detector: the source
-    image with the restored boxes on it, then its replicas with the predicted ones;
-    predictions that pair have one colour a group, unpaired ones are dashed and grey. For
-    a classifier: the replicas, their most probable class, and the KL of their mean to
-    each, averaged. The title says how many are paired.
+    ``interval``-th iteration, one picture for each wrapped head, ``lt_pairs_<head>``, goes
+    to all ``vis_backends`` of the visualizer. Each row shows a source. For a detector, these
+    are the source image with the restored boxes, and then its replicas with the predicted
+    boxes; predictions that pair have one colour for each group, unpaired ones are dashed and
+    grey. For a classifier, these are the replicas, their most probable class, and the KL of
+    their mean to each of them, averaged. The title says how many predictions are paired.
 
-    Training is the same with and without it, bit for bit. It draws on rank 0.
+    Training is the same with and without the hook, bit for bit. It draws on rank 0.
+
+    The hook gives the runner's model, this one object, a class that derives from its own
+    (:func:`lt_mm.models.mixins.mix_in`) and stays with it. In a step that is drawn, the heads
+    have a recorder during each forward pass, and however the pass ends, none after it.
 
     Args:
         interval: Iterations from one picture to the next.
-        max_sources: At most so many sources of the batch, those with pairs first.
-        max_replicas: At most so many replicas of each.
-        max_per_group: Of the predictions of a replica in one group, at most so many, the
-            most confident ones. Of the unpaired ones likewise.
+        max_sources: How many sources of the batch to draw at most, those with pairs first.
+        max_replicas: How many replicas of each source to draw at most.
+        max_per_group: How many predictions of a replica in one group to draw at most, and
+            how many unpaired ones; the most confident ones are drawn.
 
     Raises:
         ValueError: If a number is below 1, or the model has no wrapped head.
@@ -57,57 +63,79 @@ class PairVisualizationHook(Hook):
                 raise ValueError(f'{name} is {value!r}; expected an integer, 1 or more')
         self.interval = interval
         self.limits = (max_sources, max_replicas, max_per_group)
-        self._records: dict[str, list[PairRecord]] = {}
 
-    def before_train(self, runner) -> None:
-        if not _wrapped_heads(runner):
+    def before_train(self, runner: Any) -> None:
+        model = _model_of(runner)
+        if not recorded_heads(model):
             raise ValueError(
-                f'{type(runner.model).__name__} has no LossTransformHead, so nothing is '
-                "paired; wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock "
-                'head>), or leave PairVisualizationHook out of custom_hooks'
+                f'{type(model).__name__} has no LossTransformHead, so nothing is paired; wrap '
+                "its head, dict(type='lt_mm.LossTransformHead', head=<stock head>), or remove "
+                'PairVisualizationHook from custom_hooks'
             )
+        if not isinstance(model, _RecordedModel):
+            mix_in(_RecordedModel, model)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        model = _model_of(runner)
+        model.lt_passes = None  # the step before may have failed
         if is_main_process() and self.every_n_train_iters(runner, self.interval):
-            self._records = {name: [] for name in _wrapped_heads(runner)}
-            for name, head in _wrapped_heads(runner).items():
-                head.lt_recorder = self._records[name].append
+            num_parts = getattr(runner.train_loop, 'num_micro_batches', 1)
+            model.lt_passes = deque(maxlen=min(num_parts, len(data_batch['data_samples'])))
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if not self._records:
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        model = _model_of(runner)
+        passes, model.lt_passes = model.lt_passes, None
+        if passes is None:
             return
-        for head in _wrapped_heads(runner).values():
-            del head.lt_recorder
-        records, self._records = self._records, {}
         classes = getattr(runner.train_dataloader.dataset, 'metainfo', {}).get('classes')
-        num_parts = getattr(runner.train_loop, 'num_micro_batches', 1)
-        for name, noted in records.items():
-            if not noted:  # a RoI head, whose box and mask heads pair
+        for name, head in recorded_heads(model).items():
+            parts = [records[name] for records in passes]
+            if not any(parts):  # a RoI head, whose box and mask heads form the pairs
                 continue
-            record = _of_batch(noted, min(num_parts, len(data_batch['data_samples'])))
             figure = pairs_figure(
-                record,
+                _of_batch(parts),
                 data_batch,
                 classes,
                 *self.limits,
-                divergence=getattr(_wrapped_heads(runner)[name], 'lt_divergence', None),
+                divergence=getattr(head, 'lt_divergence', None),
                 heading=f'iteration {runner.iter + 1}, {name}: ',
             )
             runner.visualizer.add_image(f'lt_pairs_{name}', pixels_of(figure), step=runner.iter + 1)
 
 
-def _wrapped_heads(runner: Any) -> dict[str, ConsistencyHead]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return {name: part for name, part in model.named_modules() if isinstance(part, ConsistencyHead)}
+class _RecordedModel(InstanceMixin, nn.Module):
+    """Mixin for a model: collects what its wrapped heads record in each forward pass.
 
-
-def _of_batch(noted: list[PairRecord], num_parts: int) -> PairRecord:
-    """The record of a batch, from those of its micro-batches.
-
-    A loop with micro-batches passes through each twice; the pairs are known the second
-    time. Part k holds images k, k + num_parts, ... A stock loop has one part.
+    Attributes:
+        lt_passes: The records of the heads, by name, of each pass; None to collect nothing.
     """
-    parts = [record.cpu() for record in noted[-num_parts:]]
-    for number, part in enumerate(parts):
-        part.images = part.images * num_parts + number
-    return PairRecord.join(parts)
+
+    prefix = 'Recorded'
+    lt_passes: deque[dict[str, list[PairRecord]]] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.lt_passes is None:
+            return super().__call__(*args, **kwargs)
+        with recording(self) as records:
+            self.lt_passes.append(records)
+            return super().__call__(*args, **kwargs)
+
+
+def _model_of(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _of_batch(parts: list[list[PairRecord]]) -> PairRecord:
+    """The record of a batch, from those of its micro-batches; a stock loop has one.
+
+    Micro-batch k of n holds the images k, k + n, ...
+    """
+    found = []
+    for number, records in enumerate(parts):
+        for record in records[-1:]:
+            record = record.cpu()
+            record.images = record.images * len(parts) + number
+            found.append(record)
+    return PairRecord.join(found)

@@ -1,8 +1,8 @@
-"""What ``tools/train.py`` and ``tools/test.py`` call: the stock tools' habits.
+"""From a config and a command line to a runner.
 
-The configs run with the stock tools as well. These add: the batch size is checked
-against the sampler before the first step, launches choose a port of their own and use
-gloo where there is no card, interruptions lose nothing, and checkpoints run no code.
+The configs run with the stock tools as well. The tools of this repository add that
+launches choose a port of their own and use gloo where there is no GPU, and that
+interruptions lose nothing.
 """
 
 import itertools
@@ -26,7 +26,15 @@ def load_config(
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Reads a config file and applies the command line to it."""
+    """Reads a config file and applies the command line to it.
+
+    Args:
+        config: Path of the config file.
+        work_dir: Folder for logs and checkpoints; by default the config's, else
+            ``work_dirs/<name of the config>``.
+        cfg_options: Settings to override, keys with dots.
+        launcher: One of :data:`lt_mm.engine.process_groups.LAUNCHERS`.
+    """
     cfg = Config.fromfile(config)
     cfg.launcher = launcher
     if cfg_options:
@@ -39,12 +47,12 @@ def load_config(
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner; its launch is made ready before (:mod:`process_groups`).
+    """Prepares the launch (:mod:`lt_mm.engine.process_groups`) and builds the runner.
 
     MMEngine finds the logger, the message hub and the visualizer of a run by the name of
-    its config and the second of its start. A later runner of the same process has its
-    number in its name too, or one started in the same second would write its losses and
-    metrics into the folder of the one before it.
+    its config and the second of its start. The names of later runners of a process get a
+    number, or a runner that starts in the same second as the one before it would write its
+    losses and metrics into that one's folder.
     """
     prepare_process_group(cfg)
     number = next(_RUNNERS)
@@ -58,31 +66,30 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def choose_resumed_checkpoint(cfg: Config, resume: str | None) -> None:
-    """Puts the checkpoint to go on from into the config."""
+    """Writes into the config which checkpoint a run resumes from, if any.
+
+    Args:
+        cfg: Config of the run; modified.
+        resume: A checkpoint, or 'auto' for the newest complete one in the work directory.
+            If there is none, the run starts from the weights that the config names, so that
+            a job can always be started with ``--resume``.
+    """
     if resume is not None and resume != 'auto':
         cfg.resume, cfg.load_from = True, resume
     elif resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
         found = find_resumable(cfg.work_dir)
-        # Without one, a job that is always started with --resume begins here, with
-        # the weights that the config names.
         cfg.resume = found is not None
         if found is not None:
             cfg.load_from = found
 
 
 def add_hooks(cfg: Config) -> None:
-    """Makes interruptions harmless; what the config says of these hooks stays."""
+    """Adds the hooks that make interruptions harmless, unless the config has them."""
     hooks = cfg.get('custom_hooks') or []
     names = {str(hook.get('type')).split('.')[-1] for hook in hooks if isinstance(hook, dict)}
-    cfg.custom_hooks = [
-        *hooks,
-        *(
-            dict(type=f'lt_mm.{name}')
-            for name in ('PreemptionHook', 'ResumeHook')
-            if name not in names
-        ),
-    ]
-    # The first is MMEngine's own default.
+    added = [name for name in ('PreemptionHook', 'ResumeHook') if name not in names]
+    cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}') for name in added)]
+    # MMEngine's own default comes first.
     default_hooks = {
         'checkpoint': dict(type='CheckpointHook', interval=1),
         **(cfg.get('default_hooks') or {}),

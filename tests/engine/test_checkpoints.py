@@ -91,7 +91,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 
 class FakeRunner(SimpleNamespace):
-    """As much of a runner as the hook of checkpoints uses; notes what was there."""
+    """As much of a runner as the hook of checkpoints uses; records which files were there."""
 
     def __init__(self, work_dir):
         info = {}
@@ -114,7 +114,7 @@ class FakeRunner(SimpleNamespace):
 
 @pytest.mark.parametrize('cls', [CheckpointHook, AtomicCheckpointHook])
 def test_old_checkpoints_are_removed_last(cls, tmp_path):
-    """The stock hook has a moment without any checkpoint; the other hook has not."""
+    """The stock hook has a moment without any checkpoint; the other hook has none."""
     runner = FakeRunner(tmp_path)
     hook = cls(interval=1, max_keep_ckpts=1, save_best='acc')
     hook.before_train(runner)

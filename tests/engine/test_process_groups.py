@@ -143,7 +143,7 @@ def test_node_list_of_the_step_is_expanded(scontrol):
     assert read_ranks('slurm', {**environ, 'MASTER_ADDR': 'ib3'}).master_addr == 'ib3'
 
 
-def test_without_scontrol_the_remedy_is_named(scontrol):
+def test_without_scontrol_the_hint_is_given(scontrol):
     environ = dict(SLURM, SLURM_NODELIST='node[7-9]')
     with pytest.raises(LaunchError, match='not in the PATH; set MASTER_ADDR'):
         read_ranks('slurm', environ)
@@ -202,7 +202,7 @@ def test_ports_of_two_mpiruns_differ_and_are_alike_for_all_ranks():
     assert not {first, second} & set(EPHEMERAL)
 
 
-def test_taken_port_is_named_with_the_remedy():
+def test_taken_port_is_named_with_the_hint():
     listener, port = port_in_use()
     with listener:
         with pytest.raises(LaunchError, match=f'port {port} of .* is taken') as error:

@@ -108,7 +108,7 @@ def test_this_environment_passes():
             'pycocotools',
             "pycocotools: not found, needs >= 2.0: pip install 'pycocotools>=2.0'",
         ),
-        # Without mmdet the other parts tell the family.
+        # Without mmdet, the family is that of the other parts.
         (
             ONEDL_VERSIONS,
             'onedl-mmdetection',

@@ -13,7 +13,7 @@ import re
 import socket
 import subprocess
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch.distributed as torch_dist
@@ -88,7 +88,8 @@ def prepare_process_group(cfg: Config) -> None:
         if launcher == 'slurm' and dist_cfg.get('port') is not None:
             os.environ['MASTER_PORT'] = str(dist_cfg.port)
         ranks = read_ranks(launcher, os.environ)
-        _export(ranks, os.environ)
+        # The variables of torch's env://.
+        os.environ.update({name.upper(): str(value) for name, value in ranks._asdict().items()})
         # The agent of torchrun listens on the port already; its ranks connect to it.
         if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
             check_address(ranks.master_addr, launcher)
@@ -255,11 +256,6 @@ def _number(name: str, launcher: str, environ: Mapping[str, str]) -> int:
             f'{_COMMANDS[launcher]}'
         )
     return int(value)
-
-
-def _export(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
-    """Sets the variables of torch's ``env://``, which override older ones."""
-    environ.update({name.upper(): str(value) for name, value in ranks._asdict().items()})
 
 
 def _start_gloo(cfg: Config, timeout: float | None) -> None:

@@ -29,7 +29,7 @@ BATCHES = 6
 
 @HOOKS.register_module()
 class Trace(Hook):
-    """Writes what was trained on and validated, so that it outlives the process."""
+    """Writes to a file what was trained on and validated, so that it outlives the process."""
 
     priority = 'VERY_LOW'
 
@@ -138,7 +138,7 @@ def validation(pictures):
 
 
 def run(config, work_dir, interrupt=None, write_event=None, options=None):
-    """Trains in a process of its own, going on with what is in ``work_dir``.
+    """Trains in a process of its own, resuming from what is in ``work_dir``.
 
     Args:
         interrupt: Arguments of ``Interrupt``.

@@ -32,7 +32,7 @@ from tests.engine.interrupted_runs import write_config, write_pictures
 
 
 class Malicious:
-    """Pickled, it is a call."""
+    """Unpickling it calls a function."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -42,7 +42,7 @@ class Malicious:
 
 
 class CallsThroughGetattr:
-    """A call of what ``getattr`` finds beside HistoryBuffer's methods."""
+    """Unpickling it gets an attribute of HistoryBuffer that is not allowed."""
 
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__init__')
@@ -66,7 +66,7 @@ def write(path, content=None, share=1.0):
 
 
 def damage(path, content):
-    """Writes a checkpoint of which one bit of a weight is wrong."""
+    """Writes a checkpoint in which one bit of a weight is wrong."""
     written = bytearray(Path(write(path, content)).read_bytes())
     weight = content['state_dict']['weight'].numpy().tobytes()
     written[written.index(weight)] ^= 1
@@ -233,7 +233,7 @@ def test_getattr_in_a_checkpoint_reaches_nothing_else(tmp_path):
 
 
 def test_weights_from_addresses_are_guarded_too(malicious, monkeypatch):
-    """``torchvision://`` and the like end in torch's own loader of addresses."""
+    """``torchvision://`` and others use torch's own loader of addresses."""
     monkeypatch.setattr(
         'mmengine.runner.checkpoint.load_url',
         lambda url, **kwargs: torch.load(malicious, weights_only=False),
@@ -259,7 +259,7 @@ def test_a_missing_file_is_named():
 
 @pytest.fixture
 def built(monkeypatch):
-    """The configs that the tools build runners from, which do nothing."""
+    """The configs that the tools build runners from; these runners do nothing."""
     configs = []
 
     def build(cfg):

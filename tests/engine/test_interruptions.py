@@ -84,7 +84,7 @@ def test_killed_while_it_trains_and_while_it_writes(uninterrupted, tmp_path):
     for kill in kills:
         assert run(config, tmp_path, **kill) == -signal.SIGKILL, output(tmp_path)
     assert run(config, tmp_path) == 0, output(tmp_path)
-    # Nothing to go on from; epoch_1.pth without last_checkpoint; epoch_1.pth twice.
+    # Resumed from nothing, from epoch_1.pth without last_checkpoint, and from epoch_1.pth twice.
     assert trace(tmp_path, 'start') == [f'start {n * BATCHES}' for n in (0, 0, 1, 1, 1)]
     assert_same_weights(tmp_path / 'epoch_3.pth', reference / 'epoch_3.pth')
     assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
@@ -118,7 +118,7 @@ def test_killed_twenty_times(uninterrupted, pictures, tmp_path, capsys):
 
 
 def check_preempted(config, reference, work_dir, interrupt, num_done, last):
-    """Interrupts a run once, goes on, and compares it with one that was not."""
+    """Interrupts a run once, resumes it, and compares it with one that was not interrupted."""
     assert run(config, work_dir, interrupt) == REQUEUE_EXIT_CODE, output(work_dir)
     saved = work_dir / f'preempted_iter_{num_done}.pth'
     assert saved.is_file()
@@ -218,7 +218,7 @@ def test_processes_that_load_data_of_an_iteration_based_loop(pictures, tmp_path)
 
 @pytest.mark.slow
 def test_epochs_resume_exactly_with_the_stock_seeds_of_workers(pictures, tmp_path):
-    """Without seed_steps: MMEngine seeds new workers alike in every epoch."""
+    """Without seed_steps, MMEngine seeds new workers with the same numbers in every epoch."""
     config = write_config(
         pictures,
         tmp_path,
@@ -249,7 +249,7 @@ def test_accumulated_gradients_are_used_before_the_run_stops(pictures, tmp_path)
 
 @pytest.mark.slow
 def test_samples_without_seeds_in_the_config(pictures, tmp_path):
-    """The sampler draws a seed, which the checkpoint keeps: no sample twice."""
+    """The sampler draws a seed, which the checkpoint keeps, so that no sample comes twice."""
     config = write_config(pictures, tmp_path, seed_steps=False, randomness=dict(seed=None))
     interrupt = dict(number=signal.SIGTERM, at=BATCHES + 2)
     assert run(config, tmp_path / 'run', interrupt) == REQUEUE_EXIT_CODE
@@ -383,7 +383,7 @@ def batches(loader):
 
 @pytest.mark.parametrize('num_done', range(6))
 def test_whole_batches_are_left_out_once(num_done):
-    """Batches grouped by shape: leaving samples out would make other ones."""
+    """Batches are grouped by shape: skipping samples would make other batches."""
     expected = batches(make_runner()[1])
     assert len(expected) == 5 and len(set(map(str, expected))) == 5
     runner, loader = make_runner(epoch=2, iteration=10 + num_done)

@@ -50,7 +50,7 @@ def port_in_use():
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Sets the environment of a launch on node7; every trace goes away again."""
+    """Sets the environment of a launch on node7; the test leaves nothing of it."""
 
     def resolve(host, *_):
         if host not in ('node7', '127.0.0.1'):
@@ -125,7 +125,7 @@ def test_batch_script_without_srun_does_not_wait_for_the_other_ranks():
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """Puts a program in the place of SLURM's; gives the function that writes it."""
+    """Replaces the program of SLURM; returns the function that writes it."""
     monkeypatch.setenv('PATH', str(tmp_path))
 
     def write(script):
@@ -333,7 +333,7 @@ needs_mpirun = pytest.mark.skipif(
 
 
 def start_mpirun(folder, command):
-    """Two ranks of a command; files of Open MPI's own in a new folder.
+    """Starts two ranks of a command; Open MPI keeps its files in a new folder.
 
     Open MPI 4.1.4 makes one folder for all jobs of a user, and two jobs that start in the
     same millisecond both make it: "A call to mkdir was unable to create ...".

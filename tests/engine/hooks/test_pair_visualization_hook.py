@@ -1,4 +1,4 @@
-"""What wrapped heads say of their pairs, and the hook that draws it."""
+"""What wrapped heads record of their pairs, and the hook that draws it."""
 
 import copy
 
@@ -250,7 +250,7 @@ def train(cfg, work_dir, hook=None, backends=(LOCAL,)):
     """A runner that trained, and the outputs of its steps."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = str(work_dir)
-    # Of one name there is one in a process.
+    # A process has one visualizer of each name.
     cfg.visualizer.update(name=str(work_dir), vis_backends=list(backends))
     if hook is not None:
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='lt_mm.PairVisualizationHook', **hook)]
@@ -311,7 +311,7 @@ def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):  # noqa
         assert '8 of 8 predictions are paired' in figure.get_suptitle()
         titles = [axes.get_title() for axes in figure.axes]
         assert len(titles) == 8 and titles[0].startswith('source ') and all(titles)
-        # The KL of the source is that of what the titles show: never below 0.
+        # The KL in the title is a KL of probabilities, so never below 0.
         assert float(titles[0].split('KL ')[1].split()[0]) >= 0
 
 

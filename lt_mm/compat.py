@@ -1,13 +1,12 @@
 """The one module that knows the differences between the dependency families.
 
-The import names ``mmengine``, ``mmcv``, ``mmdet`` and ``mmpretrain`` come from
-two families of distributions: the maintained OneDL forks (``onedl-mmdetection``
-and so on) and the original OpenMMLab releases. The two cannot share an
-environment, because they write to the same directories.
+The import names ``mmengine``, ``mmcv``, ``mmdet`` and ``mmpretrain`` come from two
+families of distributions: the maintained OneDL forks (``onedl-mmdetection`` and so on)
+and the original OpenMMLab releases. The two cannot share an environment, because they
+install their files into the same directories.
 
-Everything here reads metadata and imports none of the packages: the check costs
-milliseconds and reports all that is wrong at once, where an import would stop at
-the first problem.
+The check reads metadata and imports none of the packages. That takes milliseconds and
+reports every problem at once, whereas an import would stop at the first one.
 """
 
 import contextlib
@@ -18,6 +17,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
+from packaging.version import Version
+
 ONEDL = 'onedl'
 OPENMMLAB = 'openmmlab'
 
@@ -27,11 +28,10 @@ class Part(NamedTuple):
 
     Attributes:
         name: The import name.
-        minimum: The oldest version of the original release that works. The
-            forks carry the versions on, so one number serves both families.
-        distributions: Family to the names under which pip may know the package.
-            The first name is the one to install.
-        requirement: Family to what to ask pip for.
+        minimum: The oldest version of the original release that works. The forks
+            continue the version numbers, so one minimum serves both families.
+        distributions: For each family the names under which pip may know the package.
+        requirement: For each family what to ask pip for.
     """
 
     name: str
@@ -40,19 +40,19 @@ class Part(NamedTuple):
     requirement: dict[str, str]
 
 
-def _either(name: str, minimum: str) -> Part:
+def _shared(name: str, minimum: str) -> Part:
     """A part that both families take from the same distribution."""
-    requirement = f'{name}>={minimum}'
+    families = (ONEDL, OPENMMLAB)
     return Part(
         name,
         minimum,
-        {ONEDL: (name,), OPENMMLAB: (name,)},
-        {ONEDL: requirement, OPENMMLAB: requirement},
+        dict.fromkeys(families, (name,)),
+        dict.fromkeys(families, f'{name}>={minimum}'),
     )
 
 
 PARTS = (
-    _either('torch', '2.0'),
+    _shared('torch', '2.0'),
     Part(
         'mmengine',
         '0.8.3',
@@ -77,20 +77,20 @@ PARTS = (
         {ONEDL: ('onedl-mmpretrain',), OPENMMLAB: ('mmpretrain',)},
         {ONEDL: 'onedl-mmpretrain>=1.3', OPENMMLAB: 'mmpretrain>=1.2,<2'},
     ),
-    _either('pycocotools', '2.0'),
+    _shared('pycocotools', '2.0'),
 )
 
-# Parts whose distribution tells which family an environment has, surest first.
+# Parts whose distribution tells the family of an environment, the most reliable first.
 _TELLING = ('mmdet', 'mmpretrain', 'mmcv', 'mmengine')
 
 
 def check_dependencies() -> None:
-    """Checks that every package that lt_mm needs is there and recent enough.
+    """Checks that every package that lt_mm needs is installed and recent enough.
 
     Raises:
-        ImportError: Names every missing, too old, doubly installed or incomplete
-            package, the version found and the version needed, and the command
-            that puts it right in the family of this environment.
+        ImportError: If a package is missing, too old, installed twice or incomplete.
+            Names all of them, the versions found and needed, and for each the command
+            that mends it in the family of this environment.
     """
     family = detect_family()
     problems = [problem for part in PARTS if (problem := _problem_of(part, family))]
@@ -110,9 +110,9 @@ def detect_family() -> str:
     """The dependency family of this environment.
 
     Returns:
-        ``'onedl'`` or ``'openmmlab'``: the family that mmdet comes from; without
-        mmdet, the family of mmpretrain, mmcv or mmengine; the OneDL forks where
-        none of them is installed, or where mmdet comes from both.
+        ``'onedl'`` or ``'openmmlab'``: the family of the installed mmdet, or else of
+        mmpretrain, mmcv or mmengine. ``'onedl'`` where none of them is installed, or
+        where that package comes from both families.
     """
     parts = {part.name: part for part in PARTS}
     for name in _TELLING:
@@ -122,84 +122,38 @@ def detect_family() -> str:
     return ONEDL
 
 
-def release_key(version: str) -> tuple[tuple[int, ...], bool]:
-    """What orders version numbers, without the package ``packaging``.
-
-    ``packaging`` is a dependency of mmengine, whose absence is to be reported,
-    and ``mmengine.utils.digit_version`` is out of reach for the same reason.
-
-    Args:
-        version: For example ``'0.24.1+cpu'``, ``'3.0.0rc6'``, ``'2.1.0.post1'``.
-
-    Returns:
-        The numbers of the release without trailing zeros (``2.0`` equals
-        ``2.0.0``), and whether it is final: a candidate or a development version
-        sorts before its release. A local part (``+cpu``) does not count.
-
-    Raises:
-        ValueError: If ``version`` does not begin with a number.
-    """
-    match = re.match(r'v?(\d+(?:\.\d+)*)', version.strip())
-    if match is None:
-        raise ValueError(f'version {version!r} does not begin with a number')
-    numbers = [int(number) for number in match.group(1).split('.')]
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    suffix = version.strip()[match.end() :].split('+')[0].lower()
-    is_final = re.search(r'a|b|c|dev|pre', suffix) is None
-    return tuple(numbers), is_final
-
-
 def _problem_of(part: Part, family: str) -> str | None:
     """What is wrong with a part and what to do, or None."""
-    if part.distributions[ONEDL] != part.distributions[OPENMMLAB]:
-        originals = _installed(part.distributions[OPENMMLAB])
-        forks = _installed(part.distributions[ONEDL])
-        if originals and forks:
-            return _doubly_installed(part, {**originals, **forks}, family)
+    forks, originals = (_installed(part.distributions[each]) for each in (ONEDL, OPENMMLAB))
+    found = {**originals, **forks}
+    install = _install_command(part, family)
+    # Removing one of two that share a directory takes files of the other with it.
+    reinstall = f'pip uninstall -y {" ".join(found) or part.name} && {install}'
+    if forks and originals and forks != originals:
+        names = ' and '.join(f'{name} {version}' for name, version in found.items())
+        return f'{part.name}: installed twice, as {names}, which overwrite each other: {reinstall}'
     if importlib.util.find_spec(part.name) is None:
-        return f'{part.name}: not found, needs >= {part.minimum}: {_install_command(part, family)}'
-    version = _version_of(part)
-    if version is not None and release_key(version) < release_key(part.minimum):
+        return f'{part.name}: not found, needs >= {part.minimum}: {install}'
+    version = next(iter(found.values()), None) or _version_in_file(part.name)
+    if version is not None and Version(version) < Version(part.minimum):
+        return f'{part.name}: found {version}, needs >= {part.minimum}: {install}'
+    # find_spec('mmcv._ext') would import mmcv; looking into its folder does not.
+    if part.name == 'mmcv' and PathFinder.find_spec('_ext', _folders_of('mmcv')) is None:
         return (
-            f'{part.name}: found {version}, needs >= {part.minimum}: '
-            f'{_install_command(part, family)}'
+            f'mmcv: found {version or "a version"} without compiled operators (mmcv._ext), '
+            f'which the detectors need: {reinstall}'
         )
-    if part.name == 'mmcv' and not _has_operators():
-        return _without_operators(part, version, family)
     return None
 
 
 def _install_command(part: Part, family: str) -> str:
-    command = f"pip install '{part.requirement[family]}'"
-    if part.name == 'mmcv':
-        # Isolated, the build would compile the operators against another torch.
-        command = (
-            'pip install ninja psutil && MMCV_WITH_OPS=1 '
-            f"pip install --no-build-isolation '{part.requirement[family]}'"
-        )
-    return command
-
-
-def _doubly_installed(part: Part, found: dict[str, str], family: str) -> str:
-    """The message for two distributions that wrote to one directory.
-
-    Removing one takes files of the other with it, so both go.
-    """
-    names = ' and '.join(f'{name} {version}' for name, version in found.items())
+    requirement = f"'{part.requirement[family]}'"
+    if part.name != 'mmcv':
+        return f'pip install {requirement}'
+    # In an isolated build the operators would be compiled for another torch.
     return (
-        f'{part.name}: installed twice, as {names}, which overwrite each other: '
-        f'pip uninstall -y {" ".join(found)} && {_install_command(part, family)}'
-    )
-
-
-def _without_operators(part: Part, version: str | None, family: str) -> str:
-    names = list(_installed(part.distributions[ONEDL] + part.distributions[OPENMMLAB]))
-    return (
-        f'mmcv: found {version or "a version"} without compiled operators (mmcv._ext), '
-        'which the detectors need: '
-        f'pip uninstall -y {" ".join(names) or part.name} && '
-        f'{_install_command(part, family)}'
+        'pip install ninja psutil && MMCV_WITH_OPS=1 '
+        f'pip install --no-build-isolation {requirement}'
     )
 
 
@@ -212,33 +166,16 @@ def _installed(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _version_of(part: Part) -> str | None:
-    """The version of a part that can be imported, or None if nothing tells it.
-
-    A checkout on ``PYTHONPATH`` has no metadata; its ``version.py`` is read then.
-    """
-    found = _installed(part.distributions[ONEDL] + part.distributions[OPENMMLAB])
-    if found:
-        return next(iter(found.values()))
-    for folder in _folders_of(part.name):
+def _version_in_file(name: str) -> str | None:
+    """The version in ``version.py`` of a checkout on ``PYTHONPATH``, which has no metadata."""
+    for folder in _folders_of(name):
         path = Path(folder, 'version.py')
-        if path.is_file():
-            match = re.search(
-                r'^__version__\s*=\s*[\'"]([^\'"]+)[\'"]', path.read_text(), re.MULTILINE
-            )
-            if match:
-                return match.group(1)
+        pattern = r'^__version__\s*=\s*[\'"]([^\'"]+)[\'"]'
+        if path.is_file() and (match := re.search(pattern, path.read_text(), re.MULTILINE)):
+            return match[1]
     return None
 
 
 def _folders_of(name: str) -> list[str]:
     spec = importlib.util.find_spec(name)
     return list(spec.submodule_search_locations or []) if spec else []
-
-
-def _has_operators() -> bool:
-    """Whether mmcv's extension module exists.
-
-    ``find_spec('mmcv._ext')`` would import mmcv; looking into its folder does not.
-    """
-    return PathFinder.find_spec('_ext', _folders_of('mmcv')) is not None

@@ -65,7 +65,7 @@ def write_config(folder: Path, **more: Any) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread, no card, this Python, and nothing that a launcher has set."""
+    """One thread, no GPU, this Python, and nothing that a launcher has set."""
     inherited = {
         key: value
         for key, value in os.environ.items()

@@ -16,7 +16,7 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module(force=True)
 class WriteRankRecords(Hook):
-    """Writes ``rank<N>.json`` at the end and a line in ``steps<N>.txt`` a step.
+    """Writes ``rank<N>.json`` at the end, and a line of ``steps<N>.txt`` after each step.
 
     Args:
         pause: Seconds to wait after each step, for tests that interrupt.

@@ -19,10 +19,10 @@ _CONTEXT.set_forkserver_preload(['tests.models.heads.head_data'])
 
 
 def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
-    """What ``function(rank, *args)`` returns on each rank.
+    """Returns what ``function(rank, *args)`` returns on each rank.
 
     Args:
-        function: Of a module's top level; its result must be picklable.
+        function: A function of a module's top level; its result must be picklable.
         timeout: Seconds after which hanging ranks are killed.
 
     Raises:
@@ -60,13 +60,13 @@ def _collected(results: Any, ranks: list[Any], deadline: float) -> list[Any]:
             values[rank] = torch.load(io.BytesIO(value), weights_only=False)
         else:
             errors[rank] = error
-    # All of them: where one rank fails, the others lose their connection to it.
+    # All errors are shown: where one rank fails, the others lose their connection to it.
     assert not errors, '\n'.join(f'rank {rank}: {error}' for rank, error in errors.items())
     return [values[rank] for rank in range(len(ranks))]
 
 
 def _without_result(ranks: list[Any], values: dict, errors: dict, deadline: float) -> dict:
-    """Ranks that died without a word, and after the deadline those that hang."""
+    """Ranks that died without an error message, and after the deadline those that hang."""
     found = {}
     for rank, process in enumerate(ranks):
         if rank in values or rank in errors:

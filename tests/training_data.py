@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from lt_mm.engine import launch
+from lt_mm.apis import train as api
 from tests.paths import CONFIGS
 
 
@@ -67,7 +67,7 @@ def detector_options(shapes, **more):
 
 
 def train_demo(shapes, work_dir, config='faster_rcnn_r18_lt_demo.py', resume=None, **more):
-    return launch.train(
+    return api.train(
         str(CONFIGS / config),
         work_dir=str(work_dir),
         resume=resume,

@@ -1,41 +1,16 @@
 """Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
 
-import argparse
-import os
+from typing import Any
 
-from mmengine.config import DictAction
-
-from lt_mm.engine import launch
+from lt_mm.apis.arguments import launch_parser, parse_launch_args
+from lt_mm.apis.train import test
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+def parse_args() -> dict[str, Any]:
+    parser = launch_parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='folder for logs and results')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings to override, key=value; lists as key="[a,b]" or key=a,b',
-    )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load checkpoints that hold more than weights, and may run code',
-    )
-    parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
-
-
-def main() -> None:
-    args = vars(parse_args())
-    args.pop('local_rank')
-    launch.test(**args)
+    return parse_launch_args(parser)
 
 
 if __name__ == '__main__':
-    main()
+    test(**parse_args())

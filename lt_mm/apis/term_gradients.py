@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lt_mm.core.gradients import compare_gradients
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import build_runner, load_config
-from lt_mm.models.heads import ConsistencyMixin
-from lt_mm.structures.pair_record import PairRecord
+from lt_mm.structures.pair_record import PairRecord, recorded_heads, recording
 
 _TERM = 'loss_lt_'
 
@@ -69,16 +68,10 @@ def measure_term_gradients(
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
-        heads = _wrapped_heads(runner.model, config)
+        _check_wrapped(runner.model, config)
         runner.load_or_resume()
-    records: dict[str, list[PairRecord]] = {name: [] for name in heads}
-    for name, head in heads.items():
-        head.lt_recorder = records[name].append
-    try:
+    with recording(runner.model) as records:
         steps = _steps(runner, cfg, num_batches)
-    finally:
-        for head in heads.values():
-            del head.lt_recorder
     names = dict.fromkeys(name for step in steps for name in step)
     terms = {name: _term_of([step[name] for step in steps if name in step]) for name in names}
     if not any(term['ratio'] for term in terms.values()):
@@ -113,17 +106,12 @@ def table_of(report: Mapping[str, Any]) -> str:
     return '\n\n'.join([heading, *tables])
 
 
-def _wrapped_heads(model: nn.Module, config: str) -> dict[str, ConsistencyMixin]:
-    """The wrapped heads of a model, by their names in it."""
-    heads = {
-        name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)
-    }
-    if not heads:
+def _check_wrapped(model: nn.Module, config: str) -> None:
+    if not recorded_heads(model):
         raise ValueError(
             f'the model of {config}, {type(model).__name__}, has no LossTransformHead; '
             "wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock head>)"
         )
-    return heads
 
 
 def _steps(runner: Runner, cfg: Config, num_batches: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How a run goes: hooks, loops, launches, checkpoints."""
+"""How a run is launched, trained, interrupted and resumed."""
 
 from lt_mm.engine import hooks, loops
 

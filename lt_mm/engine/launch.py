@@ -1,8 +1,8 @@
-"""What ``tools/train.py`` and ``tools/test.py`` call: the stock tools' habits.
+"""From a config and a command line to a runner.
 
-The configs run with the stock tools as well. These add: the batch size is checked
-against the sampler before the first step, launches choose a port of their own and use
-gloo where there is no card, interruptions lose nothing, and checkpoints run no code.
+The configs run with the stock tools as well. The tools of this repository add that
+launches choose a port of their own and use gloo where there is no GPU, and that
+interruptions lose nothing.
 """
 
 import itertools
@@ -14,82 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from lt_mm.datasets.checks import explained
-from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
-from lt_mm.engine.checkpoints import checkpoint_loading, find_resumable
-from lt_mm.engine.hooks.preemption_hook import PreemptionHook
-from lt_mm.engine.process_groups import LAUNCHERS, prepare_process_group
-
-__all__ = ['LAUNCHERS', 'build_runner', 'load_config', 'test', 'train']
+from lt_mm.engine.checkpoints import find_resumable
+from lt_mm.engine.process_groups import prepare_process_group
 
 _RUNNERS = itertools.count(1)
-
-
-def train(
-    config: str,
-    work_dir: str | None = None,
-    resume: str | None = None,
-    amp: bool = False,
-    auto_scale_lr: bool = False,
-    cfg_options: Mapping[str, Any] | None = None,
-    launcher: str = 'none',
-    trust_checkpoint: bool = False,
-) -> Runner:
-    """Trains a config and returns its runner.
-
-    Args:
-        config: Path of the config file.
-        work_dir: Folder for logs and checkpoints; by default the config's, else
-            ``work_dirs/<name of the config>``.
-        resume: A checkpoint to go on from, or 'auto' for the newest complete one in
-            ``work_dir``; without one the run starts as if this were not given.
-        amp: Whether to train with automatic mixed precision.
-        auto_scale_lr: Whether to scale the learning rate with the batch size.
-        cfg_options: Settings to override, keys with dots.
-        launcher: One of ``LAUNCHERS``.
-        trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
-
-    Raises:
-        ValueError: If the sampler's groups do not fit into the batch size.
-        DataSetError: If the annotation file cannot be trained on.
-        UntrustedCheckpointError: If a checkpoint that is loaded holds code.
-        SystemExit: See :class:`lt_mm.engine.hooks.preemption_hook.PreemptionHook`.
-    """
-    cfg = load_config(config, work_dir, cfg_options, launcher)
-    if amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if auto_scale_lr:
-        _enable_auto_scale_lr(cfg)
-    _choose_resumed_checkpoint(cfg, resume)
-    _add_hooks(cfg)
-    with checkpoint_loading(trust_checkpoint):
-        runner = build_runner(cfg)
-        with explained(cfg.train_dataloader.dataset):
-            loop = runner.train_loop
-        check_train_dataloader(loop.dataloader)
-        try:
-            runner.train()
-        finally:
-            for hook in runner.hooks:
-                if isinstance(hook, PreemptionHook):
-                    hook.restore_handlers()
-    return runner
-
-
-def test(
-    config: str,
-    checkpoint: str,
-    work_dir: str | None = None,
-    cfg_options: Mapping[str, Any] | None = None,
-    launcher: str = 'none',
-    trust_checkpoint: bool = False,
-) -> Mapping[str, float]:
-    """Evaluates a checkpoint and returns the metrics; arguments as in :func:`train`."""
-    cfg = load_config(config, work_dir, cfg_options, launcher)
-    cfg.load_from = checkpoint
-    with checkpoint_loading(trust_checkpoint):
-        return build_runner(cfg).test()
 
 
 def load_config(
@@ -98,7 +26,15 @@ def load_config(
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Reads a config file and applies the command line to it."""
+    """Reads a config file and applies the command line to it.
+
+    Args:
+        config: Path of the config file.
+        work_dir: Folder for logs and checkpoints; by default the config's, else
+            ``work_dirs/<name of the config>``.
+        cfg_options: Settings to override, keys with dots.
+        launcher: One of :data:`lt_mm.engine.process_groups.LAUNCHERS`.
+    """
     cfg = Config.fromfile(config)
     cfg.launcher = launcher
     if cfg_options:
@@ -111,12 +47,12 @@ def load_config(
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner; its launch is made ready before (:mod:`process_groups`).
+    """Prepares the launch (:mod:`lt_mm.engine.process_groups`) and builds the runner.
 
     MMEngine finds the logger, the message hub and the visualizer of a run by the name of
-    its config and the second of its start. A later runner of the same process has its
-    number in its name too, or one started in the same second would write its losses and
-    metrics into the folder of the one before it.
+    its config and the second of its start. The names of later runners of a process get a
+    number, or a runner that starts in the same second as the one before it would write its
+    losses and metrics into that one's folder.
     """
     prepare_process_group(cfg)
     number = next(_RUNNERS)
@@ -129,32 +65,31 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def _choose_resumed_checkpoint(cfg: Config, resume: str | None) -> None:
-    """Puts the checkpoint to go on from into the config."""
+def choose_resumed_checkpoint(cfg: Config, resume: str | None) -> None:
+    """Writes into the config which checkpoint a run resumes from, if any.
+
+    Args:
+        cfg: Config of the run; modified.
+        resume: A checkpoint, or 'auto' for the newest complete one in the work directory.
+            If there is none, the run starts from the weights that the config names, so that
+            a job can always be started with ``--resume``.
+    """
     if resume is not None and resume != 'auto':
         cfg.resume, cfg.load_from = True, resume
     elif resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
         found = find_resumable(cfg.work_dir)
-        # Without one, a job that is always started with --resume begins here, with
-        # the weights that the config names.
         cfg.resume = found is not None
         if found is not None:
             cfg.load_from = found
 
 
-def _add_hooks(cfg: Config) -> None:
-    """Makes interruptions harmless; what the config says of these hooks stays."""
+def add_hooks(cfg: Config) -> None:
+    """Adds the hooks that make interruptions harmless, unless the config has them."""
     hooks = cfg.get('custom_hooks') or []
     names = {str(hook.get('type')).split('.')[-1] for hook in hooks if isinstance(hook, dict)}
-    cfg.custom_hooks = [
-        *hooks,
-        *(
-            dict(type=f'lt_mm.{name}')
-            for name in ('PreemptionHook', 'ResumeHook')
-            if name not in names
-        ),
-    ]
-    # The first is MMEngine's own default.
+    added = [name for name in ('PreemptionHook', 'ResumeHook') if name not in names]
+    cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}') for name in added)]
+    # MMEngine's own default comes first.
     default_hooks = {
         'checkpoint': dict(type='CheckpointHook', interval=1),
         **(cfg.get('default_hooks') or {}),
@@ -163,12 +98,3 @@ def _add_hooks(cfg: Config) -> None:
     if checkpoint and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
         checkpoint['type'] = 'lt_mm.AtomicCheckpointHook'
     cfg.default_hooks = default_hooks
-
-
-def _enable_auto_scale_lr(cfg: Config) -> None:
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        raise ValueError(
-            f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
-            'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)'
-        )
-    cfg.auto_scale_lr.enable = True

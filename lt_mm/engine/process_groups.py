@@ -1,9 +1,9 @@
-"""The ranks of a launch, before the Runner: environment, port, and gloo without a card.
+"""Preparing the ranks of a launch for the Runner: environment, port, and gloo on CPUs.
 
-MMEngine starts the process group itself. It takes a CUDA device for granted, and port
-29500, on which the second job of a node stops. Here each job gets a port of its own, an
-environment that was set by halves is refused with what is missing, and ranks without a
-card start on gloo, after which MMEngine finds the group there.
+MMEngine starts the process group itself, but it assumes a CUDA device and port 29500, on
+which the second job of a node fails. Here each job gets a port of its own, an incomplete
+environment is refused with the name of what is missing, and ranks without a GPU start the
+group on gloo, which MMEngine then uses.
 """
 
 import datetime
@@ -13,8 +13,8 @@ import re
 import socket
 import subprocess
 import zlib
-from collections.abc import Mapping, MutableMapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch.distributed as torch_dist
 from mmengine.config import Config
@@ -33,26 +33,26 @@ _COMMANDS = {
     'a job: srun --ntasks=N python tools/train.py CONFIG --launcher slurm',
     'mpi': 'mpirun -n N python tools/train.py CONFIG --launcher mpi',
 }
-# How MASTER_ADDR and MASTER_PORT reach every rank.
+# How MASTER_ADDR and MASTER_PORT are set for every rank.
 _SETTINGS = {
     'pytorch': '{} bash tools/dist_train.sh ...',
     'slurm': 'export {}',
     'mpi': 'mpirun -x {} ...',
 }
 
-# Below Linux's ephemeral ports (32768 to 60999), of which any connection may hold one. A
-# prime number of them: the steps of one job all differ.
+# Below Linux's ephemeral ports (32768 to 60999), which any connection may occupy. Their
+# number is prime, so that the ports of the steps of one job all differ.
 _FIRST_PORT, _NUM_PORTS = 10007, 22751
 _PORTS_A_STEP = 5003
 _DEFAULT_PORT = 29500  # torch's and MMEngine's
 
 
 class LaunchError(RuntimeError):
-    """A launch that cannot start: what is missing or taken, and what to do."""
+    """A launch cannot start; says what is missing or taken, and what to do."""
 
 
 class Ranks(NamedTuple):
-    """What a process has to know of the launch that it is a part of.
+    """What a process has to know about the launch that it is a part of.
 
     Attributes:
         rank: Number of the process, from 0.
@@ -70,10 +70,10 @@ class Ranks(NamedTuple):
 
 
 def prepare_process_group(cfg: Config) -> None:
-    """Makes the launch of ``cfg.launcher`` ready for the Runner.
+    """Prepares the launch of ``cfg.launcher`` for the Runner.
 
-    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without a card also
-    starts the process group on gloo, and gives ``cfg`` the wrapper of the model for it.
+    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without a GPU it also
+    starts the process group on gloo, and sets ``cfg.model_wrapper_cfg`` accordingly.
 
     Raises:
         LaunchError: If the environment is incomplete, the host of rank 0 is unknown, or
@@ -84,12 +84,13 @@ def prepare_process_group(cfg: Config) -> None:
         return
     dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
     if not torch_dist.is_initialized():
-        # MMEngine's option for slurm, with which it overrides MASTER_PORT.
+        # MMEngine's option for SLURM, which overrides MASTER_PORT.
         if launcher == 'slurm' and dist_cfg.get('port') is not None:
             os.environ['MASTER_PORT'] = str(dist_cfg.port)
         ranks = read_ranks(launcher, os.environ)
-        _export(ranks, os.environ)
-        # torchrun's agent listens already, and its ranks connect to it.
+        # The variables of torch's env://.
+        os.environ.update({name.upper(): str(value) for name, value in ranks._asdict().items()})
+        # The agent of torchrun listens on the port already; its ranks connect to it.
         if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
             check_address(ranks.master_addr, launcher)
             if ranks.rank == 0:
@@ -99,14 +100,14 @@ def prepare_process_group(cfg: Config) -> None:
 
 
 def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
-    """Reads what a launcher says of this process.
+    """Reads what a launcher tells this process in its environment.
 
     Args:
         launcher: ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
         environ: Environment variables of the process.
 
     Raises:
-        LaunchError: If a variable is missing or no number; names it and the command
+        LaunchError: If a variable is missing or not a number; names it and the command
             that sets it.
     """
     if launcher not in _VARIABLES:
@@ -116,7 +117,7 @@ def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
     if not 0 <= local_rank <= rank < world_size:
         raise LaunchError(
             f'{names[0]}={rank}, {names[1]}={world_size}, {names[2]}={local_rank}; '
-            'expected local rank <= rank < number of processes, all from 0. The launcher '
+            'expected local rank <= rank < number of processes, counted from 0. The launcher '
             f'sets them: {_COMMANDS[launcher]}'
         )
     if (
@@ -125,7 +126,7 @@ def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
         and 'SLURM_JOB_ID' in environ
         and 'SLURM_STEP_ID' not in environ
     ):
-        # The batch script itself has SLURM_PROCID=0, and would wait for the others.
+        # The batch script itself has SLURM_PROCID=0 and would wait for the other ranks.
         raise LaunchError(
             f'SLURM_STEP_ID is not set, and SLURM_NTASKS is {world_size}: this process '
             'was started by the batch script, not by srun. Put srun in front of it, or '
@@ -141,17 +142,17 @@ def read_ranks(launcher: str, environ: Mapping[str, str]) -> Ranks:
 
 
 def check_address(host: str, launcher: str) -> None:
-    """Checks that rank 0's host is known, for which torch would wait for minutes.
+    """Checks that the host of rank 0 is known; torch would wait for it for minutes.
 
     Raises:
-        LaunchError: If it has no address here.
+        LaunchError: If the host has no address on this machine.
     """
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
         raise LaunchError(
             f'the host of rank 0, {host}, has no address on {socket.gethostname()} '
-            f'({error.strerror}); name one that has, or its number, for all ranks: '
+            f'({error.strerror}); give a name that has one, or the address, to all ranks: '
             f'{_SETTINGS[launcher].format("MASTER_ADDR=10.0.0.7")}'
         ) from None
 
@@ -160,10 +161,10 @@ def check_port(port: int, launcher: str) -> None:
     """Checks on the host of rank 0 that nothing listens on a port.
 
     Raises:
-        LaunchError: If the port cannot be had; names it and how to choose another.
+        LaunchError: If the port cannot be used; says how to choose another one.
     """
     with socket.socket() as probe:
-        # Connections of the job before, which are being closed, are no obstacle.
+        # Connections of an earlier job that are still being closed do no harm.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(('', port))
@@ -192,15 +193,16 @@ def _master_addr(launcher: str, environ: Mapping[str, str]) -> str:
         if environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', size) == size:
             return '127.0.0.1'
         raise LaunchError(
-            'MASTER_ADDR is not set, and the ranks are on several nodes (of '
-            f'{size}, {environ["OMPI_COMM_WORLD_LOCAL_SIZE"]} are here); mpirun does not '
-            f"name rank 0's: {_SETTINGS[launcher].format('MASTER_ADDR=FIRST_HOST')}"
+            'MASTER_ADDR is not set, and the ranks are on several nodes '
+            f'({environ["OMPI_COMM_WORLD_LOCAL_SIZE"]} of {size} are on this one); mpirun does '
+            'not tell the host of rank 0, so name it: '
+            f'{_SETTINGS[launcher].format("MASTER_ADDR=FIRST_HOST")}'
         )
     return _value('MASTER_ADDR', launcher, environ)
 
 
 def _first_host(nodes: str) -> str:
-    """The first of SLURM's list of hosts, such as ``node[3-5,9],login1``."""
+    """The first host of a list of SLURM, such as ``node[3-5,9],login1``."""
     if not re.search(r'[\[,]', nodes):
         return nodes
     hint = 'set MASTER_ADDR to the host of rank 0: export MASTER_ADDR=HOST'
@@ -214,17 +216,17 @@ def _first_host(nodes: str) -> str:
         ) from None
     if hosts.returncode != 0 or not hosts.stdout.split():
         raise LaunchError(
-            f'scontrol does not expand the node list {nodes}: {hosts.stderr.strip()}; {hint}'
+            f'scontrol cannot expand the node list {nodes}: {hosts.stderr.strip()}; {hint}'
         )
     return hosts.stdout.split()[0]
 
 
 def _master_port(launcher: str, environ: Mapping[str, str]) -> int:
-    """The user's port, else one that every rank of this launch finds, and no other."""
+    """The port of the user, or else one that the ranks of this launch alone agree on."""
     if 'MASTER_PORT' in environ or launcher == 'pytorch':
         return _number('MASTER_PORT', launcher, environ)
     if launcher == 'mpi':
-        # Names the mpirun; absent where the variables were set by hand.
+        # It identifies the mpirun; it is absent where the variables were set by hand.
         name = environ.get('PMIX_NAMESPACE')
         if name is None:
             return _DEFAULT_PORT
@@ -240,7 +242,7 @@ def _master_port(launcher: str, environ: Mapping[str, str]) -> int:
 def _value(name: str, launcher: str, environ: Mapping[str, str]) -> str:
     if not environ.get(name):
         raise LaunchError(
-            f'{name} is not set, which launcher={launcher!r} needs. It is set by: '
+            f'{name} is not set, but launcher={launcher!r} needs it. It is set by: '
             f'{_COMMANDS[launcher]}'
         )
     return environ[name]
@@ -250,24 +252,21 @@ def _number(name: str, launcher: str, environ: Mapping[str, str]) -> int:
     value = _value(name, launcher, environ)
     if not value.isdecimal():
         raise LaunchError(
-            f'{name} is {value!r}; expected a number. launcher={launcher!r} has it from: '
+            f'{name} is {value!r}; expected a number. For launcher={launcher!r} it is set by: '
             f'{_COMMANDS[launcher]}'
         )
     return int(value)
 
 
-def _export(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
-    """For torch's ``env://``; the launcher's numbers win over what was there."""
-    environ.update({name.upper(): str(value) for name, value in ranks._asdict().items()})
-
-
-def _start_gloo(cfg: Config, timeout: object) -> None:
-    """What MMEngine takes for granted of a rank is a CUDA device: two places."""
-    # It selects the device while it starts the group; with the group there, it does not.
+def _start_gloo(cfg: Config, timeout: float | None) -> None:
+    """Does what MMEngine does for ranks with a CUDA device, in the two places that need it."""
+    # MMEngine selects a CUDA device when it starts the group; an existing group it uses.
     if not torch_dist.is_initialized():
-        options = {} if timeout is None else dict(timeout=datetime.timedelta(seconds=timeout))
+        options: dict[str, Any] = {}
+        if timeout is not None:
+            options['timeout'] = datetime.timedelta(seconds=timeout)
         torch_dist.init_process_group('gloo', **options)
-    # It names the device to the wrap of the model, unless the config says otherwise.
+    # MMEngine passes a CUDA device to the wrapper of the model, unless the config has one.
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from lt_mm.apis import train as api
 from lt_mm.apis.draw_replicas import draw_replicas
 from lt_mm.engine import launch
 from lt_mm.structures.errors import UnpairedBatchError
@@ -31,7 +32,7 @@ def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
     resumed = train_demo(shapes, tmp_path, resume='auto', **{'train_cfg.max_epochs': 2})
     assert (resumed.epoch, resumed.iter, len(recorded(resumed))) == (2, 8, 4)
     checkpoint = str(tmp_path / 'epoch_2.pth')
-    metrics = launch.test(
+    metrics = api.test(
         str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'),
         checkpoint,
         work_dir=str(tmp_path),
@@ -39,7 +40,7 @@ def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
     )
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
     # The stock config evaluates the same checkpoint alike.
-    stock = launch.test(
+    stock = api.test(
         str(CONFIGS / 'faster_rcnn_r18_demo.py'),
         checkpoint,
         work_dir=str(tmp_path / 'stock'),

@@ -16,7 +16,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from lt_mm.engine import checkpoints, launch
+from lt_mm.apis import train as api
+from lt_mm.engine.checkpoints import atomic_files
+from lt_mm.engine.launch import load_config
 from tests.training_data import classifier_config
 
 # 12 sources, each twice, in batches of 4.
@@ -25,7 +27,7 @@ BATCHES = 6
 
 @HOOKS.register_module()
 class Trace(Hook):
-    """Writes what was trained on and validated, so that it outlives the process."""
+    """Writes to a file what was trained on and validated, so that it outlives the process."""
 
     priority = 'VERY_LOW'
 
@@ -124,7 +126,7 @@ def validation(pictures):
 
 
 def run(config, work_dir, interrupt=None, write_event=None, options=None):
-    """Trains in a process of its own, going on with what is in ``work_dir``.
+    """Trains in a process of its own, resuming from what is in ``work_dir``.
 
     Args:
         interrupt: Arguments of ``Interrupt``.
@@ -180,10 +182,10 @@ def _train(config, work_dir, interrupt, write_event, options):
         contextlib.redirect_stderr(file),
     ):
         if interrupt is not None:
-            hooks = launch.load_config(config).custom_hooks
+            hooks = load_config(config).custom_hooks
             options['custom_hooks'] = [*hooks, dict(type='Interrupt', **interrupt)]
         try:
-            launch.train(config, work_dir=work_dir, resume='auto', cfg_options=options)
+            api.train(config, work_dir=work_dir, resume='auto', cfg_options=options)
         except Exception:  # the traceback belongs in the file; the exit code says the rest
             import traceback
 
@@ -232,6 +234,6 @@ def _kill_at_write_event(number):
             die()
 
     os_replace = os.replace
-    checkpoints.open = lambda *args: HalfWritten(open(*args))  # noqa: SIM115 (the caller closes it)
-    checkpoints.os.replace = replace
-    checkpoints._sync_folder = sync_folder
+    atomic_files.open = lambda *args: HalfWritten(open(*args))  # noqa: SIM115 (the caller closes it)
+    atomic_files.os.replace = replace
+    atomic_files._sync_folder = sync_folder

@@ -16,10 +16,9 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as stock_module
 from torch import nn
 
-from lt_mm.engine import launch
+from lt_mm.apis import train as api
 from lt_mm.engine.checkpoints import (
     AtomicBackend,
-    AtomicCheckpointHook,
     UntrustedCheckpointError,
     checkpoint_loading,
     find_resumable,
@@ -27,13 +26,14 @@ from lt_mm.engine.checkpoints import (
     load_weights_only,
     write_last_checkpoint,
 )
+from lt_mm.engine.hooks import AtomicCheckpointHook
 from lt_mm.registry import HOOKS
 from tests.engine.interrupted_runs import write_config
 from tests.training_data import write_pictures
 
 
 class Malicious:
-    """Pickled, it is a call."""
+    """Unpickling it calls a function."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -43,7 +43,7 @@ class Malicious:
 
 
 class CallsThroughGetattr:
-    """A call of what ``getattr`` finds beside HistoryBuffer's methods."""
+    """Unpickling it gets an attribute of HistoryBuffer that is not allowed."""
 
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__init__')
@@ -67,7 +67,7 @@ def write(path, content=None, share=1.0):
 
 
 def damage(path, content):
-    """Writes a checkpoint of which one bit of a weight is wrong."""
+    """Writes a checkpoint in which one bit of a weight is wrong."""
     written = bytearray(Path(write(path, content)).read_bytes())
     weight = content['state_dict']['weight'].numpy().tobytes()
     written[written.index(weight)] ^= 1
@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 
 class FakeRunner(SimpleNamespace):
-    """As much of a runner as the hook of checkpoints uses; notes what was there."""
+    """As much of a runner as the hook of checkpoints uses; records which files were there."""
 
     def __init__(self, work_dir):
         info = {}
@@ -115,7 +115,7 @@ class FakeRunner(SimpleNamespace):
 
 @pytest.mark.parametrize('cls', [CheckpointHook, AtomicCheckpointHook])
 def test_old_checkpoints_are_removed_last(cls, tmp_path):
-    """The stock hook has a moment without any checkpoint; the other hook has not."""
+    """The stock hook has a moment without any checkpoint; the other hook has none."""
     runner = FakeRunner(tmp_path)
     hook = cls(interval=1, max_keep_ckpts=1, save_best='acc')
     hook.before_train(runner)
@@ -234,7 +234,7 @@ def test_getattr_in_a_checkpoint_reaches_nothing_else(tmp_path):
 
 
 def test_weights_from_addresses_are_guarded_too(malicious, monkeypatch):
-    """``torchvision://`` and the like end in torch's own loader of addresses."""
+    """``torchvision://`` and others use torch's own loader of addresses."""
     monkeypatch.setattr(
         'mmengine.runner.checkpoint.load_url',
         lambda url, **kwargs: torch.load(malicious, weights_only=False),
@@ -260,7 +260,7 @@ def test_a_missing_file_is_named():
 
 @pytest.fixture
 def built(monkeypatch):
-    """The configs that the tools build runners from, which do nothing."""
+    """The configs that the tools build runners from; these runners do nothing."""
     configs = []
 
     def build(cfg):
@@ -268,14 +268,14 @@ def built(monkeypatch):
         loop = SimpleNamespace(dataloader=SimpleNamespace(batch_sampler=None))
         return SimpleNamespace(train_loop=loop, hooks=[], train=lambda: None)
 
-    monkeypatch.setattr(launch, 'build_runner', build)
+    monkeypatch.setattr(api, 'build_runner', build)
     return configs
 
 
 def train(tmp_path, text='', **arguments):
     path = tmp_path / 'config.py'
     path.write_text('train_dataloader = dict(dataset=dict())\n' + text)
-    launch.train(str(path), work_dir=str(tmp_path), **arguments)
+    api.train(str(path), work_dir=str(tmp_path), **arguments)
 
 
 @pytest.mark.parametrize('setting', ['resume', 'load_from', 'model.backbone.init_cfg'])
@@ -285,7 +285,7 @@ def test_no_way_into_the_tools_runs_code(malicious, tmp_path, setting):
     if setting == 'model.backbone.init_cfg':
         options = {setting: dict(type='Pretrained', checkpoint=malicious)}
     with pytest.raises(UntrustedCheckpointError, match='posix.mkdir'):
-        launch.train(str(config), work_dir=str(tmp_path), cfg_options=options)
+        api.train(str(config), work_dir=str(tmp_path), cfg_options=options)
     assert not (tmp_path / 'ran').exists()
 
 

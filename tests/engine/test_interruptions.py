@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from lt_mm.engine.checkpoints import find_resumable, load_weights_only
 from lt_mm.engine.hooks.preemption_hook import REQUEUE_EXIT_CODE, SIGNALS, PreemptionHook
-from lt_mm.engine.hooks.resume_hook import ResumeHook, _Batch
+from lt_mm.engine.hooks.resume_hook import ResumeHook
 from tests.engine.interrupted_runs import (
     BATCHES,
     assert_same_weights,
@@ -82,7 +82,7 @@ def test_killed_while_it_trains_and_while_it_writes(uninterrupted, tmp_path):
     for kill in kills:
         assert run(config, tmp_path, **kill) == -signal.SIGKILL, output(tmp_path)
     assert run(config, tmp_path) == 0, output(tmp_path)
-    # Nothing to go on from; epoch_1.pth without last_checkpoint; epoch_1.pth twice.
+    # Resumed from nothing, from epoch_1.pth without last_checkpoint, and from epoch_1.pth twice.
     assert trace(tmp_path, 'start') == [f'start {n * BATCHES}' for n in (0, 0, 1, 1, 1)]
     assert_same_weights(tmp_path / 'epoch_3.pth', reference / 'epoch_3.pth')
     assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
@@ -116,7 +116,7 @@ def test_killed_twenty_times(uninterrupted, pictures, tmp_path, capsys):
 
 
 def check_preempted(config, reference, work_dir, interrupt, num_done, last):
-    """Interrupts a run once, goes on, and compares it with one that was not."""
+    """Interrupts a run once, resumes it, and compares it with one that was not interrupted."""
     assert run(config, work_dir, interrupt) == REQUEUE_EXIT_CODE, output(work_dir)
     saved = work_dir / f'preempted_iter_{num_done}.pth'
     assert saved.is_file()
@@ -177,7 +177,7 @@ def test_preempted_in_an_iteration_based_loop(pictures, tmp_path, at):
 @pytest.mark.slow
 @pytest.mark.parametrize('persistent', [False, True])
 def test_processes_that_load_data(uninterrupted, pictures, tmp_path, persistent):
-    """The whole process group gets the signal; the draws are those without workers."""
+    """The whole process group gets the signal; the random draws are those without workers."""
     config = write_config(
         pictures,
         tmp_path,
@@ -216,7 +216,7 @@ def test_processes_that_load_data_of_an_iteration_based_loop(pictures, tmp_path)
 
 @pytest.mark.slow
 def test_epochs_resume_exactly_with_the_stock_seeds_of_workers(pictures, tmp_path):
-    """Without seed_steps: MMEngine seeds new workers alike in every epoch."""
+    """Without seed_steps, MMEngine seeds new workers with the same numbers in every epoch."""
     config = write_config(
         pictures,
         tmp_path,
@@ -247,7 +247,7 @@ def test_accumulated_gradients_are_used_before_the_run_stops(pictures, tmp_path)
 
 @pytest.mark.slow
 def test_samples_without_seeds_in_the_config(pictures, tmp_path):
-    """The sampler draws a seed, which the checkpoint keeps: no sample twice."""
+    """The sampler draws a seed, which the checkpoint keeps, so that no sample comes twice."""
     config = write_config(pictures, tmp_path, seed_steps=False, randomness=dict(seed=None))
     interrupt = dict(number=signal.SIGTERM, at=BATCHES + 2)
     assert run(config, tmp_path / 'run', interrupt) == REQUEUE_EXIT_CODE
@@ -295,7 +295,7 @@ def torchrun(config, work_dir, **more):
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', ['train', 'val'])
 def test_two_processes_of_which_one_gets_the_signal(pictures, tmp_path, stage):
-    """Both stop at the same step; the signal goes to one, and to the launcher later."""
+    """Both stop at the same step, although only one of them gets the signal."""
     interrupt = dict(
         type='Interrupt',
         number=signal.SIGTERM.value,
@@ -381,7 +381,7 @@ def batches(loader):
 
 @pytest.mark.parametrize('num_done', range(6))
 def test_whole_batches_are_left_out_once(num_done):
-    """Batches grouped by shape: leaving samples out would make other ones."""
+    """Batches are grouped by shape: skipping samples would make other batches."""
     expected = batches(make_runner()[1])
     assert len(expected) == 5 and len(set(map(str, expected))) == 5
     runner, loader = make_runner(epoch=2, iteration=10 + num_done)
@@ -483,13 +483,41 @@ def test_batches_of_another_kind_are_refused():
         resume(runner, seed_steps=True)
 
 
-def test_seeded_data_go_to_workers_that_are_not_forked():
+def test_seeded_batches_go_to_workers_that_are_not_forked():
     runner, loader = make_runner()
     resume(runner, seed_steps=True)
     expected = next(iter(loader))
+    state = torch.get_rng_state()
     data = pickle.loads(pickle.dumps(loader.dataset))
-    indices = pickle.loads(pickle.dumps(_Batch([sample[0] for sample in expected], 0)))
-    assert data.__getitems__(indices) == expected
+    runner, again = make_runner()
+    resume(runner, seed_steps=True)
+    batch = pickle.loads(pickle.dumps(next(iter(again.batch_sampler))))
+    assert torch.equal(torch.get_rng_state(), state)  # only loading a batch seeds
+    assert [data[index] for index in batch] == expected
+    assert vars(loader.dataset) == {}
+
+
+def test_a_second_training_of_a_runner_begins_with_the_first_batch():
+    runner, loader = make_runner()
+    for _ in range(2):
+        resume(runner, seed_steps=True)
+        assert batches(loader) == batches(make_runner()[1])
+
+
+class LoadedAtOnce(Sources):
+    """torch asks such a data set for a whole batch."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_data_sets_that_load_a_batch_at_once_are_seeded_too():
+    found = []
+    for dataset in (Sources(), LoadedAtOnce()):
+        runner, loader = make_runner(sampler=DefaultSampler(dataset, shuffle=True, seed=1))
+        resume(runner, seed_steps=True)
+        found.append(next(iter(loader)))
+    assert found[0] == found[1]
 
 
 def test_signals_in_another_thread_are_not_promised():
@@ -503,14 +531,16 @@ def test_signals_in_another_thread_are_not_promised():
 
 
 def test_handlers_are_for_the_training_and_this_process_alone():
-    hook, (runner, _) = PreemptionHook(), make_runner()
+    hook, (runner, loader) = PreemptionHook(), make_runner()
     before = [signal.signal(number, signal.SIG_DFL) for number in SIGNALS]
     hook.before_train(runner)
+    assert loader.worker_init_fn is not None
     child = multiprocessing.get_context('fork').Process(
         target=signal.raise_signal, args=(signal.SIGTERM,)
     )
     child.start()
     child.join(timeout=60)
     assert child.exitcode == -signal.SIGTERM
-    hook.restore_handlers()
+    hook.restore()
+    assert loader.worker_init_fn is None
     assert [signal.signal(*pair) for pair in zip(SIGNALS, before)] == 2 * [signal.SIG_DFL]

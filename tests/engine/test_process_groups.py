@@ -11,7 +11,8 @@ import pytest
 import torch.distributed as torch_dist
 from mmengine.config import Config
 
-from lt_mm.engine import launch, process_groups
+from lt_mm.apis import train as api
+from lt_mm.engine import process_groups
 from lt_mm.engine.process_groups import LaunchError, check_port, prepare_process_group, read_ranks
 from tests.launch_data import assert_trained_alike, finish, start, write_config
 from tests.paths import CONFIGS, TOOLS
@@ -50,7 +51,7 @@ def port_in_use():
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Sets the environment of a launch on node7; every trace goes away again."""
+    """Sets the environment of a launch on node7; the test leaves nothing of it."""
 
     def resolve(host, *_):
         if host not in ('node7', '127.0.0.1'):
@@ -125,7 +126,7 @@ def test_batch_script_without_srun_does_not_wait_for_the_other_ranks():
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """Puts a program in the place of SLURM's; gives the function that writes it."""
+    """Replaces the program of SLURM; returns the function that writes it."""
     monkeypatch.setenv('PATH', str(tmp_path))
 
     def write(script):
@@ -143,7 +144,7 @@ def test_node_list_of_the_step_is_expanded(scontrol):
     assert read_ranks('slurm', {**environ, 'MASTER_ADDR': 'ib3'}).master_addr == 'ib3'
 
 
-def test_without_scontrol_the_remedy_is_named(scontrol):
+def test_without_scontrol_the_hint_is_given(scontrol):
     environ = dict(SLURM, SLURM_NODELIST='node[7-9]')
     with pytest.raises(LaunchError, match='not in the PATH; set MASTER_ADDR'):
         read_ranks('slurm', environ)
@@ -202,7 +203,7 @@ def test_ports_of_two_mpiruns_differ_and_are_alike_for_all_ranks():
     assert not {first, second} & set(EPHEMERAL)
 
 
-def test_taken_port_is_named_with_the_remedy():
+def test_taken_port_is_named_with_the_hint():
     listener, port = port_in_use()
     with listener:
         with pytest.raises(LaunchError, match=f'port {port} of .* is taken') as error:
@@ -333,7 +334,7 @@ needs_mpirun = pytest.mark.skipif(
 
 
 def start_mpirun(folder, command):
-    """Two ranks of a command; files of Open MPI's own in a new folder.
+    """Starts two ranks of a command; Open MPI keeps its files in a new folder.
 
     Open MPI 4.1.4 makes one folder for all jobs of a user, and two jobs that start in the
     same millisecond both make it: "A call to mkdir was unable to create ...".
@@ -416,7 +417,7 @@ def test_mpirun_trains_and_evaluates(tmp_path):
     assert ranks[0]['port'] not in (29500, *EPHEMERAL)
     checkpoint = work_dir / 'epoch_1.pth'
     found = re.findall(r'accuracy/top1: ([\d.]+)', mpirun('test.py', checkpoint))
-    alone = launch.test(str(config), str(checkpoint), work_dir=str(tmp_path / 'alone'))
+    alone = api.test(str(config), str(checkpoint), work_dir=str(tmp_path / 'alone'))
     assert [float(value) for value in found] == [pytest.approx(alone['accuracy/top1'], abs=1e-3)]
 
 

@@ -166,7 +166,7 @@ def _find(program: str) -> str | None:
 
 
 def _without_slurm(environ) -> dict[str, str]:
-    """Without what a surrounding job says, which SLURM's commands would obey."""
+    """The variables without those of a surrounding job, which SLURM's commands would obey."""
     return {
         key: value
         for key, value in environ.items()

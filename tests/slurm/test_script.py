@@ -1,4 +1,4 @@
-"""What ``tools/slurm_train.sh`` asks of SLURM, whose programs here only write it down."""
+"""What ``tools/slurm_train.sh`` asks of SLURM, whose programs are replaced by recorders."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ RECORD = 'printf "%s\\n" "$@" >"$(dirname "$0")/{}"'
 
 @pytest.fixture
 def train(tmp_path):
-    """Runs the script; gives its result and the arguments that SLURM's program got."""
+    """Runs the script; returns its result and the arguments that SLURM's program got."""
     programs = tmp_path / 'bin'
     programs.mkdir()
     for name, script in (

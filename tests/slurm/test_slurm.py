@@ -48,7 +48,7 @@ def submit(cluster):
 
 
 class Job:
-    """What ``tools/slurm_train.sh`` submitted: two tasks of one core, no card."""
+    """What ``tools/slurm_train.sh`` submitted: two tasks of one core, without a GPU."""
 
     def __init__(self, cluster, config, work_dir, *arguments, path='', **settings):
         self.cluster, self.work_dir = cluster, Path(work_dir)
@@ -76,7 +76,7 @@ class Job:
         self.log = self.work_dir / f'slurm-{self.id}.out'
 
     def exit_code(self):
-        """The script's own, when it has ended."""
+        """The exit code of the script, when it has ended."""
         return self.script.wait(timeout=RESULT_SECONDS)
 
     def end_script(self):
@@ -191,7 +191,7 @@ def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(cluster, submi
 
 @pytest.fixture
 def stub(tmp_path):
-    """Writes a shell script that runs in the place of python; gives (folder, config)."""
+    """Writes a shell script that runs in the place of python; returns (folder, config)."""
     config = tmp_path / 'config.py'
     config.touch()
 
@@ -205,7 +205,7 @@ def stub(tmp_path):
     return write
 
 
-# Ends with 75 at a signal, rank 0 later than the others; after a requeue at once.
+# Exits with 75 at a signal, rank 0 later than the others; after a requeue at once.
 WAITS_FOR_A_SIGNAL = """
 trap '[ "$SLURM_PROCID" != 0 ] || { sleep 2; echo saved; }; exit 75' USR1 TERM
 echo "$SLURM_RESTART_COUNT:$*"

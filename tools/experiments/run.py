@@ -177,15 +177,15 @@ def in_process(args: argparse.Namespace, name: str, seed: int) -> bool:
 
 
 def train(study: dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
+    from lt_mm.apis import train as api
     from lt_mm.apis.consistency import measure_consistency
-    from lt_mm.engine import launch
 
     config, settings, *initial = study['runs'][name]
     settings = {**settings, 'randomness.seed': seed}
     if initial:
         settings['load_from'] = last_checkpoint(work_dir, *initial, seed)
     folder = folder_of(work_dir, name, seed)
-    runner = launch.train(config, work_dir=str(folder), resume='auto', cfg_options=settings)
+    runner = api.train(config, work_dir=str(folder), resume='auto', cfg_options=settings)
     summary = dict(images_per_step=runner.train_loop.dataloader.batch_sampler.batch_size)
     if 'consistency' in study:
         report = measure_consistency(

@@ -1,24 +1,18 @@
-"""``PairVisualizationHook``: what the heads pair in a training step, drawn."""
+"""``PairVisualizationHook``: pictures of what the heads pair in a training step."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
 from typing import Any
 
-import mmcv
-import numpy as np
-import torch
-from matplotlib.figure import Figure
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from torch import nn
 
-from lt_mm.core.pairing import UNPAIRED
-from lt_mm.datasets.display import file_of, rgb_image
-from lt_mm.models.heads import ConsistencyMixin
+from lt_mm.models.mixins import InstanceMixin, mix_in
 from lt_mm.registry import HOOKS, register
-from lt_mm.structures.pair_record import PairRecord
-from lt_mm.visualization.drawing import Color, colors, draw_boxes, new_figure, pixels_of, show_image
-
-_GREY = (0.6, 0.6, 0.6)
+from lt_mm.structures.pair_record import PairRecord, recorded_heads, recording
+from lt_mm.visualization.drawing import pixels_of
+from lt_mm.visualization.pairs_figure import pairs_figure
 
 
 @register(HOOKS)
@@ -26,21 +20,25 @@ class PairVisualizationHook(Hook):
     """Logs pictures of the pairs of training batches.
 
     ``custom_hooks = [dict(type='lt_mm.PairVisualizationHook', interval=200)]``. At every
-    ``interval``-th iteration, one picture a wrapped head, ``lt_pairs_<head>``, goes to
-    all ``vis_backends`` of the visualizer. A row is a source. For a detector: the source
-    image with the restored boxes on it, then its replicas with the predicted ones;
-    predictions that pair have one colour a group, unpaired ones are dashed and grey. For
-    a classifier: the replicas, their most probable class, and the KL of their mean to
-    each, averaged. The title says how many are paired.
+    ``interval``-th iteration, one picture for each wrapped head, ``lt_pairs_<head>``, goes
+    to all ``vis_backends`` of the visualizer. Each row shows a source. For a detector, these
+    are the source image with the restored boxes, and then its replicas with the predicted
+    boxes; predictions that pair have one colour for each group, unpaired ones are dashed and
+    grey. For a classifier, these are the replicas, their most probable class, and the KL of
+    their mean to each of them, averaged. The title says how many predictions are paired.
 
-    Training is the same with and without it, bit for bit. It draws on rank 0.
+    Training is the same with and without the hook, bit for bit. It draws on rank 0.
+
+    The hook gives the runner's model, this one object, a class that derives from its own
+    (:func:`lt_mm.models.mixins.mix_in`) and stays with it. In a step that is drawn, the heads
+    have a recorder during each forward pass, and however the pass ends, none after it.
 
     Args:
         interval: Iterations from one picture to the next.
-        max_sources: At most so many sources of the batch, those with pairs first.
-        max_replicas: At most so many replicas of each.
-        max_per_group: Of the predictions of a replica in one group, at most so many, the
-            most confident ones. Of the unpaired ones likewise.
+        max_sources: How many sources of the batch to draw at most, those with pairs first.
+        max_replicas: How many replicas of each source to draw at most.
+        max_per_group: How many predictions of a replica in one group to draw at most, and
+            how many unpaired ones; the most confident ones are drawn.
 
     Raises:
         ValueError: If a number is below 1, or the model has no wrapped head.
@@ -65,225 +63,79 @@ class PairVisualizationHook(Hook):
                 raise ValueError(f'{name} is {value!r}; expected an integer, 1 or more')
         self.interval = interval
         self.limits = (max_sources, max_replicas, max_per_group)
-        self._records: dict[str, list[PairRecord]] = {}
 
-    def before_train(self, runner) -> None:
-        if not _wrapped_heads(runner):
+    def before_train(self, runner: Any) -> None:
+        model = _model_of(runner)
+        if not recorded_heads(model):
             raise ValueError(
-                f'{type(runner.model).__name__} has no LossTransformHead, so nothing is '
-                "paired; wrap its head, dict(type='lt_mm.LossTransformHead', head=<stock "
-                'head>), or leave PairVisualizationHook out of custom_hooks'
+                f'{type(model).__name__} has no LossTransformHead, so nothing is paired; wrap '
+                "its head, dict(type='lt_mm.LossTransformHead', head=<stock head>), or remove "
+                'PairVisualizationHook from custom_hooks'
             )
+        if not isinstance(model, _RecordedModel):
+            mix_in(_RecordedModel, model)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        model = _model_of(runner)
+        model.lt_passes = None  # the step before may have failed
         if is_main_process() and self.every_n_train_iters(runner, self.interval):
-            self._records = {name: [] for name in _wrapped_heads(runner)}
-            for name, head in _wrapped_heads(runner).items():
-                head.lt_recorder = self._records[name].append
+            num_parts = getattr(runner.train_loop, 'num_micro_batches', 1)
+            model.lt_passes = deque(maxlen=min(num_parts, len(data_batch['data_samples'])))
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if not self._records:
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        model = _model_of(runner)
+        passes, model.lt_passes = model.lt_passes, None
+        if passes is None:
             return
-        for head in _wrapped_heads(runner).values():
-            del head.lt_recorder
-        records, self._records = self._records, {}
         classes = getattr(runner.train_dataloader.dataset, 'metainfo', {}).get('classes')
-        num_parts = getattr(runner.train_loop, 'num_micro_batches', 1)
-        for name, noted in records.items():
-            if not noted:  # a RoI head, whose box and mask heads pair
+        for name, head in recorded_heads(model).items():
+            parts = [records[name] for records in passes]
+            if not any(parts):  # a RoI head, whose box and mask heads form the pairs
                 continue
-            record = _of_batch(noted, min(num_parts, len(data_batch['data_samples'])))
             figure = pairs_figure(
-                record,
+                _of_batch(parts),
                 data_batch,
                 classes,
                 *self.limits,
-                divergence=getattr(_wrapped_heads(runner)[name], 'lt_divergence', None),
+                divergence=getattr(head, 'lt_divergence', None),
                 heading=f'iteration {runner.iter + 1}, {name}: ',
             )
             runner.visualizer.add_image(f'lt_pairs_{name}', pixels_of(figure), step=runner.iter + 1)
 
 
-def _wrapped_heads(runner: Any) -> dict[str, ConsistencyMixin]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return {
-        name: part for name, part in model.named_modules() if isinstance(part, ConsistencyMixin)
-    }
+class _RecordedModel(InstanceMixin, nn.Module):
+    """Mixin for a model: collects what its wrapped heads record in each forward pass.
 
-
-def _of_batch(noted: list[PairRecord], num_parts: int) -> PairRecord:
-    """The record of a batch, from those of its micro-batches.
-
-    A loop with micro-batches passes through each twice; the pairs are known the second
-    time. Part k holds images k, k + num_parts, ... A stock loop has one part.
+    Attributes:
+        lt_passes: The records of the heads, by name, of each pass; None to collect nothing.
     """
-    parts = [record.cpu() for record in noted[-num_parts:]]
-    for number, part in enumerate(parts):
-        part.images = part.images * num_parts + number
-    return PairRecord.join(parts)
+
+    prefix = 'Recorded'
+    lt_passes: deque[dict[str, list[PairRecord]]] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.lt_passes is None:
+            return super().__call__(*args, **kwargs)
+        with recording(self) as records:
+            self.lt_passes.append(records)
+            return super().__call__(*args, **kwargs)
 
 
-def pairs_figure(
-    record: PairRecord,
-    data_batch: dict,
-    classes: Sequence[str] | None,
-    max_sources: int,
-    max_replicas: int,
-    max_per_group: int,
-    divergence: Callable | None = None,
-    heading: str = '',
-) -> Figure:
-    """Draws the pairs of a batch; see :class:`PairVisualizationHook`.
+def _model_of(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
-    Args:
-        record: Of the whole batch, on the CPU.
-        data_batch: As the data loader gave it.
-        classes: Names of the classes, if known.
-        max_sources: Rows.
-        max_replicas: Replicas in a row.
-        max_per_group: Predictions of a group in one replica.
-        divergence: Of a classifier: function of the logits (n, C) of a source's
-            replicas that gives the KL to be written.
-        heading: Comes before the number of pairs.
+
+def _of_batch(parts: list[list[PairRecord]]) -> PairRecord:
+    """The record of a batch, from those of its micro-batches; a stock loop has one.
+
+    Micro-batch k of n holds the images k, k + n, ...
     """
-    rows = _images_by_source(record, data_batch, max_sources, max_replicas)
-    is_detector = record.kind != 'cls'
-    columns = max(len(images) for images in rows.values()) + is_detector
-    figure = new_figure(3.4 * columns, 3.4 * len(rows) + 0.4)
-    figure.suptitle(heading + _title(record, max_per_group), fontsize=9)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flatten():
-        axes.set_axis_off()
-    for axes, (source_id, images) in zip(grid, rows.items()):
-        if is_detector:
-            shown = record.rows(_most_confident(record, images, max_per_group))
-            _draw_detections(axes, shown, source_id, images, data_batch, classes)
-        else:
-            _draw_classified(axes, record, source_id, images, data_batch, classes, divergence)
-    return figure
-
-
-def _title(record: PairRecord, max_per_group: int) -> str:
-    count, num_paired = len(record.paired), int(record.paired.sum())
-    if not num_paired:
-        return f'0 pairs: none of the {count} predictions has a partner'
-    title = f'{num_paired} of {count} predictions are paired'
-    if record.kind != 'cls':
-        title += f', drawn: up to {max_per_group} a group and image'
-    return title
-
-
-def _images_by_source(
-    record: PairRecord, data_batch: dict, max_sources: int, max_replicas: int
-) -> dict[int, list[int]]:
-    """The images to draw, in the order of the batch but sources with pairs first."""
-    images: dict[int, list[int]] = {}
-    for number, sample in enumerate(data_batch['data_samples']):
-        images.setdefault(int(sample.source_id), []).append(number)
-    with_pairs = set(record.images[record.paired].tolist())
-    chosen = sorted(images, key=lambda source: not with_pairs & set(images[source]))
-    return {source: images[source][:max_replicas] for source in chosen[:max_sources]}
-
-
-def _most_confident(record: PairRecord, images: list[int], count: int) -> list[int]:
-    """Rows of a record: of each image and group the most confident ones."""
-    chosen: dict[tuple[int, int], list[int]] = {}
-    for row in record.scores.argsort(descending=True, stable=True).tolist():
-        group = int(record.group_ids[row]) if record.paired[row] else UNPAIRED
-        if int(record.images[row]) in images:
-            chosen.setdefault((int(record.images[row]), group), []).append(row)
-    return sorted(row for rows in chosen.values() for row in rows[:count])
-
-
-def _draw_detections(
-    grid: Any,
-    shown: PairRecord,
-    source_id: int,
-    images: list[int],
-    data_batch: dict,
-    classes: Sequence[str] | None,
-) -> None:
-    """A row: the source, then its replicas."""
-    styles = _styles(shown)
-    own = (shown.source_ids == source_id).nonzero()[:, 0].tolist()
-    show_image(
-        grid[0],
-        _source_image(data_batch['data_samples'][images[0]]),
-        f'source {source_id}: restored',
-    )
-    draw_boxes(grid[0], shown.restored[own], [styles[row] for row in own])
-    for axes, image in zip(grid[1:], images):
-        sample = data_batch['data_samples'][image]
-        rows = (shown.images == image).nonzero()[:, 0].tolist()
-        show_image(axes, _replica_image(data_batch, image), f'image {image} of the batch')
-        if shown.masks is not None:
-            for row in rows:
-                _draw_mask(axes, shown.masks[row], shown.boxes[row], styles[row])
-        names = [_name(classes, shown.labels[row]) for row in rows]
-        if shown.masks is None:
-            names = [f'{name} {shown.scores[row]:.2f}' for name, row in zip(names, rows)]
-        draw_boxes(axes, shown.boxes[rows], [styles[row] for row in rows], names)
-        height, width = sample.img_shape[:2]
-        axes.set(xlim=(0, width), ylim=(height, 0))
-
-
-def _styles(shown: PairRecord) -> list[dict]:
-    """A colour for each group, grey for what has no partner."""
-    groups = sorted(set(shown.group_ids[shown.paired].tolist()))
-    own = dict(zip(groups, colors(len(groups))))
-    return [
-        dict(edgecolor=own[group], linewidth=1.3)
-        if paired
-        else dict(edgecolor=_GREY, linewidth=1, linestyle='--')
-        for group, paired in zip(shown.group_ids.tolist(), shown.paired.tolist())
-    ]
-
-
-def _draw_mask(axes: Any, mask: torch.Tensor, box: torch.Tensor, style: dict) -> None:
-    """Tints a box by the probabilities of its mask (h, w)."""
-    color: Color = style['edgecolor']
-    tint = np.empty((*mask.shape, 4))
-    tint[..., :3], tint[..., 3] = color, 0.5 * mask.numpy()
-    x1, y1, x2, y2 = box.tolist()
-    axes.imshow(tint, extent=(x1, x2, y2, y1))
-
-
-def _draw_classified(
-    grid: Any,
-    record: PairRecord,
-    source_id: int,
-    images: list[int],
-    data_batch: dict,
-    classes: Sequence[str] | None,
-    divergence: Callable,
-) -> None:
-    """A row: the replicas of a source, with what they are taken for."""
-    kl = float(divergence(record.logits[record.source_ids == source_id]))
-    for axes, image in zip(grid, images):
-        row = int((record.images == image).nonzero()[0, 0])
-        title = f'{_name(classes, record.labels[row])} {record.scores[row]:.2f}'
-        if image == images[0]:
-            title = f'source {source_id}, KL {kl:.3g}\n{title}'
-        show_image(axes, _replica_image(data_batch, image), title)
-
-
-def _replica_image(data_batch: dict, image: int) -> np.ndarray:
-    sample = data_batch['data_samples'][image]
-    return rgb_image(data_batch['inputs'][image], file_of(sample) is not None)
-
-
-def _source_image(sample: Any) -> np.ndarray:
-    """The source of a sample; an empty canvas of its size where it is in no file."""
-    shape, path = tuple(sample.source_shape[:2]), file_of(sample)
-    try:
-        image = mmcv.imread(path, channel_order='rgb') if path else None
-    except FileNotFoundError:
-        image = None
-    if image is None or image.shape[:2] != shape:
-        return np.full((*shape, 3), 220, dtype=np.uint8)
-    return image
-
-
-def _name(classes: Sequence[str] | None, label: Any) -> str:
-    known = classes is not None and int(label) < len(classes)
-    return str(classes[int(label)]) if known else f'class {int(label)}'
+    found = []
+    for number, records in enumerate(parts):
+        for record in records[-1:]:
+            record = record.cpu()
+            record.images = record.images * len(parts) + number
+            found.append(record)
+    return PairRecord.join(found)

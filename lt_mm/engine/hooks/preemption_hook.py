@@ -1,7 +1,7 @@
-"""Stopping a training run that is asked to stop, so that it can go on later.
+"""Stopping a training run on request, so that it can be resumed later.
 
-A scheduler that takes a machine away (SLURM's preemption and its ``--signal`` option,
-a cloud's spot instances) sends a signal and leaves a little time.
+A scheduler that takes a machine away (SLURM's preemption and its ``--signal`` option, a
+cloud's spot instances) sends a signal and leaves a little time.
 """
 
 import functools
@@ -28,102 +28,111 @@ _PREFIX = 'preempted_iter_'
 
 @register(HOOKS)
 class PreemptionHook(Hook):
-    """At SIGUSR1 or SIGTERM: saves a checkpoint and ends with ``REQUEUE_EXIT_CODE``.
+    """Saves a checkpoint at SIGUSR1 or SIGTERM and exits with ``REQUEUE_EXIT_CODE``.
 
-    All ranks stop before the same training step, when the optimizer has used the
-    gradients accumulated so far, or at the same step of a validation, which is run
-    again when the run is resumed (:class:`ResumeHook` is needed for this, and for
-    going on in mid-epoch). A signal that comes after the last step changes nothing.
-    The file is ``preempted_iter_<iterations done>.pth`` in the work directory,
-    ``last_checkpoint`` names it, and it is removed when a later checkpoint exists.
+    All ranks stop before the same training step, once the optimizer has used the
+    gradients accumulated so far, or at the same step of a validation, which is repeated
+    when the run is resumed (:class:`ResumeHook` does this, and resumes in mid-epoch). A
+    signal that comes after the last step changes nothing. The checkpoint is
+    ``preempted_iter_<iterations done>.pth`` in the work directory; ``last_checkpoint``
+    names it, and it is removed when a later checkpoint exists.
 
-    The processes that load data take these signals from this process only, and leave its
-    group: launchers signal groups, and SLURM (proctrack/linuxproc) all processes, and
-    the run could not save without those that load.
+    Until the training ends, the hook handles the two signals in this process and sets
+    ``worker_init_fn`` of the runner's data loaders: worker processes leave the process
+    group and take the signals from this process only. Launchers send signals to groups, and
+    SLURM (proctrack/linuxproc) to all processes, and a run whose workers have ended cannot
+    reach the point where it is saved.
     """
 
-    priority = 'HIGHEST'  # nothing of the step at which it stops has happened yet
+    priority = 'HIGHEST'  # it stops before anything of a step has happened
 
     def __init__(self) -> None:
         self._signal = 0
         self._handlers: dict[int, Any] = {}
+        self._init_fns: list[tuple[DataLoader, Any]] = []
         self._pid = os.getpid()
         self._group: torch_dist.ProcessGroup | None = None
         self._in_validation = False
         self._num_common_val_iters = 0
         self._has_saved = False
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Any) -> None:
+        self.restore()  # what a training that failed has left
         if is_distributed():
-            # The default group may be NCCL's: to ask it would wait for the card.
+            # The default group may be NCCL's, which waits for the GPU at each question.
             self._group = torch_dist.new_group(backend='gloo')
-        loops = (runner.train_loop, runner.val_loop)
-        for loop in filter(None, loops):
-            _detach_workers(loop.dataloader)
+        loaders = [loop.dataloader for loop in (runner.train_loop, runner.val_loop) if loop]
+        self._init_fns = [(loader, loader.worker_init_fn) for loader in loaders]
+        for loader, init in self._init_fns:
+            loader.worker_init_fn = functools.partial(_start_worker, init)
         if threading.current_thread() is not threading.main_thread():
             runner.logger.warning(
-                'PreemptionHook does nothing: signals reach the main thread only, and '
-                'the training runs in another one'
+                'PreemptionHook has no effect: only the main thread receives signals, and '
+                'the training runs in another thread'
             )
             return
         self._pid = os.getpid()
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         if self._has_saved:
             self._has_saved = False
             _remove_superseded(runner.work_dir)
         if _is_between_updates(runner.optim_wrapper) and self._is_asked_to_stop():
             self._stop(runner)
 
-    def before_val(self, runner) -> None:
+    def before_val(self, runner: Any) -> None:
         if self._is_asked_to_stop():
             self._stop(runner, validation_due=True)
         # Ranks may have different numbers of batches to validate on.
         num_batches = len(runner.val_loop.dataloader)
         self._num_common_val_iters = -self._maximum(-num_batches)
 
-    def before_val_epoch(self, runner) -> None:
+    def before_val_epoch(self, runner: Any) -> None:
         self._in_validation = True
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        # EMAHook of MMPretrain validates again, after the end of the validation.
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        # MMPretrain's EMAHook may validate again after the end of the validation.
         if (
             self._in_validation
             and batch_idx < self._num_common_val_iters
             and self._is_asked_to_stop()
         ):
-            _take_back_averaged_weights(runner)
+            _restore_trained_weights(runner)
             self._stop(runner, validation_due=True)
 
-    def after_val_epoch(self, runner, metrics=None) -> None:
+    def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
         self._in_validation = False
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         self._has_saved = True
 
-    def after_train(self, runner) -> None:
-        self.restore_handlers()
+    def after_train(self, runner: Any) -> None:
+        self.restore()
         if self._has_saved:
             _remove_superseded(runner.work_dir)
 
-    def restore_handlers(self) -> None:
-        """Gives the signals back to who handled them before the training."""
+    def restore(self) -> None:
+        """Restores the signal handlers and the loaders as they were before the training."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        self._handlers = {}
+        for loader, init in self._init_fns:
+            loader.worker_init_fn = init
+        self._handlers, self._init_fns = {}, []
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: Any) -> None:
         if os.getpid() == self._pid:
             self._signal = number
-        else:  # a forked process: as if this hook were not there
-            self.restore_handlers()
+        else:  # a forked process, which behaves as if there were no hook
+            self.restore()
             os.kill(os.getpid(), number)
 
     def _is_asked_to_stop(self) -> bool:
-        """The same on all ranks, who have to ask together."""
+        """Whether any rank received a signal. All ranks have to call this together."""
         number = self._maximum(self._signal)
-        if number == 0:  # and a signal that came meanwhile is for the next time
+        if number == 0:  # a signal that came meanwhile counts at the next call
             return False
         self._signal = number
         return True
@@ -135,7 +144,7 @@ class PreemptionHook(Hook):
         torch_dist.all_reduce(value, torch_dist.ReduceOp.MAX, group=self._group)
         return int(value)
 
-    def _stop(self, runner, validation_due: bool = False) -> None:
+    def _stop(self, runner: Any, validation_due: bool = False) -> None:
         name = f'{_PREFIX}{runner.iter}.pth'
         runner.save_checkpoint(
             runner.work_dir,
@@ -147,31 +156,29 @@ class PreemptionHook(Hook):
             write_last_checkpoint(runner.work_dir, Path(runner.work_dir, name))
             _remove_superseded(runner.work_dir)
         if self._group is not None:
-            # Launchers kill the others when one rank ends.
+            # Launchers kill the other ranks when one exits.
             torch_dist.barrier(group=self._group)
         runner.logger.warning(
             f'{signal.Signals(self._signal).name}: stopped after {runner.iter} '
-            f'iterations and saved {name}; ends with exit code {REQUEUE_EXIT_CODE}. '
-            'Go on with: tools/train.py ... --resume'
+            f'iterations and saved {name}; exits with code {REQUEUE_EXIT_CODE}. '
+            'Resume with: tools/train.py ... --resume'
         )
-        self.restore_handlers()
+        self.restore()
         raise SystemExit(REQUEUE_EXIT_CODE)
 
 
 def _is_between_updates(optim_wrapper: Any) -> bool:
-    """Whether no gradients are accumulated, which a checkpoint does not hold."""
+    """Whether there are no accumulated gradients, which a checkpoint does not hold."""
     values = getattr(optim_wrapper, 'values', None)
     return all(one.should_update() for one in (values() if values else [optim_wrapper]))
 
 
-def _take_back_averaged_weights(runner) -> None:
-    """Undoes what EMAHook did for the time of the validation: it swapped the weights.
-
-    Its own ``after_val_epoch`` does this, and in MMPretrain validates once more.
-    """
+def _restore_trained_weights(runner: Any) -> None:
+    """Puts back the weights that EMAHook replaced by averaged ones for the validation."""
     for hook in runner.hooks:
         if isinstance(hook, EMAHook) and getattr(hook, 'evaluate_on_ema', True):
-            hook._swap_ema_parameters()
+            # MMEngine's method; the one that overrides it in MMPretrain validates again.
+            EMAHook.after_val_epoch(hook, runner)
 
 
 def _remove_superseded(work_dir: str) -> None:
@@ -184,12 +191,8 @@ def _remove_superseded(work_dir: str) -> None:
             path.unlink()
 
 
-def _detach_workers(dataloader: DataLoader) -> None:
-    """Makes a loader's processes outlive the signals, which may go to all processes."""
-    dataloader.worker_init_fn = functools.partial(_start_worker, dataloader.worker_init_fn)
-
-
 def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    """Makes a worker survive the signals, which may go to all processes."""
     os.setsid()
     if hasattr(signal, 'sigwaitinfo'):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -199,7 +202,7 @@ def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
 
 
 def _end_for_parent(parent: int) -> None:
-    """Answers to the signals in a worker: torch ends it by one, from its parent."""
+    """Ends a worker at a signal from its parent, which is how torch ends workers."""
     while signal.sigwaitinfo(SIGNALS).si_pid != parent:
         pass
     os._exit(0)

@@ -1,13 +1,12 @@
-"""Going on with a run where it stopped: with the next batch, and the same draws."""
+"""Resuming a run where it stopped: with the next batch, and the same random draws."""
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader, Sampler
 
 from lt_mm.core.seeds import seed_all
@@ -19,29 +18,34 @@ _DATA, _STEP = 0, 1  # streams of random numbers of one iteration
 
 @register(HOOKS)
 class ResumeHook(Hook):
-    """Goes on where the checkpoint was saved, not at the start of that epoch.
+    """Resumes where the checkpoint was saved, not at the start of that epoch.
 
-    MMEngine's epoch-based loop starts the epoch anew when its checkpoint is from
-    mid-epoch. Here the batches that were trained on are left out, without loading them;
-    a validation that an interruption stopped is run first; and the sampler gets the
-    seed that it had, which matters where ``randomness`` gives none.
-    In the resumed epoch MMEngine counts the remaining batches from 1 in the log.
-    Schedulers are saved without functions (``OneCycleLR`` keeps one, which it makes anew),
-    so that the checkpoint holds no code.
+    MMEngine's epoch-based loop repeats the epoch when its checkpoint is from mid-epoch.
+    With this hook, the batches that were trained on are skipped without loading them, an
+    interrupted validation is run first, and the sampler gets the seed that it had, which
+    matters where ``randomness`` gives none. In the resumed epoch, MMEngine's log counts
+    the remaining batches from 1. Schedulers are saved without functions (``OneCycleLR``
+    keeps one, which it makes again), so that the checkpoint holds no code.
+
+    The hook gives the runner's training batch sampler, this one object, a class that
+    derives from its own (:func:`lt_mm.models.mixins.mix_in`), and sets the ``seed`` of the
+    sampler. With ``seed_steps`` and without worker processes it also replaces the
+    ``dataloader_iterator`` of an iteration-based loop by a new one. These changes stay with
+    the runner. The data set is left as it is.
 
     Args:
-        seed_steps: Whether to make all random draws of an iteration a function of the
-            seed, the rank and the number of the iteration: those of the data pipeline
-            of a batch and those of the training step. A resumed run then ends with the
-            weights of one that was not interrupted, bit for bit where the operators are
-            deterministic, with any number of worker processes. Without it a resumed run
-            sees the same images with other augmentations.
+        seed_steps: Whether all random draws of an iteration, in the data pipeline of its
+            batch and in the training step, become a function of the seed, the rank and
+            the number of the iteration. A resumed run then ends with the weights of a run
+            that was not interrupted, bit for bit where the operators are deterministic,
+            with any number of worker processes. Otherwise a resumed run sees the same
+            images with other augmentations.
 
     Raises:
-        ValueError: If a checkpoint of mid-epoch does not fit the data loader, if its
-            batch sampler is not one of torch's, or if ``seed_steps`` cannot be kept: an
-            iteration-based loop with worker processes needs mmengine 0.10.8 and a
-            sampler that has ``skip``.
+        ValueError: If a checkpoint from mid-epoch does not fit the data loader, if the
+            batch sampler does not derive from torch's ``Sampler``, or if ``seed_steps``
+            is impossible: an iteration-based loop with worker processes needs
+            mmengine 0.10.8 and a sampler that has ``skip``.
     """
 
     priority = 'LOWEST'
@@ -50,17 +54,17 @@ class ResumeHook(Hook):
         self.seed_steps = seed_steps
         self._meta: dict[str, Any] = {}
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         self._meta = checkpoint.get('meta', {})
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         _leave_out_functions(checkpoint.get('param_schedulers'))
         loader = runner.train_loop.dataloader
         checkpoint['meta'].update(
             num_batches=len(loader), sampler_seed=getattr(_sampler(loader), 'seed', None)
         )
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Any) -> None:
         loop, resumed = runner.train_loop, runner.iter > 0
         if resumed:
             self._restore_sampler_seed(runner)
@@ -68,25 +72,23 @@ class ResumeHook(Hook):
         if resumed and isinstance(loop, EpochBasedTrainLoop):
             num_done = self._num_batches_done(runner)
         if num_done or self.seed_steps:
-            self._number_batches(loop, num_done)
-        if self.seed_steps:
-            self._seed_data(runner)
+            self._number_batches(runner, num_done)
         if resumed and self._meta.get('validation_due'):
-            runner.logger.info('The validation that was interrupted is run again')
+            runner.logger.info('Repeating the validation that was interrupted')
             runner.val_loop.run()
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         if self.seed_steps:
             seed_all(runner.seed, get_rank(), runner.iter, _STEP)
 
-    def _restore_sampler_seed(self, runner) -> None:
+    def _restore_sampler_seed(self, runner: Any) -> None:
         seed = self._meta.get('sampler_seed')
         sampler = _sampler(runner.train_loop.dataloader)
         if seed is not None and seed != sampler.seed:
             sampler.seed = seed
 
-    def _num_batches_done(self, runner) -> int:
-        """Batches of the current epoch that the checkpoint has behind it."""
+    def _num_batches_done(self, runner: Any) -> int:
+        """Batches of the current epoch that are done in the checkpoint."""
         num_batches = len(runner.train_loop.dataloader)
         num_saved = self._meta.get('num_batches', num_batches)
         num_done = runner.iter - runner.epoch * num_saved
@@ -95,56 +97,55 @@ class ResumeHook(Hook):
         if num_saved != num_batches or not 0 < num_done <= num_batches:
             raise ValueError(
                 f'the checkpoint was saved in epoch {runner.epoch + 1} at iteration '
-                f'{runner.iter}, with {num_saved} batches an epoch, and the data loader '
+                f'{runner.iter}, with {num_saved} batches an epoch, but the data loader '
                 f'has {num_batches}. Resume with the same data set, batch size and '
-                'number of processes, or from the checkpoint of an epoch: '
+                'number of processes, or from the checkpoint at the end of an epoch: '
                 '--resume work_dirs/.../epoch_N.pth'
             )
         runner.logger.info(
-            f'{num_done} of {num_batches} batches of epoch {runner.epoch + 1} are done and left out'
+            f'Skipping {num_done} of {num_batches} batches of epoch {runner.epoch + 1}: done before'
         )
         return num_done
 
-    def _number_batches(self, loop: BaseLoop, num_done: int) -> None:
-        batches = loop.dataloader.batch_sampler
-        if not isinstance(batches, Sampler):
-            raise ValueError(
-                'ResumeHook expected a data loader with a batch sampler derived from '
-                f"torch's BatchSampler, found {type(batches).__name__}; for example "
-                "train_dataloader=dict(batch_sampler=dict(type='BatchSampler', "
-                'drop_last=False))'
-            )
-        mix_in(_TrainBatches, batches)
-        batches.num_done, batches.loop = num_done, loop
-        batches.is_loaded_at_once = loop.dataloader.num_workers == 0
-
-    def _seed_data(self, runner) -> None:
+    def _number_batches(self, runner: Any, num_done: int) -> None:
         loop = runner.train_loop
-        loader = loop.dataloader
-        if not isinstance(loop, EpochBasedTrainLoop):
-            if loader.num_workers == 0:
-                # In older versions it holds an iterator that began before this hook.
-                loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
-            elif not (
-                hasattr(loop.dataloader_iterator, 'skip_iter') and hasattr(loader.sampler, 'skip')
-            ):
-                raise ValueError(
-                    f'ResumeHook(seed_steps=True) with num_workers={loader.num_workers} '
-                    f'and {type(loader.sampler).__name__} cannot know which iteration a '
-                    'batch is for in an iteration-based loop; expected num_workers=0, or '
-                    "mmengine >= 0.10.8 and sampler=dict(type='InfiniteSampler')"
-                )
-        # torch asks a data set for this way to load a batch before the stock one.
-        loader.dataset.__getitems__ = functools.partial(
-            _load_seeded,
-            loader.dataset,
-            getattr(loader.dataset, '__getitems__', None),
-            (runner.seed, get_rank()),
+        batches = _batch_sampler(loop.dataloader)
+        if not isinstance(batches, _TrainBatches):
+            mix_in(_TrainBatches, batches)
+        batches.num_done, batches.loop = num_done, loop
+        batches.seed = (runner.seed, get_rank()) if self.seed_steps else None
+        batches.is_loaded_at_once = loop.dataloader.num_workers == 0
+        if self.seed_steps and not isinstance(loop, EpochBasedTrainLoop):
+            _check_numbered(loop)
+
+
+def _batch_sampler(loader: DataLoader) -> Any:
+    if not isinstance(loader.batch_sampler, Sampler):
+        raise ValueError(
+            'ResumeHook expected a data loader with a batch sampler derived from '
+            f"torch's BatchSampler, found {type(loader.batch_sampler).__name__}; for example "
+            "train_dataloader=dict(batch_sampler=dict(type='BatchSampler', drop_last=False))"
+        )
+    return loader.batch_sampler
+
+
+def _check_numbered(loop: Any) -> None:
+    """Makes sure that an iteration-based loop draws the batches in the order of their numbers."""
+    loader = loop.dataloader
+    if loader.num_workers == 0:
+        # In older versions it holds an iterator that began before this hook.
+        loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+    elif not (hasattr(loop.dataloader_iterator, 'skip_iter') and hasattr(loader.sampler, 'skip')):
+        raise ValueError(
+            f'ResumeHook(seed_steps=True) with num_workers={loader.num_workers} and '
+            f'{type(loader.sampler).__name__} cannot tell which iteration a batch is for in an '
+            'iteration-based loop; expected num_workers=0, or mmengine >= 0.10.8 and '
+            "sampler=dict(type='InfiniteSampler')"
         )
 
 
 def _leave_out_functions(schedulers: Any) -> None:
-    """Removes functions from the states of schedulers, a list or lists by optimizer."""
+    """Removes functions from the states of schedulers: a list, or a list for each optimizer."""
     if isinstance(schedulers, dict):
         schedulers = itertools.chain(*schedulers.values())
     for state in schedulers or ():
@@ -153,40 +154,53 @@ def _leave_out_functions(schedulers: Any) -> None:
 
 
 class _TrainBatches(Sampler, InstanceMixin):
-    """Mixin: an epoch's batches, numbered by iteration, without those that are done.
+    """Mixin for a batch sampler: skips the batches that are done, and seeds the others.
 
-    Derived from the base class of batch samplers first: Python changes the class of an
-    instance only for one of the same layout.
+    It derives from the base class of batch samplers, because Python changes the class of
+    an instance only to one of the same layout.
+
+    Attributes:
+        num_done: Batches to skip in the next pass.
+        loop: The training loop, which knows the current iteration.
+        seed: What all seeds of this run and rank begin with; None for no seeding.
+        is_loaded_at_once: Whether a batch is loaded when it is drawn, in this process.
     """
 
     prefix = 'Resumable'
+    num_done: int
+    loop: Any
+    seed: tuple[int, int] | None
+    is_loaded_at_once: bool
 
     def __iter__(self) -> Iterator[list[int]]:
         num_done, self.num_done = self.num_done, 0
         number = self.loop.iter
         for batch in itertools.islice(super().__iter__(), num_done, None):
-            # A loop may draw batches only to leave them out, but not in advance.
-            yield _Batch(batch, self.loop.iter if self.is_loaded_at_once else number)
+            if self.seed is not None:
+                # A loop may draw batches only to skip them, but not in advance.
+                now = self.loop.iter if self.is_loaded_at_once else number
+                batch = _SeededBatch(batch, (*self.seed, now, _DATA))
+            yield batch
             number += 1
 
 
-class _Batch(list):
-    """Indices of the samples of a batch, and the iteration that it is for."""
+class _SeededBatch(list):
+    """Indices of the samples of a batch; seeds the generators before it is loaded.
 
-    def __init__(self, indices: Sequence[int], number: int) -> None:
+    torch iterates over a batch where and when it loads the samples: in this process, or in
+    the worker process that the batch was sent to.
+    """
+
+    def __init__(self, indices: Sequence[int], key: tuple[int, ...]) -> None:
         super().__init__(indices)
-        self.number = number
+        self.key = key
+
+    def __iter__(self) -> Iterator[int]:
+        seed_all(*self.key)
+        return super().__iter__()
 
     def __reduce__(self):
-        return _Batch, (list(self), self.number)
-
-
-def _load_seeded(
-    dataset: Any, load: Callable | None, seed: Sequence[int], batch: _Batch
-) -> list[Any]:
-    """Loads the samples of a batch; the draws are a function of what it is for."""
-    seed_all(*seed, batch.number, _DATA)
-    return load(batch) if load else [dataset[index] for index in batch]
+        return _SeededBatch, (self[:], self.key)  # a slice is a plain list
 
 
 def _sampler(loader: DataLoader) -> Any:

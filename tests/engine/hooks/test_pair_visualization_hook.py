@@ -1,4 +1,4 @@
-"""What wrapped heads say of their pairs, and the hook that draws it."""
+"""What wrapped heads record of their pairs, and the hook that draws it."""
 
 import copy
 
@@ -12,9 +12,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from lt_mm.core.consistency import categorical_consistency
+from lt_mm.datasets.display import source_image
 from lt_mm.engine.hooks import pair_visualization_hook as pair_pictures
-from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook, pairs_figure
-from lt_mm.structures.pair_record import PairRecord
+from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook
+from lt_mm.structures.pair_record import PairRecord, recording
+from lt_mm.visualization.pairs_figure import pairs_figure
 from tests.models.heads import dense_data
 from tests.models.heads.head_data import (
     FLIP,
@@ -231,7 +233,7 @@ def test_sources_with_pairs_come_first():
 
 def test_micro_batches_make_one_record():
     parts = [made_record([0, 1], [0, 1]), made_record([0, 1, -1], [0, 1, 2])]
-    joined = pair_pictures._of_batch([parts[0], parts[0], *parts], 2)
+    joined = pair_pictures._of_batch([[parts[0]], [parts[0], parts[1]]])
     assert joined.images.tolist() == [0, 2, 1, 3, 5]
     assert joined.group_ids.tolist() == [0, 1, 0, 1, -1] and joined.masks is None
 
@@ -243,7 +245,7 @@ def train(cfg, work_dir, hook=None, backends=(LOCAL,)):
     """A runner that trained, and the outputs of its steps."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = str(work_dir)
-    # Of one name there is one in a process.
+    # A process has one visualizer of each name.
     cfg.visualizer.update(name=str(work_dir), vis_backends=list(backends))
     if hook is not None:
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='lt_mm.PairVisualizationHook', **hook)]
@@ -304,8 +306,57 @@ def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):
         assert '8 of 8 predictions are paired' in figure.get_suptitle()
         titles = [axes.get_title() for axes in figure.axes]
         assert len(titles) == 8 and titles[0].startswith('source ') and all(titles)
-        # The KL of the source is that of what the titles show: never below 0.
+        # The KL in the title is a KL of probabilities, so never below 0.
         assert float(titles[0].split('KL ')[1].split()[0]) >= 0
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize('failing', ['head.loss_module', 'optim_wrapper'])
+def test_a_step_that_fails_leaves_no_recorder(pictures, tmp_path, failing, error):
+    """The caller catches the error, looks at the heads, and trains on."""
+
+    def fail(*args):
+        raise error('no memory is left')
+
+    def recorders(model):
+        return [part for part in model.modules() if 'lt_recorder' in vars(part)]
+
+    cfg = classifier_config(pictures, tmp_path)
+    cfg.custom_hooks = [*cfg.custom_hooks, dict(type='lt_mm.PairVisualizationHook', interval=1)]
+    cfg.visualizer.update(name=str(tmp_path), vis_backends=[LOCAL])
+    runner = Runner.from_cfg(cfg)
+    if failing == 'optim_wrapper':
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        broken = runner.optim_wrapper.optimizer.register_step_pre_hook(fail)
+    else:
+        broken = runner.model.head.loss_module.register_forward_pre_hook(fail)
+    with pytest.raises(error, match='no memory'):
+        runner.train()
+    assert recorders(runner.model) == [] and images_in(tmp_path) == {}
+    broken.remove()
+    runner.train()
+    assert recorders(runner.model) == []
+    assert len(images_in(tmp_path)) == len(recorded(runner)) == 6
+
+
+def test_recording_ends_with_its_block():
+    head = build_cls_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            head=dict(
+                type='LinearClsHead',
+                num_classes=3,
+                in_channels=5,
+                loss=dict(type='CrossEntropyLoss'),
+            ),
+        )
+    )
+    model = torch.nn.ModuleDict(dict(other=torch.nn.Linear(2, 1), head=head))
+    with pytest.raises(RuntimeError, match='in the block'), recording(model) as records:
+        head.loss((torch.randn(4, 5),), cls_samples([7, 7, 2, 2]))
+        raise RuntimeError('in the block')
+    assert 'lt_recorder' not in vars(head) and head.lt_recorder is None
+    assert {name: len(found) for name, found in records.items()} == {'head': 1}
 
 
 def test_all_backends_get_the_picture(pictures, tmp_path):
@@ -345,10 +396,10 @@ def test_numbers_out_of_range(name):
 def test_a_source_that_is_in_no_file(tmp_path):
     init_default_scope('mmdet')
     sample = det_sample(3)
-    assert pair_pictures._source_image(sample).shape == (*SHAPE, 3)
+    assert source_image(sample).shape == (*SHAPE, 3)
     path = tmp_path / 'image.png'
     cv2.imwrite(str(path), np.full((*SHAPE, 3), (255, 0, 0), np.uint8))
     # Packing may leave the path out of the sample itself.
     del sample.img_path
     sample.gt_instances.set_metainfo(dict(img_path=str(path)))
-    assert pair_pictures._source_image(sample)[0, 0].tolist() == [0, 0, 255]
+    assert source_image(sample)[0, 0].tolist() == [0, 0, 255]

@@ -1,0 +1,92 @@
+"""Training and evaluating a config, as ``tools/train.py`` and ``tools/test.py`` do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from lt_mm.datasets.checks import explained
+from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
+from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.hooks.preemption_hook import PreemptionHook
+from lt_mm.engine.launch import add_hooks, build_runner, choose_resumed_checkpoint, load_config
+
+
+def train(
+    config: str,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+    trust_checkpoint: bool = False,
+) -> Runner:
+    """Trains a config and returns its runner.
+
+    Beyond what the stock tool does, the batch size is checked against the sampler before
+    the first step, interruptions lose nothing, and checkpoints run no code.
+
+    Args:
+        config: Path of the config file.
+        work_dir: Folder for logs and checkpoints; by default the config's, else
+            ``work_dirs/<name of the config>``.
+        resume: A checkpoint to resume from, or 'auto' for the newest complete one in
+            ``work_dir``; without one the run starts as if this were not given.
+        amp: Whether to train with automatic mixed precision.
+        auto_scale_lr: Whether to scale the learning rate with the batch size.
+        cfg_options: Settings to override, keys with dots.
+        launcher: One of :data:`lt_mm.engine.process_groups.LAUNCHERS`.
+        trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
+
+    Raises:
+        ValueError: If the sampler's groups do not fit into the batch size.
+        DataSetError: If the annotation file cannot be used for training.
+        UntrustedCheckpointError: If a checkpoint to be loaded holds code.
+        SystemExit: See :class:`lt_mm.engine.hooks.preemption_hook.PreemptionHook`.
+    """
+    cfg = load_config(config, work_dir, cfg_options, launcher)
+    if amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if auto_scale_lr:
+        _enable_auto_scale_lr(cfg)
+    choose_resumed_checkpoint(cfg, resume)
+    add_hooks(cfg)
+    with checkpoint_loading(trust_checkpoint):
+        runner = build_runner(cfg)
+        with explained(cfg.train_dataloader.dataset):
+            loop = runner.train_loop
+        check_train_dataloader(loop.dataloader)
+        try:
+            runner.train()
+        finally:
+            for hook in runner.hooks:
+                if isinstance(hook, PreemptionHook):
+                    hook.restore()
+    return runner
+
+
+def test(
+    config: str,
+    checkpoint: str,
+    work_dir: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+    trust_checkpoint: bool = False,
+) -> Mapping[str, float]:
+    """Evaluates a checkpoint and returns the metrics; arguments as in :func:`train`."""
+    cfg = load_config(config, work_dir, cfg_options, launcher)
+    cfg.load_from = checkpoint
+    with checkpoint_loading(trust_checkpoint):
+        return build_runner(cfg).test()
+
+
+def _enable_auto_scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise ValueError(
+            f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
+            'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)'
+        )
+    cfg.auto_scale_lr.enable = True

@@ -1,0 +1,103 @@
+"""The stock hook that saves checkpoints, made safe against being killed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+
+from lt_mm.engine.checkpoints.atomic_files import ATOMIC
+from lt_mm.engine.checkpoints.resuming import write_last_checkpoint
+from lt_mm.registry import HOOKS, register
+
+
+@register(HOOKS)
+class AtomicCheckpointHook(CheckpointHook):
+    """The stock ``CheckpointHook``, safe against being killed at any moment.
+
+    A checkpoint gets its name only when it is complete, ``last_checkpoint`` is written
+    after it and in one step, and the files that ``max_keep_ckpts`` and ``save_best`` make
+    superfluous are removed last. The stock hook removes first and writes into the final
+    file. In folders that are not on this machine (``out_dir='s3://...'``), files are
+    removed last as well, but written as the stock hook writes them.
+
+    Takes the arguments of the stock hook. Overrides its private methods
+    ``_save_checkpoint_with_step`` and ``_save_best_checkpoint``.
+    """
+
+    file_backend: Any
+
+    def before_train(self, runner: Any) -> None:
+        super().before_train(runner)
+        if type(self.file_backend) is LocalBackend:
+            self.backend_args = ATOMIC
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        superseded = self._keep(runner, step)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_last_checkpoint(runner.work_dir, self.last_ckpt)
+            self._remove(superseded)
+
+    def _keep(self, runner: Any, step: int) -> list[str]:
+        """Adds a step to those that are kept; returns the paths that become superfluous."""
+        if self.max_keep_ckpts <= 0 or step in list(self.keep_ckpt_ids)[-1:]:
+            return []
+        surplus = []
+        if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+            name = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
+            surplus.append(self.file_backend.join_path(self.out_dir, name))
+        self.keep_ckpt_ids.append(step)
+        runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        return surplus
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        # The stock method removes the old best checkpoint through this backend.
+        backend, self.file_backend = self.file_backend, _Keeping(self.file_backend)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            superseded, self.file_backend = self.file_backend.superseded, backend
+        written = {
+            self.last_ckpt,
+            getattr(self, 'best_ckpt_path', None),
+            *getattr(self, 'best_ckpt_path_dict', {}).values(),
+        }
+        self._remove(path for path in superseded if path not in written)
+
+    def _remove(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            if self.file_backend.isdir(path):  # DeepSpeed writes folders
+                self.file_backend.rmtree(path)
+            elif self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+
+
+class _Keeping:
+    """A storage backend that collects the paths to remove instead of removing them."""
+
+    def __init__(self, backend: Any) -> None:
+        self.superseded: list[str] = []
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.superseded.append(path)
+
+    rmtree = remove

@@ -1,8 +1,8 @@
 """What the documentation shows works as it says, and what it names exists."""
 
+import pathlib
 import pkgutil
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,21 +29,21 @@ PRESENT = [page for page in PAGES if page.name != 'CHANGELOG.md']
 ROOMS = [path.name for path in (REPOSITORY / 'lt_mm').iterdir() if path.is_dir()]
 
 
-def code_of(path: Path) -> list[str]:
+def code_of(path: pathlib.Path) -> list[str]:
     return re.findall(r'^```python\n(.*?)^```', path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def prose_of(path: Path) -> str:
+def prose_of(path: pathlib.Path) -> str:
     return re.sub(r'^```.*?^```', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def anchors_of(path: Path) -> list[str]:
+def anchors_of(path: pathlib.Path) -> list[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r'^#+ (.*)$', prose_of(path), flags=re.MULTILINE)
     return [re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings]
 
 
-def relative(path: Path) -> str:
+def relative(path: pathlib.Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 

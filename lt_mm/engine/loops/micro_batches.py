@@ -208,7 +208,7 @@ def _first_pass(
 
 
 def _back_propagate(
-    model: nn.Module, module: Any, part: dict[str, Any], optim_wrapper: OptimWrapper, is_last: bool
+    model: Any, module: Any, part: dict[str, Any], optim_wrapper: OptimWrapper, is_last: bool
 ) -> dict[str, Any]:
     """Back-propagates a micro-batch; returns its losses without graph."""
     apart = hasattr(model, 'no_sync') and not is_last  # ranks add up once, at the end

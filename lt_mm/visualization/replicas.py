@@ -15,8 +15,13 @@ import torch
 from mmdet.models.utils import mask2ndarray
 from torch import Tensor
 
-from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, map_boxes, visible_fraction
-from lt_mm.core.restoration import restoration_errors
+from lt_mm.core.geometry import (
+    boxes_to_source,
+    is_axis_aligned,
+    map_boxes,
+    restoration_errors,
+    visible_fraction,
+)
 from lt_mm.core.seeds import seed_all
 from lt_mm.datasets.checks import innermost_datasets
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline

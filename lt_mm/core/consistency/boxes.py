@@ -104,7 +104,7 @@ def side_consistency(
     groups = paired_groups(group_ids)
     with torch.autocast(side_logits.device.type, enabled=False):
         wide = zero_unpaired(groups.paired, side_logits.flatten(1)).view_as(side_logits)
-        places = torch.where(groups.paired[:, None, None], positions.detach(), 0)
+        places = zero_unpaired(groups.paired, positions.detach().flatten(1)).view_as(positions)
         spread = _in_common_bins(wide.softmax(dim=2), places, groups)
         log_p = spread.log().flatten(1)
         mean = group_mean(spread.flatten(1), groups, detach_mean)

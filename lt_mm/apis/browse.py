@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from lt_mm.datasets.checks import explained
-from lt_mm.datasets.transforms.bad_input import warn
+from lt_mm.datasets.reporting import warn
 from lt_mm.engine.launch import load_config
 from lt_mm.models.heads.loss_transform_head import ConsistencyOptions
 from lt_mm.structures.errors import RECORD_HINT

@@ -75,6 +75,11 @@ class RecordedBoxes(HorizontalBoxes):
         """Whether the provenance speaks of every row and of the coordinates as they are."""
         return self.provenance is not None and self.mask_rows is None and not self.written_behind()
 
+    def forget_image(self) -> None:
+        """Takes note that the image as a whole may have been moved unrecorded."""
+        if self.provenance is not None:
+            self.provenance = self.provenance.with_unknown_image()
+
     def _refuse_if_written_behind(self) -> None:
         if self.written_behind():
             raise LostRecordError(

@@ -1204,7 +1204,7 @@ class TestThirdParty:
     @pytest.mark.parametrize(
         'keys', [None, ('img', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'img_shape')]
     )
-    def test_a_new_dict_with_the_traced_boxes_is_welcome(self, keys):
+    def test_a_new_dict_with_the_recorded_boxes_is_welcome(self, keys):
         """Whatever of the record lies beside the boxes is carried over."""
 
         def renew(results, boxes, width):

@@ -10,8 +10,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from lt_mm.apis.replica_configs import configs_of, record_pipelines
 from lt_mm.datasets.checks import explained
 from lt_mm.datasets.replica_failures import Failure, find_failures
+from lt_mm.datasets.reporting import warn
 from lt_mm.datasets.source_catalog import sources_and_replicas
-from lt_mm.datasets.transforms.bad_input import warn
 from lt_mm.engine.launch import load_config
 from lt_mm.evaluation.replica_summary import ReplicaSummary
 from lt_mm.models.heads import ConsistencyOptions

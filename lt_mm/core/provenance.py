@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -13,12 +14,12 @@ class Provenance:
     """Where n boxes come from and how they got here. Never modified in place.
 
     Attributes:
-        source_ids: (n, 2) int64: the source image's id, the index of the instance in
+        source_ids: (n, 2) int64: the source image's id, the place of the instance in
             that image's list of annotations.
-        source_boxes: (n, 4) float64, the annotation boxes, xyxy in source pixels.
-        matrices: (n, 3, 3) float64, views from source pixels to current pixels.
-        image_matrix: (3, 3) float64, the view of the image as a whole; None where no
-            single matrix describes it (several images merged, or unknown).
+        source_boxes: (n, 4) float64, the annotated boxes, xyxy in source pixels.
+        matrices: (n, 3, 3) float64, from source pixels to current pixels.
+        image_matrix: (3, 3) float64, the same for the image as a whole; None where no
+            single matrix describes it (several images were merged, or it is unknown).
         image_id: The id of the image that the box set belongs to.
     """
 
@@ -37,8 +38,8 @@ class Provenance:
         Args:
             boxes_xyxy: (n, 4), source pixels.
             image_id: The source image's id.
-            rows: (n,) int64, their places in its list of annotations; 0, 1, ... unless
-                given.
+            rows: (n,) int64, their places in its list of annotations; by default
+                0, 1, 2, ...
         """
         count = len(boxes_xyxy)
         source_ids = np.full((count, 2), image_id, dtype=np.int64)
@@ -53,6 +54,11 @@ class Provenance:
             image_id=image_id,
         )
 
+    @classmethod
+    def blank(cls, count: int) -> 'Provenance':
+        """Stands in for boxes whose provenance will be known later."""
+        return cls.start(torch.zeros(count, 4), image_id=-1).with_unknown_image()
+
     def __len__(self) -> int:
         return len(self.source_ids)
 
@@ -65,20 +71,25 @@ class Provenance:
         )
 
     def moved(self, matrix: np.ndarray) -> 'Provenance':
-        """After one view (3, 3) of the whole image."""
+        """After a matrix (3, 3) moved the whole image."""
         image = None if self.image_matrix is None else matrix @ self.image_matrix
         return replace(self, matrices=matrix @ self.matrices, image_matrix=image)
 
     def moved_each(self, matrices: np.ndarray) -> 'Provenance':
-        """After one view for each box (n, 3, 3); the image stays where it is."""
+        """After matrices (n, 3, 3) moved each box by itself; the image stays where it is."""
         return replace(self, matrices=matrices @ self.matrices)
 
     def with_unknown_image(self) -> 'Provenance':
-        """After a transform that may have moved the image unseen."""
+        """After a transform that may have moved the image unrecorded."""
         return replace(self, image_matrix=None)
 
     def overlaid(self, rows: np.ndarray, other: 'Provenance') -> 'Provenance':
-        """This record with the k rows marked in (n,) bool taken from another of k."""
+        """The n rows of both: the k that are marked from the other, the rest from this.
+
+        Args:
+            rows: (n,) bool, k of them True.
+            other: k rows, of the image that the result belongs to.
+        """
 
         def overlay(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
             both = mine.copy()
@@ -90,37 +101,42 @@ class Provenance:
             source_ids=overlay(self.source_ids, other.source_ids),
             source_boxes=overlay(self.source_boxes, other.source_boxes),
             matrices=overlay(self.matrices, other.matrices),
+            image_id=other.image_id,
         )
 
     @staticmethod
     def cat(parts: Sequence['Provenance']) -> 'Provenance':
-        """The provenance of merged box sets.
+        """The provenance of merged box sets, which belong to the image of the first.
 
-        The image as a whole keeps its matrix only where all parts agree on it.
+        The image keeps its matrix only where all parts are of it and agree on the matrix.
         """
-        first = parts[0]
-        one_image = all(
-            each.image_id == first.image_id
-            and each.image_matrix is not None
-            and np.array_equal(each.image_matrix, first.image_matrix)
-            for each in parts
+        images = [part.image_matrix for part in parts if part.image_matrix is not None]
+        is_one_image = (
+            len({part.image_id for part in parts}) == 1
+            and len(images) == len(parts)
+            and all(np.array_equal(image, images[0]) for image in images)
         )
         return Provenance(
             source_ids=np.concatenate([part.source_ids for part in parts]),
             source_boxes=np.concatenate([part.source_boxes for part in parts]),
             matrices=np.concatenate([part.matrices for part in parts]),
-            image_matrix=first.image_matrix if one_image else None,
-            image_id=first.image_id,
+            image_matrix=images[0] if is_one_image else None,
+            image_id=parts[0].image_id,
         )
 
 
 def match_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
-    """Rows of ``before`` (n, 4) that ``after`` (k, 4) shows again, to 0.01 px.
+    """Finds boxes among those that they were before.
+
+    Args:
+        before: (n, 4).
+        after: (k, 4), some of them in the same order; numbers may differ by rounding, to
+            0.01 px.
 
     Returns:
-        (k,) int64, ascending, or None where a row of ``after`` is not found, where
-        equal rows were kept in part, so that it is open which of them, or where the
-        order differs: mirrored boxes may take one another's place.
+        (k,) int64, the rows of ``before``, ascending. None where a row of ``after`` is not
+        found, where only some of several equal rows were kept, since these may be any, or
+        where the order differs, since mirrored boxes may take each other's place.
     """
     both = np.concatenate([before, after]).round(2)
     _, keys = np.unique(both, axis=0, return_inverse=True)

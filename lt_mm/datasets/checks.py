@@ -14,7 +14,7 @@ from mmdet.registry import DATASETS as DETECTION_DATASETS
 from mmengine.dataset import BaseDataset
 
 from lt_mm.datasets.converters.coco_json import briefly, find_fault
-from lt_mm.datasets.transforms.bad_input import warn
+from lt_mm.datasets.reporting import warn
 
 _CLASSES_HINT = (
     'set the names that stand in the annotation file: train_dataloader.dataset.metainfo'

@@ -15,8 +15,7 @@ import torch
 from mmdet.models.utils import mask2ndarray
 from torch import Tensor
 
-from lt_mm.core.geometry import boxes_to_source, is_axis_aligned
-from lt_mm.core.restoration import restoration_errors
+from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, restoration_errors
 from lt_mm.core.seeds import seed_all
 from lt_mm.datasets.checks import innermost_datasets
 from lt_mm.datasets.display import class_name, file_of, rgb_image

@@ -8,7 +8,6 @@ several images are merged, because every box carries its own matrix.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +74,11 @@ class RecordedBoxes(HorizontalBoxes):
         """Whether the provenance speaks of every row and of the coordinates as they are."""
         return self.provenance is not None and self.mask_rows is None and not self.written_behind()
 
+    def forget_image(self) -> None:
+        """Takes note that the image as a whole may have been moved unrecorded."""
+        if self.provenance is not None:
+            self.provenance = self.provenance.with_unknown_image()
+
     def _refuse_if_written_behind(self) -> None:
         if self.written_behind():
             raise LostRecordError(
@@ -138,7 +142,7 @@ class RecordedBoxes(HorizontalBoxes):
         if dim != 0 or not all(_has_record(boxes) for boxes in box_list):
             return result
         parts = [
-            boxes.provenance if boxes.provenance is not None else _blank_provenance(len(boxes))
+            Provenance.blank(len(boxes)) if boxes.provenance is None else boxes.provenance
             for boxes in box_list
         ]
         result.provenance = Provenance.cat(parts)
@@ -178,9 +182,8 @@ class RecordedBoxes(HorizontalBoxes):
         if from_masks.all():
             self.provenance = inherited
         else:
-            self.provenance = replace(
-                self.provenance.overlaid(from_masks, inherited), image_id=inherited.image_id
-            )
+            assert self.provenance is not None  # `cat` gave one to the other rows
+            self.provenance = self.provenance.overlaid(from_masks, inherited)
         self.mask_rows = None
         return True
 
@@ -248,11 +251,6 @@ def _has_record(boxes: BaseBoxes) -> bool:
     return isinstance(boxes, RecordedBoxes) and (
         boxes.provenance is not None or boxes.mask_rows is not None
     )
-
-
-def _blank_provenance(count: int) -> Provenance:
-    """Stands in for rows whose provenance is resolved later."""
-    return replace(Provenance.start(torch.zeros(count, 4), image_id=-1), image_matrix=None)
 
 
 def _as_numpy_index(index: Any) -> Any:

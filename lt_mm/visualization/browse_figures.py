@@ -11,7 +11,7 @@ from matplotlib import patheffects
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_mm.core.restoration import moved_outlines
+from lt_mm.core.geometry import moved_outlines
 from lt_mm.datasets.replica_failures import Failure
 from lt_mm.datasets.source_catalog import Instances, Replica, Source
 from lt_mm.visualization.drawing import (

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lt_mm.core import consistency, geometry, pairing
+from lt_mm.core import geometry, pairing
 from lt_mm.core.consistency import (
     BIN_FLOOR,
     MIN_BOX_SIDE,
     bernoulli_consistency,
     box_consistency,
+    categorical,
     categorical_consistency,
     mask_consistency,
     side_consistency,
@@ -191,7 +192,7 @@ class TestClosedForm:
     def test_any_blocks(self, detach_mean, counted, entries, ids, seed, temperature):
         """Of one row to all; with and without asking the device for the groups."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(consistency, '_CPU_BLOCK', entries)
+            patch.setattr(categorical, '_CPU_BLOCK', entries)
             patch.setattr(pairing, '_counting_is_free', lambda tensor: counted)
             _assert_equals_reference(
                 CATEGORICAL,

@@ -297,6 +297,17 @@ class TestConsistency:
         assert value.isfinite()
         assert_finite_gradient(value, leaf)
 
+    @pytest.mark.parametrize('place', [0, 6, 11])
+    @pytest.mark.parametrize('largest', [1e30, 1e155, 1.7e308, -1.7e308])
+    def test_sides_beyond_all_images(self, largest, place):
+        """Differences and means of such positions are no numbers."""
+        positions = torch.zeros(NUM, 12, dtype=torch.float64)
+        positions[1, place] = largest
+        leaf = torch.zeros(NUM, 4, 3, requires_grad=True)
+        value = consistency.side_consistency(leaf, positions.view(NUM, 4, 3), GROUPS)
+        assert value.isfinite()
+        assert_finite_gradient(value, leaf)
+
     @_many
     @given(some_views(), predictions(4))
     def test_boxes_through_views(self, matrices, boxes):

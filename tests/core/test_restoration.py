@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lt_mm.core.restoration import moved_outlines, restoration_errors
+from lt_mm.core.geometry import moved_outlines, restoration_errors
 from tests import reference
 
 FLIP = np.array([[-2.0, 0.0, 160.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]])

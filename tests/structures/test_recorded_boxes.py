@@ -9,8 +9,9 @@ import torch
 from mmdet.structures.bbox import HorizontalBoxes, get_box_type
 from mmdet.structures.mask import BitmapMasks
 
+from lt_mm.core.provenance import Provenance
 from lt_mm.structures.errors import LostRecordError
-from lt_mm.structures.recorded_boxes import Provenance, RecordedBoxes
+from lt_mm.structures.recorded_boxes import RecordedBoxes
 from tests import reference
 
 ROWS = [[5.0, 8, 30, 28], [44, 6, 72, 34], [20, 36, 58, 55]]
@@ -109,7 +110,7 @@ class TestMoves:
         boxes.clip_((20, 50))
         np.testing.assert_array_equal(boxes.provenance.source_boxes, ROWS)
 
-    def test_an_untraced_set_moves_untraced(self):
+    def test_an_unrecorded_set_moves_unrecorded(self):
         boxes = RecordedBoxes(torch.tensor(ROWS))
         boxes.flip_(SHAPE)
         boxes.resize_((2, 2))
@@ -182,7 +183,7 @@ class TestRows:
             lambda boxes: RecordedBoxes(boxes.tensor),
         ],
     )
-    def test_what_is_made_from_numbers_is_untraced(self, change):
+    def test_what_is_made_from_numbers_is_unrecorded(self, change):
         assert not change(_recorded()).is_recorded()
 
     def test_rows_cannot_be_replaced(self):
@@ -230,7 +231,7 @@ class TestMerging:
     @pytest.mark.parametrize(
         'other', [HorizontalBoxes(torch.tensor(ROWS)), RecordedBoxes(torch.tensor(ROWS))]
     )
-    def test_with_untraced_boxes_nothing_is_traced(self, other):
+    def test_with_unrecorded_boxes_nothing_is_recorded(self, other):
         assert not RecordedBoxes.cat([_recorded(), other]).is_recorded()
 
     def test_merged_after_writing(self):
@@ -280,11 +281,11 @@ class TestFromMasks:
         made = _masks(rows).get_bboxes(RecordedBoxes)
         assert not made.resolve(_recorded()) and not made.is_recorded()
 
-    def test_nothing_is_inherited_from_an_untraced_set(self):
+    def test_nothing_is_inherited_from_an_unrecorded_set(self):
         made = _masks(ROWS).get_bboxes(RecordedBoxes)
         assert not made.resolve(RecordedBoxes(torch.tensor(ROWS)))
 
-    def test_resolving_a_traced_set_changes_nothing(self):
+    def test_resolving_a_recorded_set_changes_nothing(self):
         boxes = _recorded()
         provenance = boxes.provenance
         assert boxes.resolve(_recorded(ROWS, 9)) and boxes.provenance is provenance
@@ -342,27 +343,3 @@ class TestWrittenBehind:
             assert boxes.is_recorded()
             boxes.tensor[0, 0] += 1
             assert boxes.written_behind()
-
-
-class TestTrace:
-    def test_start(self):
-        provenance = Provenance.start(torch.tensor(ROWS), 7)
-        assert provenance.source_ids.dtype == np.int64
-        assert provenance.source_ids.tolist() == [[7, 0], [7, 1], [7, 2]]
-        assert provenance.source_boxes.dtype == provenance.matrices.dtype == np.float64
-        assert len(provenance) == 3 and provenance.image_id == 7
-
-    def test_start_without_boxes(self):
-        provenance = Provenance.start(torch.zeros(0, 4), 7)
-        assert provenance.source_ids.shape == (0, 2) and provenance.matrices.shape == (0, 3, 3)
-
-    def test_moving_leaves_the_trace_before(self):
-        provenance = Provenance.start(torch.tensor(ROWS), 7)
-        provenance.moved(HOMOGRAPHY)
-        provenance.with_unknown_image()
-        np.testing.assert_array_equal(provenance.image_matrix, np.eye(3))
-        np.testing.assert_array_equal(provenance.matrices, np.tile(np.eye(3), (3, 1, 1)))
-
-    def test_an_unknown_image_stays_unknown(self):
-        provenance = Provenance.start(torch.tensor(ROWS), 7).with_unknown_image()
-        assert provenance.moved(HOMOGRAPHY).image_matrix is None

@@ -29,8 +29,9 @@ from torch.utils.data import DataLoader
 
 from lt_mm.datasets.checks import DataSetError, explained
 from lt_mm.datasets.converters import write_shapes_dataset
+from lt_mm.datasets.reporting import Tally
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
-from lt_mm.datasets.transforms.bad_input import BadImageError, Tally
+from lt_mm.datasets.transforms import BadImageError
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from tests.training_data import classifier_config, recorded, train_demo
 

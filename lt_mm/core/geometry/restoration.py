@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lt_mm.core.geometry import boxes_to_source, map_points
+from lt_mm.core.geometry.boxes import boxes_to_source, map_points
 
 # Of the area of a box. Less than this is rounding, in pixels of float32.
 _CUT = 1e-4

@@ -1,0 +1,152 @@
+"""The term of softmax classifiers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lt_mm.core.consistency.common import LARGEST, check_predictions
+from lt_mm.core.pairing import PairedGroups, paired_groups
+
+# Entries of a block of rows: what a processor's cache holds, or enough for a card.
+_CPU_BLOCK, _DEVICE_BLOCK = 2**18, 2**20
+
+
+def categorical_consistency(
+    logits: Tensor,
+    group_ids: Tensor,
+    temperature: float = 1.0,
+    detach_mean: bool = False,
+    avg_factor: float | None = None,
+) -> Tensor:
+    """Term for softmax classifiers.
+
+    Args:
+        logits: (N, C), unnormalised; receives gradient.
+        group_ids: (N,) integer, equal for positives of each other, negative for
+            predictions without one.
+        temperature: Divides the logits before the softmax.
+        detach_mean: Whether the mean counts as constant in the gradient.
+        avg_factor: n of the formula; N unless given.
+
+    Returns:
+        Scalar, >= 0 up to rounding.
+
+    Raises:
+        ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
+            not positive.
+        NotImplementedError: In the backward pass, if the gradient is to have a gradient.
+    """
+    check_predictions(logits, group_ids, avg_factor, temperature)
+    groups = paired_groups(group_ids)
+    with torch.autocast(logits.device.type, enabled=False):
+        total = _CategoricalSum.apply(logits, groups, temperature, detach_mean)
+        return total / (avg_factor or max(len(logits), 1))
+
+
+class _CategoricalSum(torch.autograd.Function):
+    """sum_i D_KL(pbar_i || p_i) of softmax predictions, with its own gradient.
+
+    With p = softmax(z / T), and for a group g of m members the means pbar and L of
+    their p and log p, all members share one mean, and the sum is one over groups::
+
+        sum_g m <pbar, w>    with  w = log(pbar) - L
+
+    Row k of the gradient, with respect to z_k / T, is what the KL of k itself says,
+    p_k - pbar, and, through the mean, d sum / d pbar = m (w + 1), of which p_k has the
+    share 1 / m. The 1 vanishes in the softmax, whose rows sum to one::
+
+        p_k - pbar + p_k * (w - <p_k, w>)
+
+    It is made in the forward pass, where the softmax is, and takes its place: one
+    tensor (N, C) and two (G, C) are alive at most. Rows are worked on in blocks, so
+    that what lies between is small, and stays in the cache of a processor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, logits: Tensor, groups: PairedGroups, temperature: float, detach_mean: bool
+    ) -> Tensor:
+        p, mean, log_mean = _softmax_and_means(logits, groups, temperature)
+        divergence, log_ratio = _divergence_of_groups(mean, log_mean)
+        if ctx.needs_input_grad[0]:
+            _softmax_to_gradient(p, mean, None if detach_mean else log_ratio, groups)
+            ctx.save_for_backward(p)
+            ctx.temperature = temperature
+        return (groups.sizes * divergence).sum()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                'categorical_consistency has no second derivative, and its gradient was '
+                'asked for with create_graph=True: leave the term out of what is '
+                'differentiated twice, such as a gradient penalty'
+            )
+        (gradient,) = ctx.saved_tensors
+        return gradient * (grad_output / ctx.temperature), None, None, None
+
+
+def _softmax_and_means(
+    logits: Tensor, groups: PairedGroups, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """P (N, C) in float32 at least, and for each group the means of p and log p.
+
+    Both means are (G + 1, C); the last row stands for the unpaired, and is 0.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    p = torch.empty_like(logits, dtype=dtype)
+    mean = p.new_zeros(len(groups.sizes), p.shape[1])
+    log_mean, log_totals = torch.zeros_like(mean), mean.new_zeros(len(mean), 1)
+    for rows, own, numbers in _blocks(logits, p, groups.numbers):
+        rows = rows.to(dtype)
+        shifted = rows - rows.amax(dim=1, keepdim=True)
+        if temperature != 1:
+            shifted.div_(temperature)
+        log_mean.index_add_(0, numbers, shifted)
+        totals = shifted.exp_().sum(dim=1, keepdim=True)
+        torch.div(shifted, totals, out=own)
+        mean.index_add_(0, numbers, own)
+        log_totals.index_add_(0, numbers, totals.log_())
+    counts = groups.sizes[:, None].clamp(min=1)
+    for pbar, log_pbar, totals, count in _blocks(mean, log_mean, log_totals, counts):
+        pbar.div_(count)
+        # Far below the largest a logit has -inf here; sums have to stay finite.
+        log_pbar.sub_(totals).div_(count).clamp_(min=-LARGEST)
+    mean[-1].zero_()
+    log_mean[-1].zero_()
+    return p, mean, log_mean
+
+
+def _divergence_of_groups(mean: Tensor, log_mean: Tensor) -> tuple[Tensor, Tensor]:
+    """<pbar, w> (G,) and w = log(pbar) - L (G, C), which takes the place of L."""
+    divergence = mean.new_empty(len(mean))
+    for pbar, log_ratio, own in _blocks(mean, log_mean, divergence):
+        # pbar * log(pbar) tends to 0 with pbar, and so does its gradient there.
+        logarithm = pbar.clamp(min=torch.finfo(pbar.dtype).tiny).log_()
+        torch.sub(logarithm, log_ratio, out=log_ratio)
+        torch.sum(pbar * log_ratio, dim=1, out=own)
+    return divergence, log_mean
+
+
+def _softmax_to_gradient(
+    p: Tensor, mean: Tensor, log_ratio: Tensor | None, groups: PairedGroups
+) -> None:
+    """Writes the gradient over p (N, C); without w the mean counts as constant."""
+    bits = torch.int64 if p.dtype == torch.float64 else torch.int32
+    for own, numbers, paired in _blocks(p, groups.numbers, groups.paired):
+        if log_ratio is not None:
+            through = log_ratio.index_select(0, numbers).mul_(own)
+            share = 1 - through.sum(dim=1, keepdim=True)
+            torch.addcmul(through, own, share, out=own)
+        own.sub_(mean.index_select(0, numbers))
+        # Zeros for the unpaired, whatever they hold. On the bits, since masked_fill_
+        # takes ten times as long on a CPU.
+        own.view(bits).bitwise_and_(-paired[:, None].to(bits))
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the same consecutive rows of all tensors, the first being (N, C)."""
+    entries = _CPU_BLOCK if tensors[0].device.type == 'cpu' else _DEVICE_BLOCK
+    num_rows = max(entries // max(tensors[0].shape[1], 1), 1)
+    return zip(*(tensor.split(num_rows) for tensor in tensors))

@@ -1,0 +1,68 @@
+"""What the terms share: checks of their arguments, means over groups, the average."""
+
+import torch
+from torch import Tensor
+
+from lt_mm.core.pairing import PairedGroups
+
+# Predictions beyond it count as it, without gradient: their sums stay finite.
+LARGEST = 1e30
+
+
+def group_mean(
+    values: Tensor, groups: PairedGroups, detach: bool, weights: Tensor | None = None
+) -> Tensor:
+    """pbar: for each row of values (N, D) the mean of its group's rows, (N, D).
+
+    With weights (N, D) of 0 and 1, the mean of those entries that have 1; 0 where none
+    has.
+    """
+    if detach:
+        values = values.detach()
+    if weights is None:
+        return group_sum(values, groups) / groups.sizes[groups.numbers, None]
+    return group_sum(values * weights, groups) / group_sum(weights, groups).clamp(min=1)
+
+
+def group_sum(values: Tensor, groups: PairedGroups) -> Tensor:
+    """For each row of values (N, D) the sum of its group's rows, (N, D)."""
+    sums = values.new_zeros(len(groups.sizes), values.shape[1])
+    return sums.index_add(0, groups.numbers, values)[groups.numbers]
+
+
+def average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Tensor:
+    """The sum over the paired of (N,) divergences, divided by n of the formula."""
+    if avg_factor is None:
+        avg_factor = max(len(divergence), 1)
+    return torch.where(paired, divergence, 0).sum() / avg_factor
+
+
+def zero_unpaired(paired: Tensor, predictions: Tensor) -> Tensor:
+    """Predictions (N, D) in float32 at least, with zeros for the unpaired.
+
+    Half precision loses small divergences. An unpaired prediction may be anything, as
+    a box that no matrix brings back; left in, its overflow would be 0 in the term but
+    0 * inf, NaN, in the gradient.
+    """
+    wide = predictions if predictions.dtype == torch.float64 else predictions.float()
+    return torch.where(paired[:, None], wide, 0).clamp(-LARGEST, LARGEST)
+
+
+def check_predictions(
+    predictions: Tensor, group_ids: Tensor, avg_factor: float | None, temperature: float = 1.0
+) -> None:
+    """Raises ``ValueError`` for arguments that no term can use."""
+    if predictions.dim() != 2 or group_ids.shape != predictions.shape[:1]:
+        raise ValueError(
+            f'predictions have shape {tuple(predictions.shape)} and group ids '
+            f'{tuple(group_ids.shape)}; expected (N, C) and (N,)'
+        )
+    if group_ids.is_floating_point() or group_ids.dtype == torch.bool:
+        raise ValueError(f'group ids are {group_ids.dtype}; expected integers')
+    if not temperature > 0:
+        raise ValueError(f'temperature is {temperature}; expected a positive number')
+    if avg_factor is not None and not avg_factor > 0:
+        raise ValueError(
+            f'avg_factor is {avg_factor}; expected a positive number, as '
+            'max(number of predictions, 1)'
+        )

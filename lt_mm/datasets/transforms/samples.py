@@ -1,0 +1,19 @@
+"""What a sample, the ``results`` of a pipeline, tells of its source image."""
+
+
+def source_key(results: dict) -> tuple:
+    """Equal for the replicas of a source, different for different sources."""
+    return results['sample_idx'], results.get('img_path')
+
+
+def source_shape(results: dict) -> tuple[int, int] | None:
+    """(height, width) of the source image; None before it is loaded."""
+    shape = results.get('ori_shape')
+    if shape is None and 'img' in results:
+        shape = results['img'].shape
+    return None if shape is None else tuple(shape[:2])
+
+
+def path_of(results: dict) -> str:
+    """The path of the image, or words for one that has none."""
+    return results.get('img_path') or f'the image of sample_idx {results["sample_idx"]}'

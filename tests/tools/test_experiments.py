@@ -1,13 +1,13 @@
 """tools/experiments: runs that resume, what is read of their logs, tables."""
 
 import copy
-import csv
 import importlib.util
 import json
 import runpy
 from argparse import Namespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mmengine.config import Config
@@ -99,7 +99,7 @@ def test_curve_of_an_interrupted_run(tmp_path):
     write_log(tmp_path, '20260101_000000', [*steps[:2], dict(step=1, acc=0.25), *steps[2:]])
     write_log(tmp_path, '20260102_000000', [again, dict(step=2, acc=0.5)])
     (tmp_path / 'summary.json').write_text(json.dumps(dict(images_per_step=8)))
-    first, last = run.read_curve(tmp_path, 'acc', 100)
+    first, last = run.read_curve(tmp_path, 'acc', 100).to_dict('records')
     assert first == dict(images=16, metric=25, loss=0.5, loss_lt=0.5, paired_share=1)
     assert last == dict(images=32, metric=50, loss=6.0, loss_lt=0.5, paired_share=1)
     with pytest.raises(ValueError, match=r"no 'top1' in .*scalars.json.*'acc', .*`metric`"):
@@ -107,11 +107,13 @@ def test_curve_of_an_interrupted_run(tmp_path):
 
 
 def test_differences_of_means():
-    values, others = [3.0, 5.0, 7.0], [1.0, 2.0, 3.0, 6.0]
+    values, others = pd.Series([3.0, 5.0, 7.0]), pd.Series([1.0, 2.0, 3.0, 6.0])
     difference, error = report.difference_of_means(values, others)
     assert difference == 2
     assert error == pytest.approx(np.sqrt(np.var(values, ddof=1) / 3 + np.var(others, ddof=1) / 4))
-    assert report.difference_of_means([2.0], others) == (-1, None)
+    difference, error = report.difference_of_means(pd.Series([2.0]), others)
+    assert difference == -1 and np.isnan(error)
+    assert report.show_difference(pd.Series([2.0]), others) == '-1.0'
 
 
 def arguments(tmp_path, **more):
@@ -159,10 +161,10 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     tuned, plain = (weights(run.last_checkpoint(args.work_dir, name, 0)) for name in study['runs'])
     learnt = [name for name in plain if name.endswith('weight')]
     assert learnt and all(torch.equal(tuned[name], plain[name]) for name in learnt)
-    with open(args.results / 'runs.csv', newline='') as file:
-        assert [row['run'] for row in csv.DictReader(file)] == ['tuned', 'plain']
+    runs = report.read(args.results / 'runs.csv')
+    assert list(runs.index) == ['tuned', 'plain']
     measured = report.read(args.results / 'consistency.csv')
-    assert 0 <= float(measured['plain'][0]['agreement']) <= 1
-    text = report.table(study, report.read(args.results / 'runs.csv'), measured)
+    assert 0 <= measured.agreement['plain'] <= 1
+    text = report.table(study, runs, measured)
     assert '| `tuned` |' in text and '| `plain` | +0.0 |' in text
     assert text.splitlines()[2].endswith('| Agreement |')

@@ -9,12 +9,13 @@ import copy
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
-from timing import Row, Timer
 
 from lt_mm.engine.loops.micro_batches import joint_step
+from tools.benchmarks.timing import Row, Timer
 
 SOURCES = 64
 
@@ -69,13 +70,10 @@ def _row(what: str, note: str, pairs: list[Any]) -> Row:
     difference, size = (
         torch.cat([pair[k].detach().flatten() for pair in pairs]).norm() for k in (0, 1)
     )
-    ratio = float(difference / size)
     return Row(
         f'ResNet-20, {what}: difference in micro-batches',
         'joint step',
-        ratio,
-        ratio,
-        ratio,
+        float(difference / size),
         'x its norm',
         note=note,
     )
@@ -85,7 +83,7 @@ def _optim(model: torch.nn.Module, rate: float = 1.0) -> OptimWrapper:
     return OptimWrapper(torch.optim.SGD(model.parameters(), lr=rate))
 
 
-def _model(device: torch.device) -> torch.nn.Module:
+def _model(device: torch.device) -> BaseModel:
     init_default_scope('mmpretrain')
     head = dict(
         type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss')

@@ -17,17 +17,17 @@ import numpy as np
 from mmdet.registry import DATA_SAMPLERS, TRANSFORMS
 from mmdet.utils import register_all_modules
 from mmengine.dataset import BaseDataset, Compose, pseudo_collate
-from timing import Ratio, Row, Timer
 from torch.utils.data import DataLoader
 
 import lt_mm  # noqa: F401  (fills the registries)
+from tools.benchmarks.timing import Comparison, Row, Timer
 
 SIZE, SMALL_SIZE = (960, 1280), (240, 320)
 NUM_BOXES = 10
 NUM_REPEATS = 4
-FIXED = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+FIXED: dict[str, Any] = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
 RANDOM = dict(type='RandomResize', scale=[(1333, 640), (1333, 800)], keep_ratio=True)
-PIPELINE = [
+PIPELINE: list[dict[str, Any]] = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='LoadAnnotations', with_bbox=True),
     FIXED,
@@ -142,14 +142,11 @@ def _loaders(timer: Timer, data: MadeImages, note: str) -> Row:
         ]
     )
     found = timer.compare(lambda: next(ours), lambda: next(stock))
-    faster, low, high = found.faster
     rates = [f'{len(data) / seconds:.0f}' for seconds in (found.a, found.b)]
     return Row(
         f'images/s of a loader, m = {NUM_REPEATS}',
         "RepeatAugSampler's",
-        faster,
-        low,
-        high,
+        found.faster,
         'x faster',
         '>= 1.8',
         f'{rates[0]} against {rates[1]} images/s; {note}',
@@ -160,7 +157,7 @@ def _epochs(data: MadeImages, pipeline: Callable, sampler: dict) -> Iterator[int
     """Each step loads an epoch in a worker that stays; gives the number of images."""
     data = copy.copy(data)
     data.pipeline = pipeline
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         data,
         batch_size=NUM_REPEATS,
         num_workers=1,
@@ -178,8 +175,6 @@ def _no_repetition(timer: Timer, data: MadeImages, note: str) -> Row:
         'InvertiblePipeline, m = 1',
         "stock Compose's",
         found.ratio,
-        found.low,
-        found.high,
         'x time',
         '<= 1.05',
         f'{_milliseconds(found)}; {note}',
@@ -192,7 +187,6 @@ def _with_resize(timer: Timer, data: MadeImages, resize: dict, name: str) -> Row
     Of the stock pipeline's time, what replicas can share is spent once for m of them.
     """
     found = _compare(timer, data, NUM_REPEATS, resize)
-    faster, low, high = found.faster
     num_shared = 3 if name == 'Resize' else 2
     shares = _shares(data, resize)
     shared = sum(shares[:num_shared])
@@ -200,9 +194,7 @@ def _with_resize(timer: Timer, data: MadeImages, resize: dict, name: str) -> Row
     return Row(
         f'InvertiblePipeline with {name}, m = {NUM_REPEATS}',
         "stock Compose's",
-        faster,
-        low,
-        high,
+        found.faster,
         'x faster',
         '',
         f'{_milliseconds(found)}; shares of the stock time: decoding {shares[0]:.0%}, '
@@ -211,7 +203,7 @@ def _with_resize(timer: Timer, data: MadeImages, resize: dict, name: str) -> Row
     )
 
 
-def _compare(timer: Timer, data: MadeImages, repeats: int, resize: dict) -> Ratio:
+def _compare(timer: Timer, data: MadeImages, repeats: int, resize: dict) -> Comparison:
     """One source a call, with so many replicas."""
     ours, stock = (
         _sources(data, pipeline, repeats) for pipeline in (_invertible(resize), _stock(resize))
@@ -238,7 +230,7 @@ def _shares(data: MadeImages, resize: dict) -> list[float]:
     return (medians / medians.sum()).tolist()
 
 
-def _milliseconds(found: Ratio) -> str:
+def _milliseconds(found: Comparison) -> str:
     return f'{found.a * 1e3:.3g} against {found.b * 1e3:.3g} ms a source'
 
 
@@ -271,5 +263,5 @@ def _growth_with_repeats(timer: Timer, data: MadeImages, quick: bool) -> list[Ro
 
 
 def _point(timer: Timer, source: Iterator[None], images: int, what: str, x: int, curve: str) -> Row:
-    median, low, high = (1e3 * seconds / images for seconds in timer.seconds(lambda: next(source)))
-    return Row(what, '', median, low, high, 'ms an image', curve=curve, x=x)
+    milliseconds = 1e3 * timer.seconds(lambda: next(source)) / images
+    return Row(what, '', milliseconds, 'ms an image', curve=curve, x=x)

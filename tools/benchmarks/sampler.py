@@ -1,11 +1,12 @@
 """The order of an epoch: against MMPretrain's RepeatAugSampler, and its memory."""
 
 from collections import deque
+from collections.abc import Iterable
 
 from mmpretrain.datasets.samplers import RepeatAugSampler
-from timing import Row, Timer, peak_of_process
 
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
+from tools.benchmarks.timing import Row, Timer, peak_of_process
 
 NUM_REPEATS = 4
 
@@ -27,14 +28,11 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
     for what, sampler in [('full', ours), ('v1', short)]:
         for part, run in [('until the first index', _first), ('all indices', _all)]:
             time = timer.compare(lambda: run(sampler), lambda: run(stock), rounds=5)
-            faster, low, high = time.faster
             rows.append(
                 Row(
                     f"order, mode '{what}', {part}",
                     'RepeatAugSampler',
-                    faster,
-                    low,
-                    high,
+                    time.faster,
                     'x faster',
                     '>= 10' if run is _first else '',
                     f'{sources} x {NUM_REPEATS}; {time.a:.3f} s for {len(sampler)} indices '
@@ -44,27 +42,17 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
     rows += _memory(10_000_000 if quick else 100_000_000)
     for count in [sources // 4**k for k in range(4, -1, -1)]:
         sampler = GroupedRepeatAugSampler(range(count), NUM_REPEATS, seed=0)
-        median, low, high = (1e3 * t for t in timer.seconds(lambda: _all(sampler), 3))
-        rows.append(
-            Row(
-                'order, all indices',
-                '',
-                median,
-                low,
-                high,
-                'ms',
-                curve=f'Time: sources (m = {NUM_REPEATS})',
-                x=count,
-            )
-        )
+        milliseconds = 1e3 * timer.seconds(lambda: _all(sampler))
+        curve = f'Time: sources (m = {NUM_REPEATS})'
+        rows.append(Row('order, all indices', '', milliseconds, 'ms', curve=curve, x=count))
     return rows
 
 
-def _first(sampler) -> None:
+def _first(sampler: Iterable[int]) -> None:
     next(iter(sampler))
 
 
-def _all(sampler) -> None:
+def _all(sampler: Iterable[int]) -> None:
     deque(sampler, maxlen=0)
 
 
@@ -78,14 +66,11 @@ def _memory(sources: int) -> list[Row]:
     for mode in ('full', 'v1'):
         code = _ORDER.format(sources=sources, repeats=NUM_REPEATS, mode=mode, taken=1_000_000)
         peak = peak_of_process(code) / 1e9
-        order = peak - empty
         rows.append(
             Row(
                 f"order of {sources:.0e} sources, '{mode}'",
                 '',
-                order,
-                order,
-                order,
+                peak - empty,
                 'GB',
                 '<= 1.5',
                 f'the process {peak:.2f} GB, with imports of {empty:.2f} GB',

@@ -13,13 +13,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.hub import get_config
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmpretrain.structures import DataSample
-from timing import Row, Timer
 
 from lt_mm.datasets.converters import write_shapes_dataset
 from lt_mm.engine.loops.micro_batches import joint_step
+from tools.benchmarks.timing import Row, Timer
 
 CLASSIFIER = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
@@ -50,8 +51,6 @@ def _wrapper_cost(timer: Timer, name: str, model: Callable, data: dict[str, Any]
         f'step of {name} with LossTransformHead',
         'without, same batch',
         ratio.ratio,
-        ratio.low,
-        ratio.high,
         'x time',
         STEP_TARGET,
         f'batch of {len(data["inputs"])}, {"AMP" if amp else "float32"}, {ratio.b:.2f} s without',
@@ -76,8 +75,6 @@ def _micro_batch_memory(
                 f'{name}: peak memory in {count} micro-batches, m = {count}',
                 'stock step on the source batch',
                 flat,
-                flat,
-                flat,
                 'x memory',
                 PEAK_TARGET,
                 f'{len(sources["inputs"])} source(s) of {shape}, {base / 2**20:.0f} MiB; in '
@@ -87,9 +84,7 @@ def _micro_batch_memory(
     return rows
 
 
-def _stock_step(
-    model: torch.nn.Module, data: dict[str, Any], amp: bool = False
-) -> Callable[[], Any]:
+def _stock_step(model: BaseModel, data: dict[str, Any], amp: bool = False) -> Callable[[], Any]:
     optim = _optim(model)
 
     def step() -> None:
@@ -103,7 +98,7 @@ def _optim(model: torch.nn.Module) -> OptimWrapper:
     return OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
 
 
-def _classifier(wrapped: bool, device: torch.device) -> torch.nn.Module:
+def _classifier(wrapped: bool, device: torch.device) -> BaseModel:
     config = get_config(CLASSIFIER)
     init_default_scope('mmpretrain')
     if wrapped:
@@ -112,7 +107,7 @@ def _classifier(wrapped: bool, device: torch.device) -> torch.nn.Module:
     return _built(config, device)
 
 
-def _detector(wrapped: bool, device: torch.device) -> torch.nn.Module:
+def _detector(wrapped: bool, device: torch.device) -> BaseModel:
     config = get_config(DETECTOR)
     init_default_scope('mmdet')
     config.model.backbone.init_cfg = None
@@ -121,7 +116,7 @@ def _detector(wrapped: bool, device: torch.device) -> torch.nn.Module:
     return _built(config, device)
 
 
-def _built(config: Config, device: torch.device) -> torch.nn.Module:
+def _built(config: Config, device: torch.device) -> BaseModel:
     torch.manual_seed(0)
     return MODELS.build(config.model).to(device).train()
 

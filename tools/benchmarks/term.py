@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Row, Timer
 from torch import Tensor
 
 from lt_mm.core.consistency import bernoulli_consistency, box_consistency, categorical_consistency
 from lt_mm.core.pairing import groups_across_replicas
+from tools.benchmarks.timing import Row, Timer
 
 NUM_CLASSES = 1000
 EMBEDDING = 128
@@ -26,12 +27,12 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
     ]
 
 
-def _gradient(function: Callable, leaf: Tensor, *args) -> Callable[[], object]:
+def _gradient(function: Callable, leaf: Tensor, *args: Any) -> Callable[[], object]:
     return lambda: torch.autograd.grad(function(leaf, *args), leaf)
 
 
 def _under_autocast(timer: Timer, function: Callable) -> Callable:
-    def run(*args):
+    def run(*args: Any) -> Any:
         with torch.autocast(timer.device.type, dtype=timer.amp_dtype):
             return function(*args)
 
@@ -73,8 +74,6 @@ def _against_cross_entropy(timer: Timer, n: int) -> list[Row]:
                 f'term, {what}',
                 'cross_entropy',
                 time.ratio,
-                time.low,
-                time.high,
                 'x time',
                 '<= 1.6',
                 f'{sizes}; {1e3 * time.a:.1f} and {1e3 * time.b:.1f} ms',
@@ -86,8 +85,6 @@ def _against_cross_entropy(timer: Timer, n: int) -> list[Row]:
             Row(
                 f'term, {what}: peak',
                 'the logits',
-                peak,
-                peak,
                 peak,
                 'x memory',
                 '<= 2.2' if dtype == torch.float32 else '',
@@ -108,8 +105,6 @@ def _against_bce(timer: Timer, n: int) -> Row:
         'term of sigmoids, m = 4',
         'binary_cross_entropy_with_logits',
         time.ratio,
-        time.low,
-        time.high,
         'x time',
         note=f'{n} x 80; {1e3 * time.a:.1f} and {1e3 * time.b:.1f} ms',
     )
@@ -123,21 +118,18 @@ def _against_supcon(timer: Timer, n: int) -> list[Row]:
     ours = _gradient(categorical_consistency, logits, ids)
     supcon = _gradient(SupConLoss(), embeddings, ids)
     time = timer.compare(ours, supcon, rounds=3)
-    faster, low, high = time.faster
     less = timer.peak_bytes(supcon) / timer.peak_bytes(ours)
     note = f'{n} x {NUM_CLASSES} and {n} x {EMBEDDING}'
     return [
         Row(
             'term, m = 4',
             'SupCon',
-            faster,
-            low,
-            high,
+            time.faster,
             'x faster',
             '>= 10',
             f'{note}; {time.a:.3f} and {time.b:.3f} s',
         ),
-        Row('term, m = 4: peak', 'SupCon', less, less, less, 'x less memory', note=note),
+        Row('term, m = 4: peak', 'SupCon', less, 'x less memory', note=note),
     ]
 
 
@@ -193,11 +185,10 @@ def _instances(timer: Timer, instances: int) -> list[Row]:
 
 
 def _points(timer: Timer, panel: str, what: str, x: int, run: Callable) -> list[Row]:
-    median, low, high = (1e3 * value for value in timer.seconds(run))
-    peak = timer.peak_bytes(run) / 1e6
+    milliseconds, peak = 1e3 * timer.seconds(run), timer.peak_bytes(run) / 1e6
     return [
-        Row(what, '', median, low, high, 'ms', curve=f'Time: {panel}', x=x),
-        Row(what, '', peak, peak, peak, 'MB', curve=f'Memory: {panel}', x=x),
+        Row(what, '', milliseconds, 'ms', curve=f'Time: {panel}', x=x),
+        Row(what, '', peak, 'MB', curve=f'Memory: {panel}', x=x),
     ]
 
 
@@ -209,16 +200,6 @@ def _exponents(rows: list[Row]) -> list[Row]:
         k = math.log(last.ratio / before.ratio) / math.log(last.x / before.x)
         # Of times the noise of the machine allows no sharp bound.
         bound = '<= 1.1' if panel.startswith('Memory') else ''
-        found.append(
-            Row(
-                f'{panel}, {what}',
-                '',
-                k,
-                k,
-                k,
-                'exponent',
-                bound,
-                f'from {before.x:g} to {last.x:g}',
-            )
-        )
+        note = f'from {before.x:g} to {last.x:g}'
+        found.append(Row(f'{panel}, {what}', '', k, 'exponent', bound, note))
     return found

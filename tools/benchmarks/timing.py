@@ -6,90 +6,95 @@ A benchmark is a module of this folder with ``measure(timer, quick) -> list[Row]
 
 import gc
 import platform
-import statistics
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch.utils import benchmark
 
 ROUNDS, QUICK_ROUNDS = 15, 5
+SECONDS, QUICK_SECONDS = 1.0, 0.2
 
 
 @dataclass
 class Row:
-    """One line of the table.
+    """One line of the table, or one point of a curve.
 
     Args:
         what: What was measured.
         against: What it is compared with; empty for a figure by itself.
-        ratio: The ratio of the medians, or the figure by itself.
-        low: Lower quartile of it.
-        high: Upper quartile.
+        value: The median and the lower and upper quartile, or a single figure.
         unit: ``'x time'``, ``'x faster'``, ``'x memory'``, ``'ms'``, ``'GB'``...
         target: ``'<= 1.6'`` or ``'>= 10'``; empty without one.
         note: Sizes, precision, absolute figures.
         curve: Name of the panel of the plot in which the row is a point of the curve
             ``what``; empty for a row of the table.
         x: Where the point lies, with a curve.
+
+    Raises:
+        ValueError: If the target is not written as above.
     """
 
     what: str
     against: str
-    ratio: float
-    low: float
-    high: float
+    value: InitVar[ArrayLike]
     unit: str
     target: str = ''
     note: str = ''
     curve: str = ''
     x: float = 0.0
+    ratio: float = field(init=False)
+    low: float = field(init=False)
+    high: float = field(init=False)
+    met: bool | None = field(init=False, default=None)  # None without a target
 
-    @property
-    def met(self) -> bool | None:
-        """Whether the ratio reaches its target; None without one.
-
-        Raises:
-            ValueError: If the target is not written as above.
-        """
-        if not self.target:
-            return None
-        sign, _, bound = self.target.partition(' ')
-        if sign not in ('<=', '>='):
-            raise ValueError(f"target is {self.target!r}; expected '<= x' or '>= x'")
-        bound = float(bound)
-        return self.ratio <= bound if sign == '<=' else self.ratio >= bound
+    def __post_init__(self, value: ArrayLike) -> None:
+        self.ratio, self.low, self.high = np.broadcast_to(value, 3).tolist()
+        if self.target:
+            sign, _, bound = self.target.partition(' ')
+            if sign not in ('<=', '>='):
+                raise ValueError(f"target is {self.target!r}; expected '<= x' or '>= x'")
+            self.met = self.ratio <= float(bound) if sign == '<=' else self.ratio >= float(bound)
 
 
 @dataclass
-class Ratio:
-    """How long ``a`` takes against ``b``: medians in seconds, their ratio, quartiles."""
+class Comparison:
+    """How long ``a`` takes against ``b``.
+
+    Args:
+        a: Median in seconds.
+        b: Median in seconds.
+        ratio: Ratio of the medians, and the quartiles of the ratios of single rounds.
+    """
 
     a: float
     b: float
-    ratio: float
-    low: float
-    high: float
+    ratio: np.ndarray
 
     @property
-    def faster(self) -> tuple[float, float, float]:
-        """How many times faster a is: median and quartiles."""
-        return 1 / self.ratio, 1 / self.high, 1 / self.low
+    def faster(self) -> np.ndarray:
+        """How many times faster a is: median, lower and upper quartile."""
+        return 1 / self.ratio[[0, 2, 1]]
 
 
 class Timer:
     """Times functions on one device.
 
     Args:
-        device: ``'cpu'`` or ``'cuda'``; the latter is timed with its own events.
+        device: ``'cpu'`` or ``'cuda'``; every time is taken when the card has finished.
         quick: Whether a few rounds have to do.
     """
 
     def __init__(self, device: str, quick: bool = False) -> None:
         self.device = torch.device(device)
         self.rounds = QUICK_ROUNDS if quick else ROUNDS
+        self.min_run_time = QUICK_SECONDS if quick else SECONDS
 
     @property
     def amp_dtype(self) -> torch.dtype:
@@ -98,30 +103,24 @@ class Timer:
 
     def once(self, function: Callable[[], object]) -> float:
         """Seconds that one call takes."""
-        if self.device.type != 'cuda':
-            begin = time.perf_counter()
-            function()
-            return time.perf_counter() - begin
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
+        begin = benchmark.timer()
         function()
-        last.record()
-        last.synchronize()
-        return first.elapsed_time(last) / 1000
+        return benchmark.timer() - begin
 
-    def seconds(
-        self, function: Callable[[], object], rounds: int | None = None
-    ) -> tuple[float, float, float]:
-        """Median and quartiles of the seconds that a call takes, after a first one."""
-        function()
-        return quartiles([self.once(function) for _ in range(rounds or self.rounds)])
+    def seconds(self, function: Callable[[], object]) -> np.ndarray:
+        """Median and quartiles of the seconds that a call takes."""
+        timer = benchmark.Timer(
+            'function()', globals=dict(function=function), num_threads=torch.get_num_threads()
+        )
+        return quartiles(timer.blocked_autorange(min_run_time=self.min_run_time).times)
 
     def compare(
         self, a: Callable[[], object], b: Callable[[], object], rounds: int | None = None
-    ) -> Ratio:
+    ) -> Comparison:
         """Calls a and b in turn, after a first call of each, which is not counted.
 
-        What slows the machine down for a while slows both, and the ratio stays.
+        What slows the machine down for a while slows both, and the ratio stays. (PyTorch's
+        own ``Compare`` shows measurements that were made one after the other.)
 
         Args:
             a: What is measured.
@@ -129,15 +128,14 @@ class Timer:
             rounds: Calls of each; the timer's own number unless given.
         """
         a(), b()
-        times_a, times_b = [], []
         gc.collect()
-        for index in range(rounds or self.rounds):
-            pair = [(a, times_a), (b, times_b)]
-            for function, times in pair if index % 2 else reversed(pair):
-                times.append(self.once(function))
-        _, low, high = quartiles([x / y for x, y in zip(times_a, times_b)])
-        median_a, median_b = statistics.median(times_a), statistics.median(times_b)
-        return Ratio(median_a, median_b, median_a / median_b, low, high)
+        times = np.empty((rounds or self.rounds, 2))
+        for index, both in enumerate(times):
+            for which in (0, 1) if index % 2 else (1, 0):
+                both[which] = self.once((a, b)[which])
+        median_a, median_b = np.median(times, axis=0)
+        _, *spread = quartiles(times[:, 0] / times[:, 1])
+        return Comparison(median_a, median_b, np.array([median_a / median_b, *spread]))
 
     def peak_bytes(self, function: Callable[[], object]) -> int:
         """Most bytes of tensors that a call holds beyond those there before it."""
@@ -153,24 +151,16 @@ class Timer:
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profiler:
             function()
-        held = most = 0
-        records = [
-            event
-            for event in profiler.profiler.kineto_results.events()
-            if event.name() == '[memory]'
-        ]
-        for record in sorted(records, key=lambda record: record.start_ns()):
-            held += record.nbytes()
-            most = max(most, held)
-        return most
+        events = profiler.profiler.kineto_results.events()
+        records = sorted(
+            (event.start_ns(), event.nbytes()) for event in events if event.name() == '[memory]'
+        )
+        return max(0, *np.cumsum([size for _, size in records]).tolist())
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
+def quartiles(values: np.ndarray | list[float]) -> np.ndarray:
     """Median, lower and upper quartile."""
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, median, high = statistics.quantiles(values, n=4, method='inclusive')
-    return median, low, high
+    return np.quantile(values, (0.5, 0.25, 0.75))
 
 
 def peak_of_process(code: str) -> int:
@@ -190,21 +180,12 @@ def peak_of_process(code: str) -> int:
 
 def machine(device: torch.device) -> str:
     """Processor or card, threads, and versions, in one line."""
-    name = _processor()
+    info = Path('/proc/cpuinfo')
+    model = re.search(r'model name\s*: (.*)', info.read_text()) if info.exists() else None
+    name = model[1] if model else platform.processor() or platform.machine()
     if device.type == 'cuda':
         name = f'{torch.cuda.get_device_name()}, {name}'
     return (
         f'{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, '
         f'Python {platform.python_version()}'
     )
-
-
-def _processor() -> str:
-    try:
-        with open('/proc/cpuinfo') as lines:
-            for line in lines:
-                if line.startswith('model name'):
-                    return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -5,7 +5,7 @@ import argparse
 from lt_mm.datasets.converters import write_shapes_dataset
 
 
-def side(text: str):
+def side(text: str) -> int | tuple[int, int]:
     """'224' or, for a side that varies, '192:256'."""
     low, _, high = text.partition(':')
     return (int(low), int(high)) if high else int(low)

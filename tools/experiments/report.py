@@ -6,18 +6,15 @@ and stays as it is without them.
 """
 
 import argparse
-import csv
-import math
 import runpy
-import statistics
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from lt_mm.visualization.drawing import new_figure, save_figure
+import pandas as pd
 
-Rows = dict[str, list[dict[str, str]]]
+from lt_mm.visualization.drawing import new_figure, save_figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,17 +53,14 @@ def main() -> None:
     print((args.results / 'table.md').read_text())
 
 
-def read(path: Path) -> Rows:
-    """The rows of a CSV file by run; none if there is no file."""
-    rows = defaultdict(list)
-    if path.exists():
-        with open(path, newline='') as file:
-            for row in csv.DictReader(file):
-                rows[row['run']].append(row)
-    return rows
+def read(path: Path) -> pd.DataFrame:
+    """The rows of a CSV file, indexed by run; none if there is no file."""
+    if not path.exists():
+        return pd.DataFrame()
+    return pd.read_csv(path, index_col='run', float_precision='round_trip')
 
 
-def table(study: dict[str, Any], runs: Rows, consistency: Rows) -> str:
+def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) -> str:
     """Markdown: a table for each section, a line for each run that has results."""
     lines = []
     headings = [
@@ -83,102 +77,81 @@ def table(study: dict[str, Any], runs: Rows, consistency: Rows) -> str:
         lines += [
             line(run, reference, runs, consistency, study['measured'])
             for run, reference in entries
-            if run in runs
+            if run in runs.index
         ]
         lines.append('')
     return '\n'.join(lines)
 
 
 def line(
-    run: str, reference: str | None, runs: Rows, consistency: Rows, names: Iterable[str]
+    run: str,
+    reference: str | None,
+    runs: pd.DataFrame,
+    consistency: pd.DataFrame,
+    names: Iterable[str],
 ) -> str:
-    values = column(runs[run], 'metric')
-    difference = ''
-    if reference in runs:
-        difference = show_difference(values, column(runs[reference], 'metric'))
-    measured = consistency.get(run, [])
-    cells = [
-        f'`{run}`',
-        runs[run][0]['images'],
-        str(len(values)),
-        show(values),
-        f'`{reference}`' if difference else '',
-        difference,
-        *(show(column(measured, name), 3) for name in names),
-    ]
+    own, measured = runs[runs.index == run], consistency[consistency.index == run]
+    cells = [f'`{run}`', str(own.images.iloc[0]), str(len(own)), show(own.metric)]
+    if reference in runs.index:
+        difference = show_difference(own.metric, runs.metric[runs.index == reference])
+        cells += [f'`{reference}`', difference]
+    else:
+        cells += ['', '']
+    cells += [show(measured[name], 3) if len(measured) else '' for name in names]
     return '| ' + ' | '.join(cells) + ' |'
 
 
-def column(rows: list[dict[str, str]], name: str) -> list[float]:
-    return [float(row[name]) for row in rows if row[name]]
-
-
-def show(values: list[float], digits: int = 1) -> str:
-    """Mean and, with several seeds, their standard deviation."""
-    if not values:
+def show(values: pd.Series, digits: int = 1) -> str:
+    """Mean and, with several seeds, their standard deviation; empty without a value."""
+    values = values.dropna()
+    if values.empty:
         return ''
-    text = f'{statistics.fmean(values):.{digits}f}'
-    if len(values) > 1:
-        text += f' ± {statistics.stdev(values):.{digits}f}'
-    return text
+    # fmean sums exactly: means of two decimals are often halves of the last digit shown.
+    text = f'{fmean(values):.{digits}f}'
+    return text + (f' ± {values.std():.{digits}f}' if len(values) > 1 else '')
 
 
-def difference_of_means(values: list[float], others: list[float]) -> tuple[float, float | None]:
-    """Difference of the means of independent runs and its standard error (Welch)."""
-    difference = statistics.fmean(values) - statistics.fmean(others)
-    if min(len(values), len(others)) < 2:
-        return difference, None
-    return difference, math.sqrt(
-        statistics.variance(values) / len(values) + statistics.variance(others) / len(others)
-    )
+def difference_of_means(values: pd.Series, others: pd.Series) -> tuple[float, float]:
+    """Difference of the means of independent runs and its standard error (Welch).
+
+    The error is NaN where one of them has a single value.
+    """
+    return fmean(values) - fmean(others), (values.sem() ** 2 + others.sem() ** 2) ** 0.5
 
 
-def show_difference(values: list[float], others: list[float]) -> str:
+def show_difference(values: pd.Series, others: pd.Series) -> str:
     difference, error = difference_of_means(values, others)
-    return f'{difference:+.1f}' + ('' if error is None else f' (± {error:.1f})')
+    return f'{difference:+.1f}' + ('' if pd.isna(error) else f' (± {error:.1f})')
 
 
-def draw_curves(figure: dict[str, Any], curves: Rows, metric: str, out: Path) -> None:
+def draw_curves(figure: dict[str, Any], curves: pd.DataFrame, metric: str, out: Path) -> None:
     """Metric and training loss over images seen: the mean over seeds, and their range."""
     drawing = new_figure(10, 3.6)
     panels = drawing.subplots(1, 2)
     for axes, key, label in zip(panels, ('metric', 'loss'), (metric, 'stock loss')):
         for run in figure['runs']:
-            points = defaultdict(list)
-            for row in curves.get(run, []):
-                points[int(row['images'])].append(float(row[key]))
-            if not points:
+            if run not in curves.index:
                 continue
-            images = sorted(points)
-            axes.plot(
-                images,
-                [statistics.fmean(points[at]) for at in images],
-                marker='o',
-                markersize=3,
-                label=run,
-            )
-            axes.fill_between(
-                images,
-                [min(points[at]) for at in images],
-                [max(points[at]) for at in images],
-                alpha=0.15,
-            )
+            points = curves[curves.index == run].groupby('images')[key].agg(['mean', 'min', 'max'])
+            axes.plot(points['mean'], marker='o', markersize=3, label=run)
+            axes.fill_between(points.index, points['min'], points['max'], alpha=0.15)
         axes.set(xlabel='images seen', ylabel=label)
     panels[0].legend(fontsize=8)
     save_figure(drawing, str(out))
 
 
-def draw_levels(figure: dict[str, Any], runs: Rows, metric: str, out: Path) -> None:
+def draw_levels(figure: dict[str, Any], runs: pd.DataFrame, metric: str, out: Path) -> None:
     """Metric of runs over a setting; points are seeds, lines go through their means."""
     drawing = new_figure(5, 3.6)
     axes = drawing.subplots()
     for label, levels in figure['series'].items():
         levels = {
-            level: column(runs[run], 'metric') for level, run in levels.items() if run in runs
+            level: runs.metric[runs.index == run]
+            for level, run in levels.items()
+            if run in runs.index
         }
-        color = axes.plot(
-            list(levels), [statistics.fmean(v) for v in levels.values()], label=label
-        )[0].get_color()
+        means = [values.mean() for values in levels.values()]
+        color = axes.plot(list(levels), means, label=label)[0].get_color()
         for level, values in levels.items():
             axes.scatter([level] * len(values), values, s=12, color=color)
     if figure.get('log'):

@@ -7,24 +7,27 @@ and a run that was interrupted goes on from its last checkpoint.
 """
 
 import argparse
-import csv
 import fnmatch
 import json
 import os
 import runpy
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt', 'paired_share', 'seconds')
+import numpy as np
+import pandas as pd
+
 MEASURED = ('mean_kl', 'agreement', 'matched_share', 'mean_iou')
-CURVE_COLUMNS = ('run', 'seed', 'images', 'metric', 'loss', 'loss_lt')
+COLUMNS = {
+    'runs.csv': ('images', 'metric', 'loss', 'loss_lt', 'paired_share', 'seconds'),
+    'curves.csv': ('images', 'metric', 'loss', 'loss_lt'),
+    'consistency.csv': MEASURED,
+}
 _WRITING = Lock()
 _INITIAL = Lock()
 
@@ -98,7 +101,10 @@ def tables(study: dict[str, Any]) -> list[str]:
 
 
 def recorded(path: Path) -> set[tuple[str, int]]:
-    return {(row['run'], int(row['seed'])) for row in read_rows(path)}
+    """Which runs have a row, with which seeds."""
+    if not path.exists():
+        return set()
+    return set(pd.read_csv(path)[['run', 'seed']].itertuples(index=False, name=None))
 
 
 def folder_of(work_dir: Path, name: str, seed: int) -> Path:
@@ -113,33 +119,32 @@ def do_run(study: dict[str, Any], args: argparse.Namespace, name: str, seed: int
     folder = folder_of(args.work_dir, name, seed)
     curve = read_curve(folder, study['metric'], study.get('scale', 1))
     seconds = time.monotonic() - began
-    row = dict(curve[-1], run=name, seed=seed, seconds=round(seconds))
     with _WRITING:
         if (name, seed) not in recorded(args.results / 'runs.csv'):
-            append_rows(
-                args.results / 'curves.csv',
-                CURVE_COLUMNS,
-                [dict(point, run=name, seed=seed) for point in curve],
-            )
-            append_rows(args.results / 'runs.csv', COLUMNS, [row])
+            append(args.results / 'curves.csv', name, seed, curve)
+            last = curve.tail(1).assign(seconds=round(seconds))
+            append(args.results / 'runs.csv', name, seed, last)
         if 'consistency' in study:
-            append_rows(
-                args.results / 'consistency.csv',
-                ('run', 'seed', *MEASURED),
-                [dict(summary_of(folder), run=name, seed=seed)],
-            )
-    print(f'{name}, seed {seed}: {row["metric"]} in {seconds:.0f} s', flush=True)
+            measured = pd.DataFrame([summary_of(folder)])
+            append(args.results / 'consistency.csv', name, seed, measured)
+    print(f'{name}, seed {seed}: {curve.metric.iloc[-1]} in {seconds:.0f} s', flush=True)
     return True
+
+
+def definition_of(study: dict[str, Any], name: str) -> tuple[str, dict[str, Any], str | None]:
+    """Config and settings of a run, and the run that it goes on from."""
+    config, settings, initial = (*study['runs'][name], None)[:3]
+    return config, settings, initial
 
 
 def make_initial(study: dict[str, Any], args: argparse.Namespace, name: str, seed: int) -> bool:
     """Trains the run that this one goes on from, if its checkpoint is not there."""
-    initial = study['runs'][name][2:]
+    *_, initial = definition_of(study, name)
     if not initial:
         return True
     with _INITIAL:  # two runs that want the same one must not train it twice
-        return bool(last_checkpoint(args.work_dir, *initial, seed)) or (
-            in_process(args, *initial, seed)
+        return bool(last_checkpoint(args.work_dir, initial, seed)) or (
+            in_process(args, initial, seed)
         )
 
 
@@ -180,10 +185,10 @@ def train(study: dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
     from lt_mm.apis import train as api
     from lt_mm.apis.consistency import measure_consistency
 
-    config, settings, *initial = study['runs'][name]
+    config, settings, initial = definition_of(study, name)
     settings = {**settings, 'randomness.seed': seed}
     if initial:
-        settings['load_from'] = last_checkpoint(work_dir, *initial, seed)
+        settings['load_from'] = last_checkpoint(work_dir, initial, seed)
     folder = folder_of(work_dir, name, seed)
     runner = api.train(config, work_dir=str(folder), resume='auto', cfg_options=settings)
     summary = dict(images_per_step=runner.train_loop.dataloader.batch_sampler.batch_size)
@@ -206,8 +211,8 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / 'summary.json').read_text())
 
 
-def read_curve(folder: Path, metric: str, scale: float) -> list[dict[str, Any]]:
-    """A point for each validation: images seen, metric, and mean losses since the last.
+def read_curve(folder: Path, metric: str, scale: float) -> pd.DataFrame:
+    """A row for each validation: images seen, metric, and mean losses since the last.
 
     The logs of a run that was interrupted are read in the order of their start; what was
     done again counts as it was done last.
@@ -215,58 +220,37 @@ def read_curve(folder: Path, metric: str, scale: float) -> list[dict[str, Any]]:
     Raises:
         ValueError: If the metric is not in the logs.
     """
-    steps, validated, names = {}, {}, set()
-    for path in sorted(folder.glob('*/vis_data/scalars.json')):
-        for entry in map(json.loads, path.read_text().splitlines()):
-            names.update(entry)
-            if metric in entry:
-                validated[entry['step']] = entry[metric]
-            elif 'iter' in entry:
-                steps[entry['iter']] = entry
-    if not validated:
+    entries = pd.DataFrame(
+        json.loads(line)
+        for path in sorted(folder.glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    )
+    if metric not in entries:
         raise ValueError(
             f'no {metric!r} in {folder}/*/vis_data/scalars.json, which has '
-            f"{sorted(names)}; expected the study's `metric` to be what its "
+            f"{sorted(entries)}; expected the study's `metric` to be what its "
             'configs validate with'
         )
-    images = summary_of(folder)['images_per_step']
-    points, last = [], 0
-    for epoch in sorted(validated):
-        since = [step for step in steps.values() if last < step['epoch'] <= epoch]
-        points.append(
-            dict(
-                images=max(step['iter'] for step in since) * images,
-                metric=round(validated[epoch] * scale, 4),
-                loss=_mean(step['loss'] for step in since),
-                loss_lt=_mean(
-                    sum(value for key, value in step.items() if 'loss_lt_' in key) for step in since
-                ),
-                paired_share=_mean(step.get('lt_paired_share', 0.0) for step in since),
-            )
-        )
-        last = epoch
-    return points
+    validated = entries.dropna(subset=metric).groupby('step')[metric].last() * scale
+    steps = entries[entries[metric].isna()].dropna(subset='iter')
+    steps = steps.drop_duplicates('iter', keep='last')
+    steps = steps.assign(
+        images=steps['iter'].astype(int) * summary_of(folder)['images_per_step'],
+        loss_lt=steps.filter(like='loss_lt_').sum(axis=1),
+        paired_share=steps.filter(items=['lt_paired_share']).sum(axis=1),
+    )
+    # Which validation comes next after each step; none after the last steps of some runs.
+    following = np.searchsorted(validated.index, steps['epoch'])
+    means = dict.fromkeys(('loss', 'loss_lt', 'paired_share'), 'mean')
+    points = steps.groupby(following).agg({'images': 'max', **means}).loc[: len(validated) - 1]
+    return points.assign(metric=validated.to_numpy()).round(4)
 
 
-def _mean(values: Iterable[float]) -> float:
-    return round(statistics.fmean(values), 4)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    is_new = not path.exists()
+def append(path: Path, name: str, seed: int, rows: pd.DataFrame) -> None:
+    """Adds rows of a run to a CSV file, with the columns of that file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a', newline='') as file:
-        writer = csv.DictWriter(file, columns, extrasaction='ignore', lineterminator='\n')
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    rows = rows.assign(run=name, seed=seed).reindex(columns=['run', 'seed', *COLUMNS[path.name]])
+    rows.to_csv(path, mode='a', header=not path.exists(), index=False)
 
 
 if __name__ == '__main__':

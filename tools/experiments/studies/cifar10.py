@@ -7,6 +7,8 @@ four times. An equal number of *epochs* with m replicas is m times the images, m
 'full'.
 """
 
+from typing import Any
+
 plain = 'configs/studies/cifar10.py'
 lt = 'configs/studies/cifar10_lt.py'
 few_plain = 'configs/studies/cifar10_few.py'
@@ -47,13 +49,13 @@ def few(settings, times=1):
 cutout = dict(type='lt_mm.Cutout', length=16)
 grouped = [dict(type='lt_mm.GroupedCutMix', alpha=1.0), dict(type='lt_mm.GroupedMixup', alpha=1.0)]
 stock = [dict(type='CutMix', alpha=1.0), dict(type='Mixup', alpha=1.0)]
-mixes = dict(cutout=[cutout], cutmix=[0], mixup=[1], all=[cutout, 0, 1])
+mixes: dict[str, list[Any]] = dict(cutout=[cutout], cutmix=[0], mixup=[1], all=[cutout, 0, 1])
 
 
 def mixed(name, partners):
     """Settings of one way of mixing; numbers stand for CutMix and mixup."""
     chosen = [partners[each] if isinstance(each, int) else each for each in mixes[name]]
-    settings = {augments: chosen}
+    settings: dict[str, Any] = {augments: chosen}
     if partners is grouped:
         settings['data_preprocessor.type'] = 'lt_mm.GroupedClsDataPreprocessor'
     return settings

@@ -1,4 +1,4 @@
-"""model-index.yml says of each config what the config does, and what README measured."""
+"""model-index.yml says of each config what the config does, and what docs/results.md measured."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,13 @@ import mmengine
 import pytest
 from mmengine.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import CONFIGS, DOCS, REPOSITORY
+
 FILES = sorted(
-    path.relative_to(ROOT)
-    for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts
+    path.relative_to(REPOSITORY) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
-METAFILES = mmengine.load(ROOT / 'model-index.yml')['Import']
-CONTENTS = {metafile: mmengine.load(ROOT / metafile) for metafile in METAFILES}
+METAFILES = mmengine.load(REPOSITORY / 'model-index.yml')['Import']
+CONTENTS = {metafile: mmengine.load(REPOSITORY / metafile) for metafile in METAFILES}
 MODELS = [model for content in CONTENTS.values() for model in content['Models']]
 QUICKSTART = 'configs/faster_rcnn_r18_lt_demo.py'
 TRAINING_DATA = {
@@ -50,14 +49,14 @@ def test_collections_have_what_mim_shows():
         collection for content in CONTENTS.values() for collection in content.get('Collections', [])
     ]
     assert {c['Name'] for c in collections} == {m['In Collection'] for m in MODELS}
-    assert all((ROOT / c['README']).is_file() for c in collections)
+    assert all((REPOSITORY / c['README']).is_file() for c in collections)
 
 
 @pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])
 def test_entry_equals_config(model):
     # No weights are published.
     assert model.keys() - {'Results'} == {'Name', 'Config', 'In Collection', 'Metadata'}
-    cfg = Config.fromfile(str(ROOT / model['Config']))
+    cfg = Config.fromfile(str(REPOSITORY / model['Config']))
     assert model['In Collection'] == _collection_of(cfg)
     dataset, sampler = cfg.train_dataloader.dataset, cfg.train_dataloader.sampler
     while 'data_root' not in dataset:
@@ -79,7 +78,7 @@ def _collection_of(cfg: Config) -> str:
     return 'SupCon' if 'lt_mm.SupConHead' in types else 'Plain'
 
 
-def test_results_are_those_of_the_readme():
+def test_results_are_those_of_the_page():
     metrics = {
         model['Name']: [
             value for result in model['Results'] for value in result['Metrics'].values()
@@ -87,13 +86,13 @@ def test_results_are_those_of_the_readme():
         for model in MODELS
         if 'Results' in model
     }
-    assert metrics == _results_of_the_readme()
+    assert metrics == _results_of_the_page()
 
 
-def _results_of_the_readme() -> dict[str, list[float]]:
+def _results_of_the_page() -> dict[str, list[float]]:
     """The numbers of the rows that a config gives as it is, without further options."""
-    readme = (ROOT / 'README.md').read_text()
-    section = readme.split('\n## Results\n')[1].split('\n## ')[0]
+    page = (DOCS / 'results.md').read_text()
+    section = page.split('\n## Single runs\n')[1].split('\n## ')[0]
     section = section.replace('`tools/quickstart.sh`', f'`tools/train.py {QUICKSTART}`')
     rows = re.findall(r'^\|.*\|(.*)\| `tools/train\.py (\S+)` \|$', section, re.MULTILINE)
     return {

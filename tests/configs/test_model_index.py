@@ -1,4 +1,4 @@
-"""model-index.yml says of each config what the config does, and what README measured."""
+"""model-index.yml says of each config what the config does, and what docs/results.md measured."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import mmengine
 import pytest
 from mmengine.config import Config
 
-from tests.paths import CONFIGS, REPOSITORY
+from tests.paths import CONFIGS, DOCS, REPOSITORY
 
 FILES = sorted(
     path.relative_to(REPOSITORY) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
@@ -78,7 +78,7 @@ def _collection_of(cfg: Config) -> str:
     return 'SupCon' if 'lt_mm.SupConHead' in types else 'Plain'
 
 
-def test_results_are_those_of_the_readme():
+def test_results_are_those_of_the_page():
     metrics = {
         model['Name']: [
             value for result in model['Results'] for value in result['Metrics'].values()
@@ -86,13 +86,13 @@ def test_results_are_those_of_the_readme():
         for model in MODELS
         if 'Results' in model
     }
-    assert metrics == _results_of_the_readme()
+    assert metrics == _results_of_the_page()
 
 
-def _results_of_the_readme() -> dict[str, list[float]]:
+def _results_of_the_page() -> dict[str, list[float]]:
     """The numbers of the rows that a config gives as it is, without further options."""
-    readme = (REPOSITORY / 'README.md').read_text()
-    section = readme.split('\n## Results\n')[1].split('\n## ')[0]
+    page = (DOCS / 'results.md').read_text()
+    section = page.split('\n## Single runs\n')[1].split('\n## ')[0]
     section = section.replace('`tools/quickstart.sh`', f'`tools/train.py {QUICKSTART}`')
     rows = re.findall(r'^\|.*\|(.*)\| `tools/train\.py (\S+)` \|$', section, re.MULTILINE)
     return {

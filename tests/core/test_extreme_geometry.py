@@ -167,7 +167,7 @@ class TestMaps:
 
     @_some
     @given(some_matrices())
-    def test_gradients_where_a_view_can_be_inverted(self, matrices):
+    def test_gradients_where_a_matrix_can_be_inverted(self, matrices):
         leaf = torch.tensor([[3.0, 4, 50, 60]] * NUM, requires_grad=True)
         assert_finite_gradient(geometry.boxes_to_source(leaf, matrices), leaf)
 
@@ -181,22 +181,22 @@ class TestMaps:
 
     @pytest.mark.parametrize('dtype', DTYPES)
     def test_empty(self, dtype):
-        no_views = torch.zeros(0, 3, 3, dtype=torch.float64)
+        empty = torch.zeros(0, 3, 3, dtype=torch.float64)
         no_boxes = torch.zeros(0, 4, dtype=dtype)
-        assert geometry.boxes_to_source(no_boxes, no_views).shape == (0, 4)
-        assert geometry.map_points(torch.zeros(0, 5, 2, dtype=dtype), no_views).shape == (0, 5, 2)
-        assert geometry.invert(no_views).shape == (0, 3, 3)
-        assert geometry.is_invertible(no_views).shape == (0,)
-        assert geometry.is_axis_aligned(no_views).shape == (0,)
+        assert geometry.boxes_to_source(no_boxes, empty).shape == (0, 4)
+        assert geometry.map_points(torch.zeros(0, 5, 2, dtype=dtype), empty).shape == (0, 5, 2)
+        assert geometry.invert(empty).shape == (0, 3, 3)
+        assert geometry.is_invertible(empty).shape == (0,)
+        assert geometry.is_axis_aligned(empty).shape == (0,)
         rows = no_boxes.numpy().astype(np.float64)
-        assert geometry.move_boxes(rows, no_views.numpy()).shape == (0, 4)
+        assert geometry.move_boxes(rows, empty.numpy()).shape == (0, 4)
         assert geometry.visible_fraction(no_boxes.numpy(), rows, (4, 4)).shape == (0,)
         values, inside = geometry.masks_to_source(
-            torch.zeros(0, 7, 7, dtype=dtype), no_boxes, no_views, no_boxes, 5
+            torch.zeros(0, 7, 7, dtype=dtype), no_boxes, empty, no_boxes, 5
         )
         assert values.shape == inside.shape == (0, 5, 5)
         positions, sides = geometry.side_positions_to_source(
-            torch.zeros(0, 2, dtype=dtype), torch.zeros(0, 3, dtype=dtype), no_views
+            torch.zeros(0, 2, dtype=dtype), torch.zeros(0, 3, dtype=dtype), empty
         )
         assert positions.shape == (0, 4, 3) and sides.shape == (0, 4)
 

@@ -42,12 +42,14 @@ rotations = st.tuples(coordinates, coordinates, st.floats(-360, 360)).map(
 gentle_scales = st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)).map(
     lambda v: geometry.scale_matrix(*v)
 )
-straight_views = st.lists(
+straight_matrices = st.lists(
     translations | gentle_scales | flips | quarter_turns, min_size=1, max_size=6
 )
 # Anything that is a float: zeros, denormals, 1e30.
 wild_entries = st.floats(-1e30, 1e30) | st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e12])
-wild_views = st.lists(wild_entries, min_size=9, max_size=9).map(lambda v: np.array(v).reshape(3, 3))
+wild_matrices = st.lists(wild_entries, min_size=9, max_size=9).map(
+    lambda v: np.array(v).reshape(3, 3)
+)
 
 
 def _compose(matrices):
@@ -195,12 +197,12 @@ class TestIsAxisAligned:
         assert geometry.is_axis_aligned(_tensor(matrix, 3, 3)).item() is expected
 
     @_many
-    @given(straight_views)
+    @given(straight_matrices)
     def test_chains_of_straight_matrices(self, chain):
         assert geometry.is_axis_aligned(_tensor(_compose(chain), 3, 3))
 
     @_many
-    @given(straight_views, st.floats(1, 89), straight_views)
+    @given(straight_matrices, st.floats(1, 89), straight_matrices)
     def test_a_rotation_in_the_chain_is_seen(self, before, angle, after):
         # Uneven scales around a rotation can turn it into nearly nothing.
         total = _compose([*before, geometry.rotation_matrix((3, 4), angle), *after])
@@ -231,7 +233,7 @@ class TestMaps:
         expected = reference.move_boxes(rows, matrices)
         np.testing.assert_allclose(moved.numpy(), expected, rtol=1e-9, atol=1e-6)
 
-    def test_every_box_has_its_own_view(self):
+    def test_every_box_has_its_own_matrix(self):
         matrices = [
             geometry.translation_matrix(1, 2),
             geometry.rotation_matrix((0, 0), 30),
@@ -261,7 +263,7 @@ class TestMaps:
         for move in (geometry.map_points, geometry.points_to_source):
             torch.testing.assert_close(move(points, matrices), points)
 
-    def test_one_view_for_many_boxes(self):
+    def test_one_matrix_for_many_boxes(self):
         matrix = _tensor(geometry.translation_matrix(2, 3), 3, 3)
         moved = geometry.map_boxes(torch.zeros(4, 4).double(), matrix)
         assert moved.tolist() == [[2, 3, 2, 3]] * 4
@@ -305,7 +307,7 @@ class TestMaps:
 
 class TestInverse:
     @_many
-    @given(box_lists, straight_views)
+    @given(box_lists, straight_matrices)
     def test_round_trip(self, rows, chain):
         matrices = _tensor(np.tile(_compose(chain), (len(rows), 1, 1)), -1, 3, 3)
         source = _tensor(rows, -1, 4)
@@ -317,7 +319,7 @@ class TestInverse:
         st.lists(st.tuples(coordinates, coordinates), max_size=5),
         st.lists(rotations | scales | flips | translations, min_size=1, max_size=5),
     )
-    def test_round_trip_of_points_through_any_affine_view(self, points, chain):
+    def test_round_trip_of_points_through_any_affine_matrix(self, points, chain):
         matrix, source = _tensor(_compose(chain), 3, 3), _tensor(points, -1, 2)
         back = geometry.points_to_source(geometry.map_points(source, matrix), matrix)
         torch.testing.assert_close(back, source, rtol=0, atol=1e-6)
@@ -389,7 +391,7 @@ class TestInverse:
         moved = geometry.boxes_to_source(_boxes([1, 2, 3, 4]), matrix[None])
         assert moved.tolist() == [[0] * 4]
 
-    def test_a_bad_view_does_not_disturb_its_neighbours(self):
+    def test_a_bad_matrix_does_not_disturb_its_neighbours(self):
         good = geometry.rotation_matrix((5, 8), 33)
         matrices = _tensor([good, np.zeros((3, 3)), good], 3, 3, 3)
         found = geometry.invert(matrices)
@@ -404,7 +406,7 @@ class TestInverse:
 
 class TestExtremes:
     @settings(max_examples=300, deadline=None)
-    @given(wild_views, boxes)
+    @given(wild_matrices, boxes)
     def test_no_nan(self, matrix, row):
         matrix, box = _tensor(matrix, 3, 3), _boxes(row)
         points = box.reshape(2, 2)
@@ -672,7 +674,7 @@ class TestMasksToSource:
         assert masks.grad.isfinite().all()
 
     @pytest.mark.parametrize('bad', [0.0, math.nan, 1e300])
-    def test_a_view_that_leads_nowhere_does_not_disturb_its_neighbours(self, bad):
+    def test_a_matrix_that_leads_nowhere_does_not_disturb_its_neighbours(self, bad):
         good = REPLICAS['rotation']
         masks = torch.randn(3, 6, 6, dtype=torch.float64)
         arguments = (
@@ -738,7 +740,7 @@ class TestSidePositions:
     @_some
     @given(
         cases=st.lists(
-            st.tuples(straight_views, st.tuples(coordinates, coordinates), st.floats(0.5, 40)),
+            st.tuples(straight_matrices, st.tuples(coordinates, coordinates), st.floats(0.5, 40)),
             min_size=1,
             max_size=4,
         ),
@@ -801,7 +803,7 @@ class TestSidePositions:
 
     @_some
     @given(
-        chain=straight_views,
+        chain=straight_matrices,
         box=boxes.filter(lambda box: box[2] - box[0] > 1 and box[3] - box[1] > 1),
     )
     def test_the_true_distances_lead_to_the_sides_of_the_source_box(self, chain, box):
@@ -907,7 +909,7 @@ class TestMoveBoxes:
     """The map for data workers against the one for everything else."""
 
     @_many
-    @given(box_lists, straight_views, rotations)
+    @given(box_lists, straight_matrices, rotations)
     @example([[1, 2, 30, 40]], [np.eye(3)], _perspective())
     def test_equals_map_boxes(self, rows, chain, last):
         rows = np.reshape(rows, (-1, 4)).astype(np.float64)
@@ -916,7 +918,7 @@ class TestMoveBoxes:
         found = geometry.move_boxes(rows, matrices)
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-6)
 
-    def test_a_view_without_depth(self):
+    def test_a_matrix_without_depth(self):
         # Every point lies on the horizon.
         found = geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), np.zeros((1, 3, 3)))
         assert found.tolist() == [[0, 0, 0, 0]]
@@ -925,7 +927,7 @@ class TestMoveBoxes:
             geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), far), [[1e9, -2e9] * 2]
         )
 
-    def test_broken_views_and_boxes(self):
+    def test_broken_matrices_and_boxes(self):
         matrix = geometry.scale_matrix(2, 3)
         broken = np.where(np.eye(3) == 1, np.nan, 0)
         found = geometry.move_boxes(

@@ -8,7 +8,7 @@ from lt_mm.core.pairing import PairedGroups, paired_groups
 
 # Smallest side of a box in pixels, so that a collapsed prediction has a finite KL.
 MIN_BOX_SIDE = 1e-2
-# A mean box that differs by more than so many sides of a box counts as differing by that,
+# A box may differ from the mean by so many times its own size. More counts as this much,
 # without gradient.
 _LARGEST_RATIO = 1e9
 # Share of each distribution of a side that is spread over all bins of the group.

@@ -1,12 +1,12 @@
 """How alike the predictions for the replicas of one source are: the term as a measure.
 
-All functions take the predictions of many replicas and their group ids, equal for what
-shows the same thing and negative for what takes no part. What is measured of a group is
-one number for each of the G groups with two members or more, in ascending order of
-their ids (:func:`paired_ids`), on the CPU in float64. Nothing here has a gradient.
+All functions take the predictions of many replicas and their group ids, which are equal
+for predictions of the same thing and negative for predictions that do not count. They
+measure one number for each of the G groups with two members or more, in ascending order
+of their ids (:func:`paired_ids`), on the CPU in float64. Nothing here has a gradient.
 
-Shares of pairs do not depend on the number of replicas m. The KL to the mean does: it
-grows with m, so only values of equal m can be compared.
+Shares of pairs do not depend on the number of replicas m. The KL to the mean grows with
+m, so only values of equal m can be compared.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from lt_mm.core.consistency import box_consistency
 from lt_mm.core.pairing import greedy_iou_groups, group_sizes, paired_groups, pairwise_iou
 
 ACTIVATIONS = ('softmax', 'sigmoid')
-# A smaller probability counts as this one: the smallest of float32, where a logit lies 87
+# A smaller probability counts as this one: the smallest normal float32. The logit is then 87
 # below the largest.
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
-# Likewise for 1 - p of a sigmoid: what rounding to float32 makes 0.
+# A smaller 1 - p of a sigmoid counts as this: float32 rounds it to 0.
 SMALLEST_COMPLEMENT = 2.0**-25
-# How far a row of probabilities may be from 1 in sum and still come from a softmax.
+# The sum of a row of probabilities from a softmax differs from 1 by at most this.
 _SUM_TOLERANCE = 1e-2
 
 
@@ -35,19 +35,19 @@ def paired_ids(group_ids: Tensor) -> Tensor:
 
 
 def equal_groups(source_ids: Tensor, num_replicas: int | None = None) -> tuple[Tensor, int]:
-    """Makes groups equally large: which replicas come first of their source.
+    """Makes groups equally large, of the first replicas of each source.
 
-    Samplers that give every rank equally many samples repeat some. The replicas that
-    such a source has beyond the others would make its KL larger, or smaller where they
-    are repeated exactly.
+    Samplers that give every rank equally many samples repeat some of them. The extra
+    replicas of a source would make its KL larger, or smaller if they are exact copies.
 
     Args:
         source_ids: (N,) integer, in the order of evaluation.
         num_replicas: How many replicas of a source count; by default the most common
-            number of those above 1, the smallest of equally common ones.
+            number above 1, the smallest one if several are equally common.
 
     Returns:
-        (N,) bool, and the number; 1 where no source has two replicas.
+        (N,) bool, which replicas count, and the number; 1 where no source has two
+        replicas.
     """
     ids = source_ids.cpu()
     ordered, order = ids.sort(stable=True)
@@ -68,15 +68,16 @@ def activation_of(probabilities: Tensor) -> str:
 
 
 def decided_labels(probabilities: Tensor, activation: str) -> Tensor:
-    """What is decided: equal numbers for equal decisions.
+    """Numbers the decisions of a classifier: equal numbers for equal decisions.
 
     Args:
         probabilities: (N, C).
-        activation: 'softmax': the most probable class, the first of equal ones.
-            'sigmoid': the set of classes with a probability of at least 1/2.
+        activation: 'softmax': the decision is the most probable class, the first one
+            if several are equal. 'sigmoid': the set of classes with a probability of at
+            least 1/2.
 
     Returns:
-        (N,) int64: the class, or a number for each set of classes that occurs.
+        (N,) int64: the class, or the number of the set among those that occur.
     """
     _check_activation(activation)
     if activation == 'softmax':
@@ -87,16 +88,16 @@ def decided_labels(probabilities: Tensor, activation: str) -> Tensor:
 def group_kl(probabilities: Tensor, group_ids: Tensor, activation: str = 'softmax') -> Tensor:
     """The mean of D_KL(pbar || p_i) over the members i of each group.
 
-    The consistency term of a group (:mod:`lt_mm.core.consistency`), of probabilities
-    instead of logits.
+    This is the consistency term of a group (:mod:`lt_mm.core.consistency`), from
+    probabilities instead of logits.
 
     Args:
-        probabilities: (N, C). Smaller ones than ``SMALLEST_PROBABILITY`` count as that,
-            so the value is finite.
+        probabilities: (N, C). Those below ``SMALLEST_PROBABILITY`` count as that, so
+            the value is finite.
         group_ids: (N,) integer.
         activation: 'softmax': categorical, rows sum to 1. 'sigmoid': the sum of the
-            Bernoulli KLs of all classes; 1 - p below ``SMALLEST_COMPLEMENT`` counts as
-            that.
+            Bernoulli KLs of all classes; if 1 - p is below ``SMALLEST_COMPLEMENT``, it
+            counts as that.
 
     Returns:
         (G,), >= 0 up to rounding, in nats.
@@ -115,7 +116,7 @@ def group_kl(probabilities: Tensor, group_ids: Tensor, activation: str = 'softma
 
 
 def group_means(values: Tensor, group_ids: Tensor) -> Tensor:
-    """The mean of each group's rows, as the mean prediction: (N, D) to (G, D)."""
+    """The mean of each group's rows, the mean prediction: (N, D) to (G, D)."""
     return _means(*_paired(values.double(), group_ids))
 
 
@@ -136,7 +137,7 @@ def pair_agreement(labels: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def common_labels(labels: Tensor, group_ids: Tensor) -> Tensor:
-    """The most common label of each group, the smallest of equally common ones.
+    """The most common label of each group, the smallest one if several are equally common.
 
     Args:
         labels: (N,) integer, >= 0.
@@ -148,7 +149,7 @@ def common_labels(labels: Tensor, group_ids: Tensor) -> Tensor:
     labels, groups = _paired(labels.long(), group_ids)
     numbers, labels, counts = _label_counts(labels, groups)
     base = int(labels.max()) + 1 if len(labels) else 1
-    # Larger for more members first, for smaller labels second.
+    # The key grows with the number of members; among equal numbers, the smaller label wins.
     best = labels.new_zeros(len(groups.sizes)).scatter_reduce_(
         0, numbers, counts * base + (base - 1 - labels), 'amax'
     )
@@ -160,7 +161,7 @@ def match_boxes(
 ) -> Tensor:
     """Matches the predicted boxes of the replicas of each source, whatever their class.
 
-    Greedily by IoU, :func:`lt_mm.core.pairing.greedy_iou_groups`.
+    The matching is greedy by IoU, see :func:`lt_mm.core.pairing.greedy_iou_groups`.
 
     Args:
         boxes_xyxy: For each of R replicas (n_r, 4), restored to the source image.
@@ -168,7 +169,7 @@ def match_boxes(
         iou_threshold: Smallest IoU of a box with the mean box of its group.
 
     Returns:
-        (n_1 + ... + n_R,) int64 group ids >= 0 of all boxes in their order; different
+        (n_1 + ... + n_R,) int64 group ids >= 0 of all boxes, in their order; different
         for different sources. A box that matches no other has an id of its own.
     """
     groups: list[Tensor] = [torch.zeros(0, dtype=torch.int64)] * len(boxes_xyxy)
@@ -216,15 +217,15 @@ def group_box_kl(boxes_xyxy: Tensor, group_ids: Tensor) -> float | None:
 
 
 def means_by_key(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Averages values that have the same key, as those of one class.
+    """Averages the values that have the same key, for example the same class.
 
     Args:
         values: (G,).
         keys: (G,) integer.
 
     Returns:
-        The K distinct keys, ascending; for each the mean of its values in float64 and
-        their count, (K,) int64.
+        The K distinct keys, ascending; the mean of the values of each, (K,) float64;
+        and their count, (K,) int64.
     """
     distinct, numbers, counts = keys.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(distinct), dtype=torch.float64)
@@ -232,10 +233,10 @@ def means_by_key(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Groups(NamedTuple):
-    """The groups of the paired rows.
+    """The groups of P paired rows.
 
-    Args:
-        numbers: (P,) int64 in 0, ..., G - 1, in the order of the ids.
+    Attributes:
+        numbers: (P,) int64, the group of each row: 0, ..., G - 1 in the order of the ids.
         sizes: (G,) int64.
     """
 
@@ -265,7 +266,7 @@ def _means(values: Tensor, groups: _Groups) -> Tensor:
 
 
 def _label_counts(labels: Tensor, groups: _Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """Each label that occurs in a group: number of the group, label, and how often."""
+    """For each label that occurs in a group: number of the group, label, and its count."""
     cells, counts = torch.unique(
         torch.stack([groups.numbers, labels.long()]), dim=1, return_counts=True
     )

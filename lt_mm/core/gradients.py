@@ -1,4 +1,4 @@
-"""Two gradients beside each other: does one term work against another?"""
+"""Comparison of two gradients: does one loss work against another?"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class GradientComparison(NamedTuple):
-    """A gradient beside another one.
+    """How one gradient compares with another.
 
     Attributes:
         ratio: The norm of the first divided by that of the second.
-        cosine: Of the angle between them; NaN where one of them is zero.
+        cosine: The cosine of the angle between them; NaN if the first is zero.
     """
 
     ratio: float
@@ -22,16 +22,16 @@ class GradientComparison(NamedTuple):
 def compare_gradients(
     first: Sequence[Tensor | None], second: Sequence[Tensor | None]
 ) -> GradientComparison:
-    """Compares the gradients of two losses, all tensors as one vector each.
+    """Compares the gradients of two losses, each over all tensors together.
 
     Args:
-        first: The gradient for each of n tensors; None stands for zeros, as
-            ``torch.autograd.grad(..., allow_unused=True)`` gives it.
-        second: Likewise, for the same tensors.
+        first: The gradient for each of n tensors; None stands for zeros, as in
+            ``torch.autograd.grad(..., allow_unused=True)``.
+        second: The other gradient, for the same tensors.
 
     Raises:
-        ValueError: If there is not the same number of tensors, or if the second
-            gradient is zero, so that there is nothing to compare with.
+        ValueError: If the numbers of tensors differ, or if the second gradient is zero,
+            so that there is nothing to compare with.
     """
     if len(first) != len(second):
         raise ValueError(

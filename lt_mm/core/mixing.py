@@ -1,13 +1,13 @@
 """Mixed batches whose replicas stay comparable: mixup, CutMix and Cutout for groups.
 
-Mixup and CutMix mix image i with an image pi(i) of the batch. Drawn for each image on
-its own, pi gives two replicas of one source different partners, and then they no longer
-show the same thing. Here *sources* are permuted: replica k of a source is mixed with
-replica k of the partner source, with one lambda and one box for the batch, so that all
-replicas of a source keep one and the same soft label.
+Mixup and CutMix mix image i with an image pi(i) of the batch. If pi is drawn for each
+image by itself, two replicas of one source get different partners and no longer show the
+same thing. Here *sources* are permuted: replica k of a source is mixed with replica k of
+the partner source, with one lambda and one box for the batch, so that all replicas of a
+source have the same soft label.
 
 Sources: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; Cutout, arXiv:1708.04552.
-Nothing is drawn here: permutations, lambdas, boxes and centres are arguments.
+Nothing is drawn at random here: permutations, lambdas, boxes and centres are arguments.
 """
 
 import torch
@@ -44,7 +44,7 @@ def mixing_partners(source_ids: Tensor, permutation: Tensor) -> Tensor:
 
     Args:
         source_ids: (N,) integer, equal for replicas of one source, in any order. Best
-            on the CPU: how many sources there are is read back from it.
+            on the CPU, since the host has to know how many sources there are.
         permutation: (S,) int64, a permutation of the S sources, numbered in the order
             of their first replica (:func:`number_sources`).
 
@@ -52,14 +52,14 @@ def mixing_partners(source_ids: Tensor, permutation: Tensor) -> Tensor:
         (N,) int64, rows of the batch.
 
     Raises:
-        ValueError: If the permutation is of another number of sources.
+        ValueError: If the permutation has not one entry for each source.
     """
     sources = number_sources(source_ids)
     sizes = torch.bincount(sources)
     if len(permutation) != len(sizes):
         raise ValueError(
-            f'the permutation is of {len(permutation)} sources and the batch '
-            f'has {len(sizes)}; expected one entry for each source'
+            f'the permutation has {len(permutation)} entries and the batch '
+            f'{len(sizes)} sources; expected one entry for each source'
         )
     ordered = sources.argsort(stable=True)  # rows, replicas of a source together
     starts = sizes.cumsum(0) - sizes
@@ -80,7 +80,7 @@ def mix(values: Tensor, partners: Tensor, lam: float) -> Tensor:
         lam: Share of the row itself, in [0, 1].
 
     Returns:
-        Like ``values``, which stays as it is.
+        A new tensor like ``values``.
     """
     return lam * values + (1 - lam) * values[partners]
 
@@ -95,7 +95,7 @@ def paste_box(images: Tensor, partners: Tensor, box: tuple[int, int, int, int]) 
             empty.
 
     Returns:
-        Like ``images``, which stay as they are.
+        A new tensor like ``images``.
     """
     top, bottom, left, right = box
     pasted = images.clone()
@@ -108,7 +108,8 @@ def square_masks(centers: Tensor, length: int, shape: tuple[int, int]) -> Tensor
 
     Args:
         centers: (N, 2) integer, row and column of a pixel. A square of even length
-            reaches one pixel less far below and to the right of it.
+            extends one pixel further above and to the left of it than below and to the
+            right.
         length: Side of the squares, pixels.
         shape: (H, W) of the images.
 
@@ -124,14 +125,14 @@ def square_masks(centers: Tensor, length: int, shape: tuple[int, int]) -> Tensor
 
 
 def average_over_replicas(values: Tensor, source_ids: Tensor) -> Tensor:
-    """The mean over the replicas of a source, for each of them.
+    """Replaces the values of each replica by their mean over the replicas of its source.
 
     Args:
         values: (N, D) floating point, such as soft labels; receives gradient.
         source_ids: (N,) integer.
 
     Returns:
-        (N, D); rows of one source are equal bit for bit.
+        (N, D); the rows of a source are equal bit for bit.
     """
     numbers = compact_ids(source_ids)
     ones = values.new_ones(len(values))

@@ -2,14 +2,13 @@
 
 A *source* is an item of the data set. A *unit* is ``m`` consecutive samples: a
 *group*, the ``m`` replicas of one source, or (if only a part of the samples is
-repeated) ``m`` different sources. An *order* is an array that names the sources
-of an epoch. Which of them a sample shows is arithmetic on positions
-(:class:`Layout`), so the only array as long as the epoch is the order, one small
-integer a source (and in mode ``'v1'`` the permutation that orders are cut from);
-samples are looked up in it in chunks.
+repeated) ``m`` different sources. An *order* is an array of the sources of an epoch.
+Which of them a sample shows follows from its position (:class:`Layout`), so the only
+array as long as the epoch is the order, one small integer a source (and in mode
+``'v1'`` the permutation that orders are cut from). Samples are looked up in chunks.
 
-Randomness is a function of ``(seed, epoch)`` alone. Any epoch can be built
-without the ones before it, and every rank builds the same order.
+Randomness is a function of ``(seed, epoch)`` alone: any epoch can be built without
+those before it, and every rank builds the same order.
 """
 
 import bisect
@@ -25,7 +24,7 @@ import numpy as np
 MODES = ('full', 'v1')
 PLACEMENTS = ('rank', 'spread')
 
-_CHUNK = 8192  # Samples looked up at once: bounds memory, amortises the call.
+_CHUNK = 8192  # samples that are looked up at once
 
 # Keys that keep the two kinds of shuffles of one seed independent.
 _EPOCH_KEY = 0
@@ -34,20 +33,20 @@ _CYCLE_KEY = 1
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the replicas of a global sequence of sources go.
+    """Which samples of a global sequence are replicas, and which rank gets them.
 
     Args:
         num_repeats: Samples in a unit and replicas in a group, ``m``.
-        placement: ``'rank'`` deals whole units to the ranks in turn, so that
-            the replicas of a source are consecutive in the stream of one rank.
-            ``'spread'`` deals single samples to the ranks in turn (DeiT's
-            layout), so that the replicas of a source lie on ``m`` ranks, or on
-            every rank if there are fewer. The two are the same on one rank.
+        placement: ``'rank'`` gives whole units to the ranks in turn, so that the
+            replicas of a source are consecutive in the stream of one rank.
+            ``'spread'`` gives single samples to the ranks in turn (DeiT's layout), so
+            that the replicas of a source lie on ``m`` ranks, or on all ranks if there
+            are fewer. On one rank both are the same.
         rank: This rank, counted from 0.
         world_size: Number of ranks.
-        repeat_fraction: Share of the units that are groups, in [0, 1], rounded
-            to a fraction with a denominator of at most 1000. They are spaced
-            evenly, and equally on all ranks with placement ``'rank'``.
+        repeat_fraction: Share of the units that are groups, in [0, 1], rounded to a
+            fraction with a denominator of at most 1000. Groups are spaced evenly, with
+            placement ``'rank'`` in the same way on all ranks.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -82,12 +81,12 @@ class Layout:
             )
 
     def are_groups(self, units: np.ndarray) -> np.ndarray:
-        """Which units of the global sequence are groups: integer to bool."""
+        """Which units of the global sequence are groups: integers to bools."""
         rows = units // self._row
         return self._groups_before(rows + 1) > self._groups_before(rows)
 
     def sources_before(self, units: np.ndarray) -> np.ndarray:
-        """Sources in the global sequence in front of units: integer to integer."""
+        """How many sources come before units of the global sequence: integers to integers."""
         rows, rest = units // self._row, units % self._row
         groups = self._groups_before(rows)
         sources = groups + self.num_repeats * (rows - groups)
@@ -96,7 +95,7 @@ class Layout:
 
     @property
     def _row(self) -> int:
-        """Consecutive units that are alike, one for each rank that gets whole ones."""
+        """How many consecutive units are of one kind: one for each rank that gets whole ones."""
         return self.world_size if self.placement == 'rank' else 1
 
     def _groups_before(self, rows: np.ndarray) -> np.ndarray:
@@ -106,9 +105,7 @@ class Layout:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(
-            f'{name}={value!r} is unknown: use one of ' + ', '.join(map(repr, choices))
-        )
+        raise ValueError(f'{name}={value!r} is unknown: use one of {", ".join(map(repr, choices))}')
 
 
 def check_num_sources(num_sources: int) -> None:
@@ -121,15 +118,14 @@ def check_num_sources(num_sources: int) -> None:
 
 
 def check_batch_size(batch_size: int, num_repeats: int) -> None:
-    """Makes sure that batches cut a stream of whole groups between groups.
+    """Makes sure that batches of a stream of whole groups hold whole groups.
 
     Args:
         batch_size: Samples in a batch of one rank.
         num_repeats: Replicas in a group.
 
     Raises:
-        ValueError: If ``num_repeats`` does not divide ``batch_size``. The
-            message names the nearest sizes that fit.
+        ValueError: If ``num_repeats`` does not divide ``batch_size``.
     """
     if batch_size % num_repeats == 0:
         return
@@ -161,7 +157,7 @@ def check_start_epoch(start_epoch: int, mode: str) -> None:
 
 
 def count_samples(num_units: int, layout: Layout) -> int:
-    """Samples of the rank among the first ``num_units`` units."""
+    """How many samples of the first ``num_units`` units the rank gets."""
     items, samples_per_item = num_units, layout.num_repeats
     if layout.placement == 'spread':
         items, samples_per_item = num_units * layout.num_repeats, 1
@@ -170,14 +166,14 @@ def count_samples(num_units: int, layout: Layout) -> int:
 
 
 def sources_of_samples(samples: np.ndarray, layout: Layout) -> np.ndarray:
-    """Positions of the sources that samples of the rank show.
+    """Finds the sources that samples of the rank show.
 
     Args:
         samples: Positions in the stream of the rank, integers of any shape.
         layout: Where replicas go.
 
     Returns:
-        Positions in the global sequence of sources, same shape.
+        Positions in the global sequence of sources, in the same shape.
     """
     if layout.placement == 'rank':
         rows, slots = np.divmod(samples, layout.num_repeats)
@@ -190,13 +186,13 @@ def sources_of_samples(samples: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def count_units(num_sources: int, layout: Layout, mode: str, round_up: bool) -> int:
-    """Units in an epoch, over all ranks.
+    """How many units an epoch has, over all ranks.
 
     Args:
         num_sources: Items in the data set.
         layout: Where replicas go.
-        mode: ``'full'``: as many units as hold every source. ``'v1'``: as many
-            samples as sources; the last unit is completed.
+        mode: ``'full'``: enough units to hold every source. ``'v1'``: as many samples
+            as sources; the last unit is completed.
         round_up: Whether to add units until all ranks have equally many
             samples.
 
@@ -209,18 +205,14 @@ def count_units(num_sources: int, layout: Layout, mode: str, round_up: bool) -> 
         units += bisect.bisect_left(
             range(units, num_sources),
             num_sources,
-            key=lambda count: int(layout.sources_before(np.int64(count))),
+            key=lambda count: int(layout.sources_before(np.asarray(count))),
         )
     if not round_up:
         return units
     multiple = layout.world_size
     if layout.placement == 'spread':
         multiple //= math.gcd(layout.world_size, layout.num_repeats)
-    return _round_up(units, multiple)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+    return -(-units // multiple) * multiple  # rounded up
 
 
 def shuffled_order(num_sources: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
@@ -229,7 +221,7 @@ def shuffled_order(num_sources: int, seed: int, epoch: int, shuffle: bool) -> np
     Args:
         num_sources: Items in the data set.
         seed: Any integer, the same on all ranks.
-        epoch: Not negative. Another epoch is an independent permutation.
+        epoch: Not negative. Each epoch has an independent permutation.
         shuffle: Whether to permute; the order is ascending otherwise.
 
     Returns:
@@ -246,33 +238,29 @@ def balanced_order(
 ) -> np.ndarray:
     """The sources of one short epoch, drawn without replacement across epochs.
 
-    Epochs are consecutive slices of an endless repetition of *one* permutation,
-    which depends on the seed only. Any run of consecutive epochs is then a run
-    of consecutive entries of a cycle, which holds every source equally often,
-    within one. Inside the epoch the slice is shuffled anew.
+    Epochs are consecutive slices of an endless repetition of *one* permutation, which
+    depends on the seed only. Consecutive epochs are then consecutive entries of a cycle,
+    so that they hold every source equally often, within one. Each slice is shuffled anew.
 
-    The price is that sources which share an epoch keep sharing epochs. No
-    construction avoids it. Let ``m`` epochs hold every source exactly once
-    (``m * num_drawn == num_sources``). If this is true of epochs
-    ``e ... e + m - 1`` and of epochs ``e + 1 ... e + m``, then epoch ``e + m``
-    holds the sources of epoch ``e``. With a permutation drawn anew every ``m``
-    epochs, a source can be seen twice or not at all in ``m`` epochs. (Where
-    ``m * num_drawn`` is not a multiple of ``num_sources``, the slices creep
-    along the cycle.)
+    The price is that sources which share an epoch keep sharing epochs. No construction
+    avoids it. Let ``m`` epochs hold every source exactly once
+    (``m * num_drawn == num_sources``). If this is true of epochs ``e ... e + m - 1`` and
+    of epochs ``e + 1 ... e + m``, then epoch ``e + m`` holds the sources of epoch ``e``.
+    With a new permutation every ``m`` epochs, a source could be seen twice or not at all
+    in ``m`` epochs. (Where ``m * num_drawn`` is not a multiple of ``num_sources``, the
+    slices move along the cycle.)
 
     Args:
         num_sources: Items in the data set.
-        num_drawn: Sources in the epoch, repeated ones counted once. Another
-            number, such as that of another world size after rounding up, cuts
-            the same cycle differently.
+        num_drawn: Sources in the epoch, repeated ones counted once. Another number,
+            for example that of another world size, cuts the same cycle differently.
         num_before: Sources drawn in the epochs before this one.
         seed: Any integer, the same on all ranks.
         epoch: Not negative.
         shuffle: Whether to permute; the cycle is ascending otherwise.
 
     Returns:
-        ``(num_drawn,)``, sources. They are distinct if ``num_drawn`` is at
-        most ``num_sources``.
+        ``(num_drawn,)`` sources, distinct if ``num_drawn`` is at most ``num_sources``.
     """
     cycle = _cycle(num_sources, seed, shuffle)
     start = num_before % num_sources
@@ -304,8 +292,8 @@ def _cyclic_slice(cycle: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
-    # The key is not added to the seed: epoch 1 of seed 0 is not epoch 0 of
-    # seed 1. The modulo: torch takes negative seeds, NumPy does not.
+    # The key is not added to the seed: epoch 1 of seed 0 must not be epoch 0 of seed 1.
+    # The modulo is for negative seeds, which torch takes and NumPy does not.
     return np.random.default_rng(np.random.SeedSequence(seed % 2**64, spawn_key=key))
 
 
@@ -321,13 +309,12 @@ def epoch_chunks(
 ) -> Iterator[np.ndarray]:
     """The samples of one rank in one epoch.
 
-    The ranks partition the epoch. Units added by ``round_up`` repeat the start
-    of the order (``'full'``) or hold the next sources of the cycle (``'v1'``).
-    With placement ``'rank'`` no rank has a source in two groups of one epoch: a
-    repetition comes ``num_sources`` groups later, and this is the same rank
-    again only if ``world_size`` divides ``num_sources``, so that nothing is
-    added. With ``'spread'``, and with units that are no groups, the two may
-    share a rank, at the opposite ends of the epoch.
+    The ranks partition the epoch. Units added by ``round_up`` repeat the start of the
+    order (``'full'``) or hold the next sources of the cycle (``'v1'``). With placement
+    ``'rank'`` no rank has a source in two groups of one epoch: a repetition comes
+    ``num_sources`` groups later, and this is on the same rank only if ``world_size``
+    divides ``num_sources``, in which case nothing is added. With ``'spread'``, and with
+    units that are not groups, both may be on one rank, at opposite ends of the epoch.
 
     Args:
         num_sources: Items in the data set, 1 or more.
@@ -337,11 +324,12 @@ def epoch_chunks(
         epoch: Not negative.
         shuffle: Whether sources are shuffled.
         round_up: Whether all ranks get equally many samples.
-        start_epoch: In the epochs before it nothing is repeated. With ``'v1'``
-            only, since it changes the length of the epochs of ``'full'``.
+        start_epoch: In the epochs before it nothing is repeated. For mode ``'v1'``
+            only, since it would change the length of the epochs of ``'full'``.
 
     Returns:
-        Lazily, chunks ``(k,)`` of sources; joined, the stream of the rank.
+        An iterator over chunks ``(k,)`` of sources, which together are the stream of
+        the rank.
 
     Raises:
         ValueError: If ``mode`` is unknown, or ``start_epoch`` does not fit it.
@@ -353,7 +341,8 @@ def epoch_chunks(
     if mode == 'full':
         order = shuffled_order(num_sources, seed, epoch, shuffle)
     else:
-        early, late = (int(each.sources_before(np.int64(num_units))) for each in (before, layout))
+        units = np.asarray(num_units)
+        early, late = (int(each.sources_before(units)) for each in (before, layout))
         first_epochs = min(epoch, start_epoch)
         order = balanced_order(
             num_sources,
@@ -367,7 +356,7 @@ def epoch_chunks(
 
 
 def _look_up(order: np.ndarray, end: int, layout: Layout) -> Iterator[np.ndarray]:
-    """Sources of samples ``0 ... end - 1`` of the rank; ``order`` wraps."""
+    """The sources of samples ``0 ... end - 1`` of the rank; ``order`` is repeated."""
     for left in range(0, end, _CHUNK):
         samples = np.arange(left, min(left + _CHUNK, end), dtype=np.int64)
         yield order[sources_of_samples(samples, layout) % len(order)]
@@ -378,21 +367,21 @@ def endless_chunks(
 ) -> Iterator[np.ndarray]:
     """The samples of one rank in an endless sequence of passes over the data.
 
-    Every pass holds each source once, in a new order. Passes follow each other
-    without padding, so that the ranks partition the sequence.
+    Every pass holds each source once, in a new order. Passes follow each other without
+    padding, and the ranks partition the sequence.
 
     Args:
         num_sources: Items in the data set, 1 or more.
         layout: Where replicas go.
         seed: Any integer, the same on all ranks.
         shuffle: Whether sources are shuffled.
-        start: Samples of this rank to leave out. Only the pass where the stream
-            then begins is built.
+        start: How many samples of this rank to leave out. Passes before the one where
+            the stream then begins are not built.
 
     Yields:
-        Chunks ``(k,)`` of sources; joined, the stream of the rank.
+        Chunks ``(k,)`` of sources, which together are the stream of the rank.
     """
-    order, built = None, -1
+    order, built = np.empty(0, dtype=np.int64), -1
     for left in itertools.count(start, _CHUNK):
         samples = np.arange(left, left + _CHUNK, dtype=np.int64)
         passes, places = np.divmod(sources_of_samples(samples, layout), num_sources)

@@ -16,14 +16,15 @@ def _is_number(value: object) -> bool:
 class RhoSchedule:
     """rho as a function of the finished part of training.
 
-    From ``start`` at ``begin`` to ``end`` at ``finish``, constant before and after.
+    It moves from ``start`` at ``begin`` to ``end`` at ``finish``, and is constant before
+    and after.
 
     Attributes:
-        kind: 'constant' (``end`` all along), 'linear' or 'cosine' (half a period).
+        kind: 'constant' (always ``end``), 'linear' or 'cosine' (half a period).
         start: rho up to ``begin``.
         end: rho from ``finish`` on.
         begin: Part of training, in [0, 1], at which rho starts to move.
-        finish: Part of training at which it has arrived.
+        finish: Part of training at which rho reaches ``end``.
     """
 
     kind: str = 'constant'
@@ -54,8 +55,8 @@ class RhoSchedule:
         """From a number or ``dict(type='linear', start=0, end=1, begin=0, finish=0.5)``.
 
         Raises:
-            ValueError: For an unknown type or key, a rho that is no finite number >= 0,
-                or an interval upside down.
+            ValueError: If a type or key is unknown, if a rho is not a finite number >= 0,
+                or if ``begin`` is not before ``finish``.
         """
         if isinstance(rho, Mapping):
             unknown = set(rho) - {'type', 'start', 'end', 'begin', 'finish'}

@@ -1,35 +1,30 @@
 """A fixed number of augmented copies of each image, the same in every run."""
 
-import contextlib
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
-from lt_mm.core.seeds import seed_all
+from lt_mm.core.seeds import seeded
 from lt_mm.registry import DATASETS, register
 
 
 @register(DATASETS)
 class ReplicaDataset:
-    """m augmented copies of images of a data set, each a function of the seed.
+    """m augmented copies of the images of a data set, which depend on the seed alone.
 
-    Sample i is copy ``i % m`` of chosen image ``i // m``. What is drawn for it depends
-    on the seed, the image and the number of the copy alone, so two models see the same
-    copies, in any order, batch size and number of loading processes. That holds for
-    transforms that draw from the generators of Python, numpy and torch, as the stock
-    ones do, and that keep nothing from one sample to the next.
+    Sample i is copy ``i % m`` of chosen image ``i // m``. Its random numbers depend on the
+    seed, the image and the number of the copy alone, so two models see the same copies,
+    in any order, batch size and number of loading processes. That holds for transforms
+    that use the generators of Python, numpy and torch, as the stock ones do, and that
+    keep nothing from one sample to the next.
 
-    As there are m samples for each image, stock metrics count all copies.
+    There are m samples for each image, so stock metrics count every copy.
 
     Args:
         dataset: The data set, or its config; its pipeline augments.
         num_replicas: m.
         seed: A number >= 0.
-        indices: The images of the data set to take, by default all.
-        max_images: So many images at most, evenly spaced over the data set.
+        indices: The images of the data set that are used, by default all.
+        max_images: At most so many images are used, evenly spaced over the data set.
 
     Raises:
         ValueError: If a number is out of range, or ``indices`` and ``max_images`` are
@@ -56,24 +51,24 @@ class ReplicaDataset:
 
     @property
     def metainfo(self) -> dict:
-        """That of the data set, such as ``classes``."""
+        """The metainfo of the data set, such as ``classes``."""
         return self.dataset.metainfo
 
     def full_init(self) -> None:
-        """Loads the list of images, as MMEngine's loaders ask for."""
+        """Loads the list of images; MMEngine's loaders call it."""
         self.dataset.full_init()
 
     def get_data_info(self, index: int) -> dict:
-        """Annotations of the image that a sample is a copy of."""
+        """The annotations of the image that a sample is a copy of."""
         return self.dataset.get_data_info(self.indices[index // self.num_replicas])
 
     def __len__(self) -> int:
-        """Copies of all chosen images."""
+        """The number of copies of all chosen images."""
         return len(self.indices) * self.num_replicas
 
     def __getitem__(self, index: int) -> dict:
         image, replica = divmod(index, self.num_replicas)
-        with _drawing_from(self.seed, self.indices[image], replica):
+        with seeded(self.seed, self.indices[image], replica):
             return self.dataset[self.indices[image]]
 
 
@@ -85,24 +80,11 @@ def _chosen(count: int, indices: Sequence[int] | None, max_images: int | None) -
     if indices is not None:
         if not len(indices) or not all(0 <= index < count for index in indices):
             raise ValueError(
-                f'indices are {indices}; expected some numbers from 0 to '
-                f'{count - 1}, of the {count} images of the data set'
+                f'indices are {indices}; expected numbers from 0 to {count - 1}, at least '
+                f'one: the data set has {count} images'
             )
         return [int(index) for index in indices]
     if max_images is not None and max_images < 1:
         raise ValueError(f'max_images is {max_images}; expected a positive number')
     number = min(count, max_images or count)
     return [position * count // number for position in range(number)]
-
-
-@contextlib.contextmanager
-def _drawing_from(*key: int) -> Iterator[None]:
-    """Random draws within depend on the key; those after go on as before."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed_all(*key)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])

@@ -727,12 +727,12 @@ class TestMasks:
         mask, roi = _draw_masks(1, (8, 8), seed=6)[0], [4, 4, 12, 12]
         region, ids = torch.tensor([roi] * 2).double(), _ids(0, 0)
         flip = torch.tensor(geometry.flip_matrix((20, 30), 'horizontal'))
-        views = torch.stack([torch.eye(3).double(), flip])
+        matrices = torch.stack([torch.eye(3).double(), flip])
         masks = torch.cat([mask, mask.flip(2)])
-        rois = geometry.boxes_to_replica(region, views)
-        grids = geometry.masks_to_source(masks, rois, views, region, 8)
+        rois = geometry.map_boxes(region, matrices)
+        grids = geometry.masks_to_source(masks, rois, matrices, region, 8)
         assert mask_consistency(*grids, ids) < 1e-12
-        grids = geometry.masks_to_source(mask.expand(2, 8, 8), rois, views, region, 8)
+        grids = geometry.masks_to_source(mask.expand(2, 8, 8), rois, matrices, region, 8)
         assert mask_consistency(*grids, ids) > 0.1
 
 
@@ -856,7 +856,7 @@ class TestSides:
 
     @pytest.mark.parametrize('spacing', [0.0, 1e-9])
     def test_positions_that_coincide(self, spacing):
-        """A view that squeezes the image to a line brings all of them to one place."""
+        """A matrix that squeezes the image to a line brings all of them to one place."""
         logits, _ = _draw_sides(3, 5, seed=2)
         positions = (7 + spacing * torch.arange(5)).double().expand(3, 4, 5)
         value, gradient = _value_and_gradient(side_consistency, logits, positions, _ids(0, 0, 0))
@@ -945,10 +945,10 @@ class TestSides:
         """Through the map to the source: a flip mirrors the point and swaps the sides."""
         logits, _ = _draw_sides(1, 6, seed=6)
         flip = torch.tensor(geometry.flip_matrix((40, 50), direction))
-        views = torch.stack([torch.eye(3).double(), flip])
-        points = geometry.map_points(torch.tensor([[20.0, 13]]).expand(2, 1, 2), views)
+        matrices = torch.stack([torch.eye(3).double(), flip])
+        points = geometry.map_points(torch.tensor([[20.0, 13]]).expand(2, 1, 2), matrices)
         positions, sides = geometry.side_positions_to_source(
-            points[:, 0], torch.arange(6.0).expand(2, 6), views
+            points[:, 0], torch.arange(6.0).expand(2, 6), matrices
         )
         # What a head says of the replica's sides that sees the same in both.
         swapped = logits[:, sides[1].argsort()]

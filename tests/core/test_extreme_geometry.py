@@ -1,6 +1,6 @@
-"""Extreme and broken views and predictions: no NaN, and finite gradients for pairs.
+"""Extreme and broken matrices and predictions: no NaN, and finite gradients for pairs.
 
-Views here are anything that fits into nine floats. Predictions are finite, of any size
+Matrices here are anything that fits into nine floats. Predictions are finite, of any size
 that their precision holds.
 """
 
@@ -31,7 +31,7 @@ def _signed(low, high):
 magnitudes = _signed(-30, 30)
 broken = st.sampled_from([math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 5e-324, 1e-300, 1e155])
 entries = magnitudes | broken | st.sampled_from([0.0, 1.0, -1.0])
-any_views = st.lists(entries, min_size=9, max_size=9).map(
+any_matrices = st.lists(entries, min_size=9, max_size=9).map(
     lambda numbers: np.array(numbers).reshape(3, 3)
 )
 scaled = st.tuples(magnitudes, magnitudes, magnitudes, magnitudes).map(
@@ -46,7 +46,7 @@ nearly_singular = st.tuples(singular, st.floats(-18, -8)).map(
 ordinary = st.tuples(st.floats(0.1, 9), st.floats(-99, 99)).map(
     lambda v: np.array([[v[0], 0, v[1]], [0, v[0], 0], [0, 0, 1]])
 )
-views = any_views | scaled | singular | nearly_singular | ordinary
+matrices = any_matrices | scaled | singular | nearly_singular | ordinary
 
 
 def numbers_of(dtype):
@@ -67,8 +67,8 @@ def predictions(draw, width):
     return values.view(NUM, width)
 
 
-def some_views():
-    return st.lists(views, min_size=NUM, max_size=NUM).map(
+def some_matrices():
+    return st.lists(matrices, min_size=NUM, max_size=NUM).map(
         lambda matrices: torch.from_numpy(np.stack(matrices))
     )
 
@@ -79,9 +79,9 @@ def assert_finite_gradient(output, leaf):
     assert leaf.grad.isfinite().all()
 
 
-class TestViews:
+class TestMatrices:
     @_many
-    @given(some_views(), st.sampled_from([torch.float32, torch.float64]))
+    @given(some_matrices(), st.sampled_from([torch.float32, torch.float64]))
     def test_inverse(self, matrices, dtype):
         matrices = matrices.to(dtype)
         inverse, invertible = geometry.invert(matrices), geometry.is_invertible(matrices)
@@ -94,15 +94,15 @@ class TestViews:
                 assert not usable
 
     @_many
-    @given(some_views())
+    @given(some_matrices())
     def test_axis_aligned(self, matrices):
         aligned = geometry.is_axis_aligned(matrices)
         assert not (aligned & ~matrices.isfinite().flatten(1).all(dim=1)).any()
 
     @pytest.mark.parametrize('scale', [1e-30, 1e-15, 1e-6, 1e-5, 1.0, 1e5, 1e15, 1e30])
     def test_which_scales_are_invertible(self, scale):
-        view = torch.from_numpy(geometry.scale_matrix(scale, scale))
-        assert geometry.is_invertible(view).item() is (scale > 1e-6)
+        matrix = torch.from_numpy(geometry.scale_matrix(scale, scale))
+        assert geometry.is_invertible(matrix).item() is (scale > 1e-6)
 
     @pytest.mark.parametrize(
         'build',
@@ -120,7 +120,7 @@ class TestViews:
     )
     @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf, 1e101])
     def test_builders_refuse_what_is_not_finite(self, build, bad):
-        with pytest.raises(ValueError, match='is no view; expected finite numbers'):
+        with pytest.raises(ValueError, match='gives no matrix; expected finite numbers'):
             build(bad)
 
     @_some
@@ -138,9 +138,9 @@ class TestViews:
 
 class TestMaps:
     @_many
-    @given(some_views(), predictions(4))
+    @given(some_matrices(), predictions(4))
     def test_boxes(self, matrices, boxes):
-        for move in (geometry.boxes_to_source, geometry.boxes_to_replica, geometry.map_boxes):
+        for move in (geometry.boxes_to_source, geometry.map_boxes):
             leaf = boxes.clone().requires_grad_()
             moved = move(leaf, matrices)
             assert moved.dtype == boxes.dtype and moved.isfinite().all()
@@ -150,15 +150,15 @@ class TestMaps:
             assert leaf.grad.tolist() == [[0] * 4] * NUM
 
     @_many
-    @given(some_views(), predictions(4))
+    @given(some_matrices(), predictions(4))
     def test_boxes_of_workers(self, matrices, boxes):
         moved = geometry.move_boxes(boxes.double().numpy(), matrices.numpy())
         assert np.isfinite(moved).all() and (moved[:, 2:] >= moved[:, :2]).all()
 
     @_many
-    @given(some_views(), predictions(4))
+    @given(some_matrices(), predictions(4))
     def test_points(self, matrices, values):
-        for move in (geometry.map_points, geometry.points_to_source, geometry.points_to_replica):
+        for move in (geometry.map_points, geometry.points_to_source):
             leaf = values.view(NUM, 2, 2).clone().requires_grad_()
             moved = move(leaf, matrices)
             assert moved.shape == leaf.shape and moved.isfinite().all()
@@ -166,8 +166,8 @@ class TestMaps:
             assert not leaf.grad.any()
 
     @_some
-    @given(some_views())
-    def test_gradients_where_a_view_can_be_inverted(self, matrices):
+    @given(some_matrices())
+    def test_gradients_where_a_matrix_can_be_inverted(self, matrices):
         leaf = torch.tensor([[3.0, 4, 50, 60]] * NUM, requires_grad=True)
         assert_finite_gradient(geometry.boxes_to_source(leaf, matrices), leaf)
 
@@ -181,27 +181,27 @@ class TestMaps:
 
     @pytest.mark.parametrize('dtype', DTYPES)
     def test_empty(self, dtype):
-        no_views = torch.zeros(0, 3, 3, dtype=torch.float64)
+        empty = torch.zeros(0, 3, 3, dtype=torch.float64)
         no_boxes = torch.zeros(0, 4, dtype=dtype)
-        assert geometry.boxes_to_source(no_boxes, no_views).shape == (0, 4)
-        assert geometry.map_points(torch.zeros(0, 5, 2, dtype=dtype), no_views).shape == (0, 5, 2)
-        assert geometry.invert(no_views).shape == (0, 3, 3)
-        assert geometry.is_invertible(no_views).shape == (0,)
-        assert geometry.is_axis_aligned(no_views).shape == (0,)
+        assert geometry.boxes_to_source(no_boxes, empty).shape == (0, 4)
+        assert geometry.map_points(torch.zeros(0, 5, 2, dtype=dtype), empty).shape == (0, 5, 2)
+        assert geometry.invert(empty).shape == (0, 3, 3)
+        assert geometry.is_invertible(empty).shape == (0,)
+        assert geometry.is_axis_aligned(empty).shape == (0,)
         rows = no_boxes.numpy().astype(np.float64)
-        assert geometry.move_boxes(rows, no_views.numpy()).shape == (0, 4)
+        assert geometry.move_boxes(rows, empty.numpy()).shape == (0, 4)
         assert geometry.visible_fraction(no_boxes.numpy(), rows, (4, 4)).shape == (0,)
         values, inside = geometry.masks_to_source(
-            torch.zeros(0, 7, 7, dtype=dtype), no_boxes, no_views, no_boxes, 5
+            torch.zeros(0, 7, 7, dtype=dtype), no_boxes, empty, no_boxes, 5
         )
         assert values.shape == inside.shape == (0, 5, 5)
         positions, sides = geometry.side_positions_to_source(
-            torch.zeros(0, 2, dtype=dtype), torch.zeros(0, 3, dtype=dtype), no_views
+            torch.zeros(0, 2, dtype=dtype), torch.zeros(0, 3, dtype=dtype), empty
         )
         assert positions.shape == (0, 4, 3) and sides.shape == (0, 4)
 
     @_some
-    @given(some_views(), predictions(4), predictions(4), predictions(9))
+    @given(some_matrices(), predictions(4), predictions(4), predictions(9))
     def test_masks(self, matrices, rois, regions, logits):
         leaf = logits.view(NUM, 3, 3).clone().requires_grad_()
         values, inside = geometry.masks_to_source(leaf, rois, matrices, regions, 4)
@@ -209,7 +209,7 @@ class TestMaps:
         assert_finite_gradient(values, leaf)
 
     @_some
-    @given(some_views(), predictions(2), predictions(3))
+    @given(some_matrices(), predictions(2), predictions(3))
     def test_sides(self, matrices, centers, distances):
         positions, sides = geometry.side_positions_to_source(centers, distances, matrices)
         assert positions.isfinite().all()
@@ -309,9 +309,9 @@ class TestConsistency:
         assert_finite_gradient(value, leaf)
 
     @_many
-    @given(some_views(), predictions(4))
-    def test_boxes_through_views(self, matrices, boxes):
-        """As the heads use it: what a broken view moves is left out of the pairs."""
+    @given(some_matrices(), predictions(4))
+    def test_boxes_through_matrices(self, matrices, boxes):
+        """As the heads use it: what a broken matrix moves is left out of the pairs."""
         usable = geometry.is_invertible(matrices)
         leaf = boxes.float().requires_grad_()
         restored = geometry.boxes_to_source(leaf, matrices)

@@ -1,4 +1,4 @@
-"""Views: builders, maps, inverses, and what happens where there is no inverse."""
+"""Matrices: builders, maps, inverses, and what happens where there is no inverse."""
 
 import functools
 import math
@@ -42,12 +42,14 @@ rotations = st.tuples(coordinates, coordinates, st.floats(-360, 360)).map(
 gentle_scales = st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)).map(
     lambda v: geometry.scale_matrix(*v)
 )
-straight_views = st.lists(
+straight_matrices = st.lists(
     translations | gentle_scales | flips | quarter_turns, min_size=1, max_size=6
 )
 # Anything that is a float: zeros, denormals, 1e30.
 wild_entries = st.floats(-1e30, 1e30) | st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e12])
-wild_views = st.lists(wild_entries, min_size=9, max_size=9).map(lambda v: np.array(v).reshape(3, 3))
+wild_matrices = st.lists(wild_entries, min_size=9, max_size=9).map(
+    lambda v: np.array(v).reshape(3, 3)
+)
 
 
 def _compose(matrices):
@@ -195,12 +197,12 @@ class TestIsAxisAligned:
         assert geometry.is_axis_aligned(_tensor(matrix, 3, 3)).item() is expected
 
     @_many
-    @given(straight_views)
-    def test_chains_of_straight_views(self, chain):
+    @given(straight_matrices)
+    def test_chains_of_straight_matrices(self, chain):
         assert geometry.is_axis_aligned(_tensor(_compose(chain), 3, 3))
 
     @_many
-    @given(straight_views, st.floats(1, 89), straight_views)
+    @given(straight_matrices, st.floats(1, 89), straight_matrices)
     def test_a_rotation_in_the_chain_is_seen(self, before, angle, after):
         # Uneven scales around a rotation can turn it into nearly nothing.
         total = _compose([*before, geometry.rotation_matrix((3, 4), angle), *after])
@@ -208,8 +210,8 @@ class TestIsAxisAligned:
         assert not seen or reference.keeps_boxes_straight(total)
 
     def test_batch(self):
-        views = torch.eye(3).expand(2, 4, 3, 3)
-        assert geometry.is_axis_aligned(views).shape == (2, 4)
+        matrices = torch.eye(3).expand(2, 4, 3, 3)
+        assert geometry.is_axis_aligned(matrices).shape == (2, 4)
         assert geometry.is_axis_aligned(torch.zeros(0, 3, 3)).shape == (0,)
 
     def test_float32_matrix_of_a_quarter_turn(self):
@@ -217,8 +219,8 @@ class TestIsAxisAligned:
         assert geometry.is_axis_aligned(turn)
 
     def test_tolerance(self):
-        view = _tensor([[1, 0.01, 0], [0, 1, 0], [0, 0, 1]], 3, 3)
-        assert geometry.is_axis_aligned(view, tolerance=0.1)
+        matrix = _tensor([[1, 0.01, 0], [0, 1, 0], [0, 0, 1]], 3, 3)
+        assert geometry.is_axis_aligned(matrix, tolerance=0.1)
 
 
 class TestMaps:
@@ -231,7 +233,7 @@ class TestMaps:
         expected = reference.move_boxes(rows, matrices)
         np.testing.assert_allclose(moved.numpy(), expected, rtol=1e-9, atol=1e-6)
 
-    def test_every_box_has_its_own_view(self):
+    def test_every_box_has_its_own_matrix(self):
         matrices = [
             geometry.translation_matrix(1, 2),
             geometry.rotation_matrix((0, 0), 30),
@@ -248,28 +250,28 @@ class TestMaps:
         np.testing.assert_allclose(ours.numpy(), theirs)
 
     def test_flipped_box_is_ordered(self):
-        view = _tensor(geometry.flip_matrix((17, 11), 'diagonal'), 3, 3)
-        moved = geometry.map_boxes(_boxes([1, 2, 4, 7]), view[None])
+        matrix = _tensor(geometry.flip_matrix((17, 11), 'diagonal'), 3, 3)
+        moved = geometry.map_boxes(_boxes([1, 2, 4, 7]), matrix[None])
         assert moved.tolist() == [[7, 10, 10, 15]]
 
     @pytest.mark.parametrize('shape', [(), (1,), (5,), (0,), (2, 3), (2, 0)])
     def test_batch_shapes(self, shape):
-        rows, views = torch.rand(*shape, 4), torch.eye(3).expand(*shape, 3, 3)
-        for move in (geometry.map_boxes, geometry.boxes_to_source, geometry.boxes_to_replica):
-            assert move(rows, views).shape == (*shape, 4)
+        rows, matrices = torch.rand(*shape, 4), torch.eye(3).expand(*shape, 3, 3)
+        for move in (geometry.map_boxes, geometry.boxes_to_source):
+            assert move(rows, matrices).shape == (*shape, 4)
         points = torch.rand(*shape, 7, 2)
-        for move in (geometry.map_points, geometry.points_to_source, geometry.points_to_replica):
-            torch.testing.assert_close(move(points, views), points)
+        for move in (geometry.map_points, geometry.points_to_source):
+            torch.testing.assert_close(move(points, matrices), points)
 
-    def test_one_view_for_many_boxes(self):
-        view = _tensor(geometry.translation_matrix(2, 3), 3, 3)
-        moved = geometry.map_boxes(torch.zeros(4, 4).double(), view)
+    def test_one_matrix_for_many_boxes(self):
+        matrix = _tensor(geometry.translation_matrix(2, 3), 3, 3)
+        moved = geometry.map_boxes(torch.zeros(4, 4).double(), matrix)
         assert moved.tolist() == [[2, 3, 2, 3]] * 4
 
     @pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
     def test_keeps_the_dtype_of_the_boxes(self, dtype):
-        view = _tensor(geometry.scale_matrix(2, 2), 1, 3, 3)
-        moved = geometry.map_boxes(torch.ones(1, 4, dtype=dtype), view)
+        matrix = _tensor(geometry.scale_matrix(2, 2), 1, 3, 3)
+        moved = geometry.map_boxes(torch.ones(1, 4, dtype=dtype), matrix)
         assert moved.dtype == dtype and moved.tolist() == [[2, 2, 2, 2]]
 
     def test_computes_in_the_wider_dtype(self):
@@ -286,30 +288,30 @@ class TestMaps:
         torch.manual_seed(0)
         rows = torch.tensor([[1.0, 2, 30, 40], [5, 6, 17, 11]]).double().requires_grad_()
         points = torch.rand(2, 3, 2).double().mul(50).requires_grad_()
-        views = _tensor([_perspective(), geometry.rotation_matrix((3, 4), 25)], 2, 3, 3)
+        matrices = _tensor([_perspective(), geometry.rotation_matrix((3, 4), 25)], 2, 3, 3)
         for move, values in [
             (geometry.map_boxes, rows),
             (geometry.boxes_to_source, rows),
-            (geometry.boxes_to_replica, rows),
             (geometry.map_points, points),
             (geometry.points_to_source, points),
         ]:
-            assert torch.autograd.gradcheck(functools.partial(move, matrices=views), (values,))
+            assert torch.autograd.gradcheck(functools.partial(move, matrices=matrices), (values,))
 
     def test_gradient_reaches_every_side(self):
         rows = torch.tensor([[1.0, 2, 30, 40]], requires_grad=True)
-        view = _tensor(geometry.flip_matrix((50, 60), 'horizontal'), 1, 3, 3)
-        (geometry.boxes_to_source(rows, view) * torch.tensor([1.0, 10, 100, 1000])).sum().backward()
+        matrix = _tensor(geometry.flip_matrix((50, 60), 'horizontal'), 1, 3, 3)
+        restored = geometry.boxes_to_source(rows, matrix)
+        (restored * torch.tensor([1.0, 10, 100, 1000])).sum().backward()
         assert rows.grad.tolist() == [[-100, 10, -1, 1000]]
 
 
 class TestInverse:
     @_many
-    @given(box_lists, straight_views)
+    @given(box_lists, straight_matrices)
     def test_round_trip(self, rows, chain):
-        views = _tensor(np.tile(_compose(chain), (len(rows), 1, 1)), -1, 3, 3)
+        matrices = _tensor(np.tile(_compose(chain), (len(rows), 1, 1)), -1, 3, 3)
         source = _tensor(rows, -1, 4)
-        back = geometry.boxes_to_source(geometry.boxes_to_replica(source, views), views)
+        back = geometry.boxes_to_source(geometry.map_boxes(source, matrices), matrices)
         torch.testing.assert_close(back, source, rtol=0, atol=1e-6)
 
     @_many
@@ -317,15 +319,15 @@ class TestInverse:
         st.lists(st.tuples(coordinates, coordinates), max_size=5),
         st.lists(rotations | scales | flips | translations, min_size=1, max_size=5),
     )
-    def test_round_trip_of_points_through_any_affine_view(self, points, chain):
-        view, source = _tensor(_compose(chain), 3, 3), _tensor(points, -1, 2)
-        back = geometry.points_to_source(geometry.points_to_replica(source, view), view)
+    def test_round_trip_of_points_through_any_affine_matrix(self, points, chain):
+        matrix, source = _tensor(_compose(chain), 3, 3), _tensor(points, -1, 2)
+        back = geometry.points_to_source(geometry.map_points(source, matrix), matrix)
         torch.testing.assert_close(back, source, rtol=0, atol=1e-6)
 
     def test_rotated_box_comes_back_larger(self):
-        view = _tensor(geometry.rotation_matrix((50, 50), 45), 1, 3, 3)
+        matrix = _tensor(geometry.rotation_matrix((50, 50), 45), 1, 3, 3)
         box = _boxes([40, 40, 60, 60])
-        back = geometry.boxes_to_source(geometry.boxes_to_replica(box, view), view)
+        back = geometry.boxes_to_source(geometry.map_boxes(box, matrix), matrix)
         torch.testing.assert_close(back, _boxes([30, 30, 70, 70]))
 
     @pytest.mark.parametrize(
@@ -344,10 +346,10 @@ class TestInverse:
 
     @pytest.mark.parametrize('shape', [(), (0,), (4,), (2, 3)])
     def test_batch_shapes_and_dtype(self, shape):
-        views = torch.eye(3).expand(*shape, 3, 3)
-        found = geometry.invert(views)
+        matrices = torch.eye(3).expand(*shape, 3, 3)
+        found = geometry.invert(matrices)
         assert found.shape == (*shape, 3, 3) and found.dtype == torch.float64
-        assert geometry.is_invertible(views).shape == shape
+        assert geometry.is_invertible(matrices).shape == shape
 
     @pytest.mark.parametrize(
         'matrix, expected',
@@ -383,16 +385,16 @@ class TestInverse:
         ],
     )
     def test_without_inverse_everything_goes_to_the_origin(self, matrix):
-        view = _tensor(matrix, 3, 3)
-        found = geometry.invert(view)
+        matrix = _tensor(matrix, 3, 3)
+        found = geometry.invert(matrix)
         assert found.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
-        moved = geometry.boxes_to_source(_boxes([1, 2, 3, 4]), view[None])
+        moved = geometry.boxes_to_source(_boxes([1, 2, 3, 4]), matrix[None])
         assert moved.tolist() == [[0] * 4]
 
-    def test_a_bad_view_does_not_disturb_its_neighbours(self):
+    def test_a_bad_matrix_does_not_disturb_its_neighbours(self):
         good = geometry.rotation_matrix((5, 8), 33)
-        views = _tensor([good, np.zeros((3, 3)), good], 3, 3, 3)
-        found = geometry.invert(views)
+        matrices = _tensor([good, np.zeros((3, 3)), good], 3, 3, 3)
+        found = geometry.invert(matrices)
         for row in (0, 2):
             np.testing.assert_allclose(found[row].numpy(), reference.inverse(good), atol=1e-12)
 
@@ -404,19 +406,19 @@ class TestInverse:
 
 class TestExtremes:
     @settings(max_examples=300, deadline=None)
-    @given(wild_views, boxes)
+    @given(wild_matrices, boxes)
     def test_no_nan(self, matrix, row):
-        view, box = _tensor(matrix, 3, 3), _boxes(row)
+        matrix, box = _tensor(matrix, 3, 3), _boxes(row)
         points = box.reshape(2, 2)
         for value in (
-            geometry.map_boxes(box, view[None]),
-            geometry.invert(view),
-            geometry.boxes_to_source(box, view[None]),
-            geometry.map_points(points, view),
-            geometry.points_to_source(points, view),
+            geometry.map_boxes(box, matrix[None]),
+            geometry.invert(matrix),
+            geometry.boxes_to_source(box, matrix[None]),
+            geometry.map_points(points, matrix),
+            geometry.points_to_source(points, matrix),
         ):
             assert not value.isnan().any()
-        assert geometry.invert(view).isfinite().all()
+        assert geometry.invert(matrix).isfinite().all()
 
     @settings(max_examples=200, deadline=None)
     @given(boxes, st.floats(-20, 20), st.floats(-20, 20))
@@ -428,18 +430,18 @@ class TestExtremes:
 
     @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
     def test_point_on_the_horizon_goes_far_away(self, dtype):
-        view = _tensor([[1, 0, 0], [0, 1, 0], [-0.01, 0, 1]], 3, 3)
+        matrix = _tensor([[1, 0, 0], [0, 1, 0], [-0.01, 0, 1]], 3, 3)
         points = torch.tensor([[100.0, 50]], dtype=dtype, requires_grad=True)
-        moved = geometry.map_points(points, view)
+        moved = geometry.map_points(points, matrix)
         assert moved.isfinite().all() and moved.abs().min() > 1e6
         moved.sum().backward()
         assert points.grad.isfinite().all()
 
     @pytest.mark.parametrize('factor', [1e-6, 1e6])
     def test_huge_and_tiny_scales_still_round_trip(self, factor):
-        view = _tensor(geometry.scale_matrix(factor, 1 / factor), 1, 3, 3)
+        matrix = _tensor(geometry.scale_matrix(factor, 1 / factor), 1, 3, 3)
         box = _boxes([1, 2, 17, 11])
-        back = geometry.boxes_to_source(geometry.boxes_to_replica(box, view), view)
+        back = geometry.boxes_to_source(geometry.map_boxes(box, matrix), matrix)
         torch.testing.assert_close(back, box, rtol=0, atol=1e-6)
 
 
@@ -520,7 +522,7 @@ class TestMasksToSource:
         seed=st.integers(0, 999),
     )
     def test_equals_the_reference(self, chains, shape, size, seed):
-        """Each mask with a view, a RoI and a region of its own, which overlap partly."""
+        """Each mask with a matrix, a RoI and a region of its own, which overlap partly."""
         random = np.random.default_rng(seed)
         matrices = [_compose(chain) for chain in chains]
         regions = [[x, y, x + w, y + h] for x, y, w, h in random.uniform(5, 60, (len(chains), 4))]
@@ -672,7 +674,7 @@ class TestMasksToSource:
         assert masks.grad.isfinite().all()
 
     @pytest.mark.parametrize('bad', [0.0, math.nan, 1e300])
-    def test_a_view_that_leads_nowhere_does_not_disturb_its_neighbours(self, bad):
+    def test_a_matrix_that_leads_nowhere_does_not_disturb_its_neighbours(self, bad):
         good = REPLICAS['rotation']
         masks = torch.randn(3, 6, 6, dtype=torch.float64)
         arguments = (
@@ -738,7 +740,7 @@ class TestSidePositions:
     @_some
     @given(
         cases=st.lists(
-            st.tuples(straight_views, st.tuples(coordinates, coordinates), st.floats(0.5, 40)),
+            st.tuples(straight_matrices, st.tuples(coordinates, coordinates), st.floats(0.5, 40)),
             min_size=1,
             max_size=4,
         ),
@@ -746,7 +748,7 @@ class TestSidePositions:
         start=st.floats(-3, 30),
     )
     def test_equals_the_reference(self, cases, count, start):
-        """Each point with a view and a spacing of its own."""
+        """Each point with a matrix and a spacing of its own."""
         matrices = [_compose(chain) for chain, _, _ in cases]
         centers = [center for _, center, _ in cases]
         distances = [start + step * np.arange(count) for _, _, step in cases]
@@ -801,7 +803,7 @@ class TestSidePositions:
 
     @_some
     @given(
-        chain=straight_views,
+        chain=straight_matrices,
         box=boxes.filter(lambda box: box[2] - box[0] > 1 and box[3] - box[1] > 1),
     )
     def test_the_true_distances_lead_to_the_sides_of_the_source_box(self, chain, box):
@@ -907,16 +909,16 @@ class TestMoveBoxes:
     """The map for data workers against the one for everything else."""
 
     @_many
-    @given(box_lists, straight_views, rotations)
+    @given(box_lists, straight_matrices, rotations)
     @example([[1, 2, 30, 40]], [np.eye(3)], _perspective())
-    def test_equals_boxes_to_replica(self, rows, chain, last):
+    def test_equals_map_boxes(self, rows, chain, last):
         rows = np.reshape(rows, (-1, 4)).astype(np.float64)
         matrices = np.tile(last @ _compose(chain), (len(rows), 1, 1))
-        expected = geometry.boxes_to_replica(torch.from_numpy(rows), torch.from_numpy(matrices))
+        expected = geometry.map_boxes(torch.from_numpy(rows), torch.from_numpy(matrices))
         found = geometry.move_boxes(rows, matrices)
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-6)
 
-    def test_a_view_without_depth(self):
+    def test_a_matrix_without_depth(self):
         # Every point lies on the horizon.
         found = geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), np.zeros((1, 3, 3)))
         assert found.tolist() == [[0, 0, 0, 0]]
@@ -925,12 +927,12 @@ class TestMoveBoxes:
             geometry.move_boxes(np.array([[0.0, 0, 4, 4]]), far), [[1e9, -2e9] * 2]
         )
 
-    def test_broken_views_and_boxes(self):
-        view = geometry.scale_matrix(2, 3)
+    def test_broken_matrices_and_boxes(self):
+        matrix = geometry.scale_matrix(2, 3)
         broken = np.where(np.eye(3) == 1, np.nan, 0)
         found = geometry.move_boxes(
             np.array([[1, 2, 3, 4], [1, 2, 3, 4], [-np.inf, 0, np.inf, 1], [np.nan] * 4]),
-            np.stack([view, broken, view, view]),
+            np.stack([matrix, broken, matrix, matrix]),
         )
         assert found[0].tolist() == [2, 6, 6, 12]
         assert found[1].tolist() == [0, 0, 0, 0]

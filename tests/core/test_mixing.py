@@ -77,7 +77,7 @@ def test_one_source_is_mixed_with_itself():
 
 @pytest.mark.parametrize('entries', [[0], [0, 1, 2], [0, 1, 2, 3, 4]])
 def test_permutation_of_another_number_of_sources(entries):
-    with pytest.raises(ValueError, match=f'of {len(entries)} sources and the batch has 4'):
+    with pytest.raises(ValueError, match=f'has {len(entries)} entries and the batch 4 sources'):
         mixing_partners(torch.tensor(IDS), torch.tensor(entries))
 
 

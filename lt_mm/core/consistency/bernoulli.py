@@ -56,14 +56,14 @@ def mask_consistency(
 ) -> Tensor:
     """Term for masks: the mean Bernoulli KL over the pixels of a canonical grid.
 
-    A pixel counts for those masks of a group that say something about it, where at
-    least two do; their mean is taken pixel by pixel.
+    A pixel counts for the masks of a group that say something about it, if there are at
+    least two of them. The mean is taken pixel by pixel, over these masks.
 
     Args:
         mask_logits: (N, H, W), unnormalised, on the same grid of the source instance
             for all masks of a group (:func:`lt_mm.core.geometry.masks_to_source`);
             receives gradient.
-        inside: (N, H, W) bool, whether the mask says something about the pixel.
+        inside: (N, H, W) bool, whether the mask says something about a pixel.
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         temperature: Divides the logits before the sigmoid.
         detach_mean: Whether the mean counts as constant in the gradient.
@@ -78,8 +78,8 @@ def mask_consistency(
     """
     if mask_logits.dim() != 3 or inside.shape != mask_logits.shape:
         raise ValueError(
-            f'masks have shape {tuple(mask_logits.shape)} and inside '
-            f'{tuple(inside.shape)}; expected (N, H, W) both'
+            f'masks have shape {tuple(mask_logits.shape)} and inside has '
+            f'{tuple(inside.shape)}; expected (N, H, W) for both'
         )
     logits, inside = mask_logits.flatten(1), inside.flatten(1)
     check_predictions(logits, group_ids, avg_factor, temperature)
@@ -97,7 +97,7 @@ def mask_consistency(
 def _bernoulli_divergence(
     logits: Tensor, groups: PairedGroups, detach_mean: bool, weights: Tensor | None = None
 ) -> Tensor:
-    """D_KL(pbar_i || p_i) of every Bernoulli by itself: logits (N, D) to (N, D)."""
+    """D_KL(pbar_i || p_i) of each Bernoulli: logits (N, D) to (N, D)."""
     divergence = torch.zeros_like(logits)
     for signed in (logits, -logits):  # p and 1 - p, without cancellation
         log_p = F.logsigmoid(signed)

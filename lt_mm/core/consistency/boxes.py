@@ -8,9 +8,10 @@ from lt_mm.core.pairing import PairedGroups, paired_groups
 
 # Smallest side of a box in pixels, so that a collapsed prediction has a finite KL.
 MIN_BOX_SIDE = 1e-2
-# Likewise for what one box is off from the mean, in units of its own size.
+# A box may differ from the mean by so many times its own size. More counts as this much,
+# without gradient.
 _LARGEST_RATIO = 1e9
-# Share of a box side's distribution that is spread over all bins of the group.
+# Share of each distribution of a side that is spread over all bins of the group.
 BIN_FLOOR = 1e-3
 
 
@@ -71,11 +72,11 @@ def side_consistency(
 ) -> Tensor:
     """Term for boxes whose sides are predicted as distributions (GFL): their true KL.
 
-    Each prediction spreads the probability of a side over K positions of its own. They
-    are brought to common bins, for each group and side 2K + 1 of them around the mean
-    expected position, as wide as the group's widest spacing; a position between two
-    bins is shared by them linearly, one outside counts for the last bin. There the KL
-    of the mean distribution to each is summed over the bins and the four sides. A share
+    Each prediction spreads the probability of a side over K positions of its own. These
+    are brought to common bins: for each group and side 2K + 1 of them around the mean
+    expected position, as far apart as the group's widest spacing. A position between two
+    bins is shared by them linearly; one outside counts for the outermost bin. The KL of
+    the mean distribution to each is summed over the bins and the four sides. A share
     ``BIN_FLOOR`` of each distribution is uniform, so that bins which one prediction
     cannot reach cost a finite amount. The bins count as constant in the gradient.
 
@@ -83,7 +84,7 @@ def side_consistency(
         side_logits: (N, 4, K), unnormalised, for the left, top, right and bottom side
             in the source image; receives gradient.
         positions: (N, 4, K), where each lies in the source image, evenly spaced;
-            pixels; no gradient.
+            pixels. No gradient flows to them.
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
@@ -97,8 +98,8 @@ def side_consistency(
     shape = tuple(side_logits.shape)
     if len(shape) != 3 or shape[1] != 4 or not shape[2] or positions.shape != shape:
         raise ValueError(
-            f'side logits have shape {shape} and positions '
-            f'{tuple(positions.shape)}; expected (N, 4, K) both, K > 0'
+            f'side logits have shape {shape} and positions have '
+            f'{tuple(positions.shape)}; expected (N, 4, K) for both, with K > 0'
         )
     check_predictions(side_logits.flatten(1), group_ids, avg_factor)
     groups = paired_groups(group_ids)
@@ -113,7 +114,7 @@ def side_consistency(
 
 
 def _in_common_bins(probabilities: Tensor, positions: Tensor, groups: PairedGroups) -> Tensor:
-    """Distributions (N, 4, K) over own positions, over bins of the group: (N, 4, 2K+1)."""
+    """Distributions (N, 4, K) over positions of their own, over common bins: (N, 4, 2K+1)."""
     count = probabilities.shape[2]
     expected = (probabilities * positions).sum(dim=2)
     middle = group_mean(expected, groups, detach=True)

@@ -1,6 +1,7 @@
 """The term of softmax classifiers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from lt_mm.core.consistency.common import LARGEST, check_predictions
 from lt_mm.core.pairing import PairedGroups, paired_groups
 
-# Entries of a block of rows: what a processor's cache holds, or enough for a card.
+# Entries in a block of rows: as many as fit into a processor's cache, or keep a GPU busy.
 _CPU_BLOCK, _DEVICE_BLOCK = 2**18, 2**20
 
 
@@ -52,20 +53,20 @@ class _CategoricalSum(torch.autograd.Function):
 
         sum_g m <pbar, w>    with  w = log(pbar) - L
 
-    Row k of the gradient, with respect to z_k / T, is what the KL of k itself says,
-    p_k - pbar, and, through the mean, d sum / d pbar = m (w + 1), of which p_k has the
-    share 1 / m. The 1 vanishes in the softmax, whose rows sum to one::
+    Row k of the gradient, with respect to z_k / T, has two parts: p_k - pbar from the KL
+    of k itself, and what flows through the mean, d sum / d pbar = m (w + 1), of which p_k
+    has the share 1 / m. The 1 vanishes in the softmax, whose rows sum to one::
 
         p_k - pbar + p_k * (w - <p_k, w>)
 
-    It is made in the forward pass, where the softmax is, and takes its place: one
-    tensor (N, C) and two (G, C) are alive at most. Rows are worked on in blocks, so
-    that what lies between is small, and stays in the cache of a processor.
+    The gradient is computed in the forward pass and written over the softmax, so at most
+    one tensor (N, C) and two (G, C) are alive. Rows are processed in blocks, so that
+    intermediate results are small and stay in the cache of a processor.
     """
 
     @staticmethod
     def forward(
-        ctx, logits: Tensor, groups: PairedGroups, temperature: float, detach_mean: bool
+        ctx: Any, logits: Tensor, groups: PairedGroups, temperature: float, detach_mean: bool
     ) -> Tensor:
         p, mean, log_mean = _softmax_and_means(logits, groups, temperature)
         divergence, log_ratio = _divergence_of_groups(mean, log_mean)
@@ -76,7 +77,7 @@ class _CategoricalSum(torch.autograd.Function):
         return (groups.sizes * divergence).sum()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 'categorical_consistency has no second derivative, and its gradient was '
@@ -90,9 +91,9 @@ class _CategoricalSum(torch.autograd.Function):
 def _softmax_and_means(
     logits: Tensor, groups: PairedGroups, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """P (N, C) in float32 at least, and for each group the means of p and log p.
+    """The softmax p (N, C) in float32 at least, and each group's means of p and log p.
 
-    Both means are (G + 1, C); the last row stands for the unpaired, and is 0.
+    Both means are (G + 1, C); the last row stands for the unpaired and is 0.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     p = torch.empty_like(logits, dtype=dtype)
@@ -111,7 +112,7 @@ def _softmax_and_means(
     counts = groups.sizes[:, None].clamp(min=1)
     for pbar, log_pbar, totals, count in _blocks(mean, log_mean, log_totals, counts):
         pbar.div_(count)
-        # Far below the largest a logit has -inf here; sums have to stay finite.
+        # A logit far below the largest has -inf here; sums have to stay finite.
         log_pbar.sub_(totals).div_(count).clamp_(min=-LARGEST)
     mean[-1].zero_()
     log_mean[-1].zero_()
@@ -119,7 +120,7 @@ def _softmax_and_means(
 
 
 def _divergence_of_groups(mean: Tensor, log_mean: Tensor) -> tuple[Tensor, Tensor]:
-    """<pbar, w> (G,) and w = log(pbar) - L (G, C), which takes the place of L."""
+    """<pbar, w> (G,) and w = log(pbar) - L (G, C), which is written over L."""
     divergence = mean.new_empty(len(mean))
     for pbar, log_ratio, own in _blocks(mean, log_mean, divergence):
         # pbar * log(pbar) tends to 0 with pbar, and so does its gradient there.
@@ -132,7 +133,7 @@ def _divergence_of_groups(mean: Tensor, log_mean: Tensor) -> tuple[Tensor, Tenso
 def _softmax_to_gradient(
     p: Tensor, mean: Tensor, log_ratio: Tensor | None, groups: PairedGroups
 ) -> None:
-    """Writes the gradient over p (N, C); without w the mean counts as constant."""
+    """Writes the gradient over p (N, C). Without w the mean counts as constant."""
     bits = torch.int64 if p.dtype == torch.float64 else torch.int32
     for own, numbers, paired in _blocks(p, groups.numbers, groups.paired):
         if log_ratio is not None:
@@ -140,13 +141,13 @@ def _softmax_to_gradient(
             share = 1 - through.sum(dim=1, keepdim=True)
             torch.addcmul(through, own, share, out=own)
         own.sub_(mean.index_select(0, numbers))
-        # Zeros for the unpaired, whatever they hold. On the bits, since masked_fill_
-        # takes ten times as long on a CPU.
+        # Zeros for the unpaired, even where they hold NaN. Written as an operation on bits,
+        # since masked_fill_ takes ten times as long on a CPU.
         own.view(bits).bitwise_and_(-paired[:, None].to(bits))
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the same consecutive rows of all tensors, the first being (N, C)."""
+    """Blocks of consecutive rows, the same of all tensors; the first is (N, C)."""
     entries = _CPU_BLOCK if tensors[0].device.type == 'cpu' else _DEVICE_BLOCK
     num_rows = max(entries // max(tensors[0].shape[1], 1), 1)
     return zip(*(tensor.split(num_rows) for tensor in tensors))

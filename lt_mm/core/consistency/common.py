@@ -1,11 +1,11 @@
-"""What the terms share: checks of their arguments, means over groups, the average."""
+"""What the terms share: checks of arguments, means over groups, the average."""
 
 import torch
 from torch import Tensor
 
 from lt_mm.core.pairing import PairedGroups
 
-# Predictions beyond it count as it, without gradient: their sums stay finite.
+# A prediction beyond this counts as this, without gradient, so that sums stay finite.
 LARGEST = 1e30
 
 
@@ -14,8 +14,8 @@ def group_mean(
 ) -> Tensor:
     """pbar: for each row of values (N, D) the mean of its group's rows, (N, D).
 
-    With weights (N, D) of 0 and 1, the mean of those entries that have 1; 0 where none
-    has.
+    With weights (N, D) of 0 and 1, the mean of the entries with weight 1; 0 where there is
+    none.
     """
     if detach:
         values = values.detach()
@@ -40,9 +40,9 @@ def average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Ten
 def zero_unpaired(paired: Tensor, predictions: Tensor) -> Tensor:
     """Predictions (N, D) in float32 at least, with zeros for the unpaired.
 
-    Half precision loses small divergences. An unpaired prediction may be anything, as
-    a box that no matrix brings back; left in, its overflow would be 0 in the term but
-    0 * inf, NaN, in the gradient.
+    Half precision loses small divergences. An unpaired prediction may be anything, such
+    as a box that no matrix brings back. If it stayed, its overflow would be 0 in the term
+    but 0 * inf, which is NaN, in the gradient.
     """
     wide = predictions if predictions.dtype == torch.float64 else predictions.float()
     return torch.where(paired[:, None], wide, 0).clamp(-LARGEST, LARGEST)
@@ -63,6 +63,6 @@ def check_predictions(
         raise ValueError(f'temperature is {temperature}; expected a positive number')
     if avg_factor is not None and not avg_factor > 0:
         raise ValueError(
-            f'avg_factor is {avg_factor}; expected a positive number, as '
+            f'avg_factor is {avg_factor}; expected a positive number, such as '
             'max(number of predictions, 1)'
         )

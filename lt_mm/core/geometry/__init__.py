@@ -1,29 +1,27 @@
-"""Views: 3x3 matrices from the pixels of a source image to those of a replica.
+"""Matrices (3x3) from the pixels of a source image to those of a replica, and what they move.
 
 Convention, stated once for the whole package: MMDetection's *edge* coordinates.
 A pixel covers a unit square, the image covers ``[0, W] x [0, H]``, a horizontal
-flip maps ``x`` to ``W - x``. A view is a homogeneous matrix ``M`` that acts on
-column vectors: ``replica ~ M @ source``. Views are kept in float64; chains of
-transforms are composed by multiplying from the left.
+flip maps ``x`` to ``W - x``. Matrices are homogeneous and act on column vectors:
+``replica ~ M @ source``. They are kept in float64; chains of transforms are composed
+by multiplying from the left.
 
-What is used inside data workers, on few boxes, takes and gives numpy arrays: the
-builders of matrices, :func:`move_boxes` and :func:`visible_fraction`. The other maps are
-batched, differentiable torch functions.
+Data workers, which have few boxes, use numpy arrays: the builders of matrices,
+:func:`move_boxes` and :func:`visible_fraction`. All other functions are batched,
+differentiable torch functions.
 
-No NaN comes out unless a point or a box that goes in holds one. A view that is no view
-(entries that are not finite, or beyond 1e100) moves everything to the origin, and what
-a view moves beyond the numbers of a precision is stopped at half its largest one, so
-that a difference of two of them is finite. :func:`is_invertible` is False for views
-that must not pair anything. Builders raise ``ValueError`` for what is not finite.
+No NaN comes out unless a point or a box that goes in holds one. A matrix that cannot be
+used (its entries are not finite, or beyond 1e100) moves everything to the origin.
+Coordinates beyond half the largest number of a precision stop there, so that the
+difference of two of them is finite. :func:`is_invertible` is False for matrices whose
+boxes must not be paired. Builders raise ``ValueError`` for numbers that are not finite.
 """
 
 from lt_mm.core.geometry.boxes import (
-    boxes_to_replica,
     boxes_to_source,
     map_boxes,
     map_points,
     move_boxes,
-    points_to_replica,
     points_to_source,
     side_positions_to_source,
     visible_fraction,
@@ -42,7 +40,6 @@ from lt_mm.core.geometry.matrices import (
 from lt_mm.core.geometry.restoration import moved_outlines, restoration_errors
 
 __all__ = [
-    'boxes_to_replica',
     'boxes_to_source',
     'flip_matrix',
     'invert',
@@ -53,7 +50,6 @@ __all__ = [
     'masks_to_source',
     'move_boxes',
     'moved_outlines',
-    'points_to_replica',
     'points_to_source',
     'restoration_errors',
     'rotation_matrix',

@@ -4,29 +4,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_mm.core.geometry.matrices import LARGEST_ENTRY, invert, where_usable
+from lt_mm.core.geometry.matrices import LARGEST_ENTRY, collapse_unusable, invert
 
 _PERSPECTIVE_FLOOR = 1e-9
 
 
 def map_points(points: Tensor, matrices: Tensor) -> Tensor:
-    """Moves points by views.
+    """Moves points by matrices.
 
-    A point on the horizon of a perspective view has no image; it is moved very far
-    away, never to NaN. A point that is not a number stays so.
+    A point on the horizon of a perspective has no image; it is moved very far away, never
+    to NaN. A point that is NaN stays NaN.
 
     Args:
         points: (..., k, 2), x and y in pixels; receives gradient.
-        matrices: (..., 3, 3), one view for each set of k points.
+        matrices: (..., 3, 3), one for each set of k points.
 
     Returns:
         (..., k, 2) in the dtype of ``points``; computed in float64. Beyond half the
         largest number of that dtype, positions stop there, without gradient.
     """
-    views = where_usable(matrices.double())
+    matrices = collapse_unusable(matrices.double())
     wide = points.double().clamp(-LARGEST_ENTRY, LARGEST_ENTRY)
-    moved = wide @ views[..., :2, :2].mT + views[..., None, :2, 2]
-    depth = wide @ views[..., 2, :2, None] + views[..., 2, 2, None, None]
+    moved = wide @ matrices[..., :2, :2].mT + matrices[..., None, :2, 2]
+    depth = wide @ matrices[..., 2, :2, None] + matrices[..., 2, 2, None, None]
     far = torch.where(depth < 0, -_PERSPECTIVE_FLOOR, _PERSPECTIVE_FLOOR).to(depth)
     depth = torch.where(depth.abs() < _PERSPECTIVE_FLOOR, far, depth)
     limit = torch.finfo(points.dtype).max / 2
@@ -34,11 +34,11 @@ def map_points(points: Tensor, matrices: Tensor) -> Tensor:
 
 
 def map_boxes(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
-    """Moves boxes by views: the axis-aligned hull of the four moved corners.
+    """Moves boxes by matrices: the axis-aligned hull of the four moved corners.
 
     Args:
         boxes_xyxy: (..., 4), pixels of the image before; receives gradient.
-        matrices: (..., 3, 3), one view a box.
+        matrices: (..., 3, 3), one a box.
 
     Returns:
         (..., 4) xyxy in pixels of the image after; x1 <= x2 and y1 <= y2, also
@@ -55,17 +55,14 @@ def points_to_source(points: Tensor, matrices: Tensor) -> Tensor:
     return map_points(points, invert(matrices))
 
 
-def points_to_replica(points: Tensor, matrices: Tensor) -> Tensor:
-    """Points of a source image in the frame of replicas; see :func:`map_points`."""
-    return map_points(points, matrices)
-
-
 def boxes_to_source(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
     """psi^-1 for boxes: restores boxes of replicas to their source image.
 
+    Psi itself, from the source image to replicas, is :func:`map_boxes`.
+
     Args:
         boxes_xyxy: (..., 4), pixels of the replicas; receives gradient.
-        matrices: (..., 3, 3), views from source to replica, one a box.
+        matrices: (..., 3, 3), from source to replica, one a box.
 
     Returns:
         (..., 4) xyxy, pixels of the source images. Exact where
@@ -74,31 +71,26 @@ def boxes_to_source(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
     return map_boxes(boxes_xyxy, invert(matrices))
 
 
-def boxes_to_replica(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
-    """Psi for boxes: moves boxes of source images to replicas; see :func:`map_boxes`."""
-    return map_boxes(boxes_xyxy, matrices)
-
-
 def side_positions_to_source(
     centers: Tensor, distances: Tensor, matrices: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Where the sides of boxes may lie, in the source image.
 
-    A head that predicts a distribution of the distance from a point to each side of
-    the box says, for K distances, how likely the side is there.
+    For heads that predict a distribution of the distance from a point to each side of the
+    box: how likely each of K distances is.
 
     Args:
         centers: (N, 2), the points; pixels of the replicas.
         distances: (N, K) from the point to the side, ascending, K > 1; pixels of the
             replicas.
-        matrices: (N, 3, 3), views from source to replica; axis-aligned
+        matrices: (N, 3, 3), from source to replica; axis-aligned
             (:func:`is_axis_aligned`), others give positions without meaning.
 
     Returns:
         (N, 4, K) float64: for the left, top, right and bottom side in the source image
-        its x (left, right) or y (top, bottom) at each distance. And (N, 4) int64: which
-        side of the replica it is there, in the same order; a horizontal flip makes the
-        left side the right one.
+        its x (left, right) or y (top, bottom) at each distance; and (N, 4) int64: which
+        side of the replica it is, in the same order. A horizontal flip makes the left
+        side the right one.
     """
     axes = torch.eye(2, dtype=torch.float64, device=centers.device)
     directions = torch.cat([-axes, axes])
@@ -116,11 +108,11 @@ def side_positions_to_source(
 
 
 def move_boxes(boxes_xyxy: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """:func:`boxes_to_replica` for data workers, many times faster for few boxes.
+    """:func:`map_boxes` for data workers, many times faster for few boxes.
 
     Args:
         boxes_xyxy: (n, 4) float64, pixels of the source images.
-        matrices: (n, 3, 3) float64, views from source to replica, one a box.
+        matrices: (n, 3, 3) float64, from source to replica, one a box.
 
     Returns:
         (n, 4) float64, pixels of the replicas.
@@ -140,7 +132,7 @@ def move_boxes(boxes_xyxy: np.ndarray, matrices: np.ndarray) -> np.ndarray:
 def visible_fraction(
     boxes_xyxy: np.ndarray, whole_xyxy: np.ndarray, shape: tuple[int, int]
 ) -> np.ndarray:
-    """How much of moved boxes is left inside an image.
+    """How much of each moved box is left inside an image.
 
     Args:
         boxes_xyxy: (n, 4), the boxes as they are now, possibly clipped; pixels.
@@ -149,9 +141,9 @@ def visible_fraction(
 
     Returns:
         (n,) float32 in [0, 1]: area of the box inside the image and inside the whole
-        box / area of the whole moved box; 0 for a box without area. (A box that was
-        clipped and then rotated can lie outside the whole: nothing of it is seen, as
-        of a box that is not a number.)
+        box / area of the whole moved box; 0 for a box without area or with NaN. (A box
+        that was clipped and then rotated can lie outside the whole: it counts as not
+        seen.)
     """
     height, width = shape[:2]
     whole = whole_xyxy.clip(-LARGEST_ENTRY, LARGEST_ENTRY)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lt_mm.core.geometry.boxes import map_points
 
-_SMALLEST_SIDE = 1e-6  # pixels; a RoI with a smaller one counts as without area
+_SMALLEST_SIDE = 1e-6  # pixels; a RoI with a smaller one has no area
 
 
 def masks_to_source(
@@ -14,16 +14,15 @@ def masks_to_source(
     """psi^-1 for masks: resamples them on a canonical grid of the source instance.
 
     Each cell centre of a ``size`` x ``size`` grid over the instance's region in the
-    source image is moved into the replica by the instance's own view, and the mask is
+    source image is moved into the replica by the instance's own matrix, and the mask is
     read there by bilinear interpolation. No inverse is taken, so rotated, sheared and
     mirrored replicas are all exact up to interpolation.
 
     Args:
         mask_logits: (N, h, w), unnormalised, on a regular grid over the RoI (cell
-            centres at (i + 0.5) / w of its side, as RoIAlign has it); receives
-            gradient.
+            centres at (i + 0.5) / w of its side, as in RoIAlign); receives gradient.
         rois_xyxy: (N, 4), the RoI of each mask; pixels of its replica.
-        matrices: (N, 3, 3), views from source to replica.
+        matrices: (N, 3, 3), from source to replica.
         regions_xyxy: (N, 4), region of each instance; pixels of the source image.
             Equal for the masks that are to be compared.
         size: Cells of the grid along each side.
@@ -31,7 +30,7 @@ def masks_to_source(
     Returns:
         (N, size, size) logits on the grid, in float32 or wider, and (N, size, size)
         bool: whether the cell lies inside the RoI, so that the mask says something
-        about it. A RoI without area, or that is not a number, has no inside.
+        about it. No cell lies inside a RoI without area, or with NaN.
     """
     steps = (torch.arange(size, device=rois_xyxy.device, dtype=torch.float64) + 0.5) / size
     rows, columns = torch.meshgrid(steps, steps, indexing='ij')

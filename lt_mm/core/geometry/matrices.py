@@ -13,13 +13,13 @@ _LARGEST_INVERSE = 1e15
 
 
 def translation_matrix(dx: float, dy: float) -> np.ndarray:
-    """View of a shift by (dx, dy) pixels: (3, 3) float64."""
+    """The matrix of a shift by (dx, dy) pixels: (3, 3) float64."""
     _refuse_infinite('a shift by', dx, dy)
     return np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1]], dtype=np.float64)
 
 
 def scale_matrix(sx: float, sy: float) -> np.ndarray:
-    """View of a resize by the factors sx (width) and sy (height): (3, 3) float64."""
+    """The matrix of a resize by the factors sx (width) and sy (height): (3, 3) float64."""
     _refuse_infinite('a resize by', sx, sy)
     return np.array([[sx, 0, 0], [0, sy, 0], [0, 0, 1]], dtype=np.float64)
 
@@ -28,13 +28,13 @@ def _refuse_infinite(what: str, *numbers: float) -> None:
     numbers = tuple(map(float, numbers))
     if not all(abs(number) <= LARGEST_ENTRY for number in numbers):
         raise ValueError(
-            f'{what} {numbers} is no view; expected finite numbers. '
+            f'{what} {numbers} gives no matrix; expected finite numbers. '
             'Check the transform that drew them'
         )
 
 
 def flip_matrix(shape: tuple[int, int], direction: str) -> np.ndarray:
-    """View of a flip inside an image.
+    """The matrix of a flip inside an image.
 
     Args:
         shape: (height, width) of the image in pixels.
@@ -61,7 +61,7 @@ def flip_matrix(shape: tuple[int, int], direction: str) -> np.ndarray:
 
 
 def rotation_matrix(center: tuple[float, float], angle: float) -> np.ndarray:
-    """View of a rotation about a point.
+    """The matrix of a rotation about a point.
 
     Args:
         center: (x, y) in pixels.
@@ -77,7 +77,7 @@ def rotation_matrix(center: tuple[float, float], angle: float) -> np.ndarray:
 
 
 def scale_about_matrices(centers: np.ndarray, sx: float, sy: float) -> np.ndarray:
-    """Views of a resize about points that stay where they are.
+    """The matrices of a resize about points that stay where they are.
 
     Args:
         centers: (n, 2), x and y in pixels.
@@ -94,9 +94,9 @@ def scale_about_matrices(centers: np.ndarray, sx: float, sy: float) -> np.ndarra
 
 
 def is_axis_aligned(matrices: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """Whether views take axis-aligned boxes to axis-aligned boxes.
+    """Whether matrices take axis-aligned boxes to axis-aligned boxes.
 
-    Only for such views is a box restored exactly by the inverse matrix. A rotation
+    Only by such a matrix is a box restored exactly by the inverse matrix. A rotation
     (other than by a multiple of 90 degrees), a shear or a perspective is not: the
     axis-aligned hull of the hull is larger than the box.
 
@@ -110,7 +110,7 @@ def is_axis_aligned(matrices: Tensor, tolerance: float = 1e-6) -> Tensor:
     """
     linear = matrices[..., :2, :2].abs()
     perspective = matrices[..., 2, :2].abs() * 1000
-    # Each row by itself: a view may squeeze one axis and stretch the other.
+    # Each row by itself: a matrix may squeeze one axis and stretch the other.
     small = linear <= tolerance * linear.amax(dim=-1, keepdim=True)
     straight = small[..., 0, 1] & small[..., 1, 0]
     swapped = small[..., 0, 0] & small[..., 1, 1]
@@ -119,42 +119,42 @@ def is_axis_aligned(matrices: Tensor, tolerance: float = 1e-6) -> Tensor:
     return (straight | swapped) & flat & finite
 
 
-def where_usable(views: Tensor) -> Tensor:
-    """The views; in the place of those that are none, one that moves all to (0, 0)."""
-    usable = (views.abs() <= LARGEST_ENTRY).flatten(-2).all(dim=-1)[..., None, None]
-    return torch.where(usable, views, collapsing(views))
+def collapse_unusable(matrices: Tensor) -> Tensor:
+    """Replaces matrices that cannot be used by one that moves everything to (0, 0)."""
+    usable = (matrices.abs() <= LARGEST_ENTRY).flatten(-2).all(dim=-1)[..., None, None]
+    return torch.where(usable, matrices, _collapsing(matrices))
 
 
-def collapsing(views: Tensor) -> Tensor:
-    """Zeros with a last entry of one, as many as there are views."""
-    collapsed = torch.zeros_like(views)
+def _collapsing(matrices: Tensor) -> Tensor:
+    """Zeros with a last entry of one, as many as there are matrices."""
+    collapsed = torch.zeros_like(matrices)
     collapsed[..., 2, 2] = 1
     return collapsed
 
 
 def invert(matrices: Tensor) -> Tensor:
-    """Inverse views, in float64.
+    """Inverse matrices, in float64.
 
     Args:
         matrices: (..., 3, 3).
 
     Returns:
-        (..., 3, 3) float64. A view without an inverse (an image squeezed to a line)
-        gives a matrix of zeros with a last entry of one, so that no NaN appears;
-        test with :func:`is_invertible` what such a view may be used for.
+        (..., 3, 3) float64. Where there is no inverse (an image squeezed to a line),
+        zeros with a last entry of one, so that no NaN appears; test with
+        :func:`is_invertible` which matrices may be used.
     """
     adjugate, det = _adjugate_and_determinant(matrices.double())
     invertible = is_invertible(matrices)[..., None, None]
     inverse = adjugate / torch.where(invertible, det[..., None, None], 1)
-    return torch.where(invertible, inverse, collapsing(adjugate))
+    return torch.where(invertible, inverse, _collapsing(adjugate))
 
 
 def is_invertible(matrices: Tensor) -> Tensor:
-    """Whether views can be inverted: (..., 3, 3) to (...,) bool.
+    """Whether matrices can be inverted: (..., 3, 3) to (...,) bool.
 
-    Not where the determinant is below 1e-12 (an image squeezed to a line), not where it
-    cannot be told from the rounding of its own terms, and not where an entry of the
-    view or of its inverse is not finite or absurd.
+    False where the determinant is below 1e-12 (an image squeezed to a line) or cannot be
+    told from the rounding of its own terms, and where an entry of the matrix or of its
+    inverse is not finite or absurdly large.
     """
     wide = matrices.double()
     adjugate, det = _adjugate_and_determinant(wide)
@@ -177,8 +177,8 @@ def is_invertible(matrices: Tensor) -> Tensor:
 def _adjugate_and_determinant(wide: Tensor) -> tuple[Tensor, Tensor]:
     """(..., 3, 3) and (...,), so that the inverse is their quotient.
 
-    Written out: a factorisation loses rows of very different size, raises for
-    singular views and makes the device wait.
+    Written out, since a factorisation loses rows of very different size, raises for
+    singular matrices and makes the host wait for the device.
     """
     first, second, third = wide.unbind(dim=-2)
     columns = [

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lt_mm.core.geometry.boxes import boxes_to_source, map_points
 
-# Of the area of a box. Less than this is rounding, in pixels of float32.
+# A box that lost a smaller share of its area is whole: float32 rounds pixels.
 _CUT = 1e-4
 
 
@@ -14,19 +14,19 @@ def restoration_errors(
 ) -> Tensor:
     """How far restored boxes lie from the annotations that they show.
 
-    A box that is whole in its replica has to come back to its annotation. One that was
-    cut comes back to a part of it: what counts is how far it reaches beyond.
+    A box that is whole in its replica has to come back to its annotation. A box that was
+    cut comes back to a part of it: there only what reaches beyond is an error.
 
     Args:
         boxes_xyxy: (N, 4), pixels of the replicas.
-        matrices: (N, 3, 3), views from source to replica.
+        matrices: (N, 3, 3), from source to replica.
         annotated_xyxy: (N, 4), the annotations; pixels of the source images.
         visibility: (N,), the part of each box that its replica shows.
 
     Returns:
         (N,) float64, the error of the worst of the four sides in pixels of the source
-        images. Not small by nature where the view is not axis-aligned, or where boxes
-        were made anew from masks.
+        images. It is not small where the matrix is not axis-aligned, or where boxes were
+        made anew from masks.
     """
     annotated = annotated_xyxy.double()
     off = boxes_to_source(boxes_xyxy.double(), matrices) - annotated
@@ -36,11 +36,11 @@ def restoration_errors(
 
 
 def moved_outlines(boxes_xyxy: Tensor, matrices: Tensor) -> Tensor:
-    """The corners of boxes after views, around each box.
+    """The corners of moved boxes, in the order in which an outline joins them.
 
     Args:
         boxes_xyxy: (N, 4), pixels of the source images.
-        matrices: (N, 3, 3), views from source to replica.
+        matrices: (N, 3, 3), from source to replica.
 
     Returns:
         (N, 4, 2), pixels of the replicas: the quadrilateral whose hull

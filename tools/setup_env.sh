@@ -37,11 +37,7 @@ readonly usage="usage: tools/setup_env.sh [--family onedl|openmmlab]"
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 say() { printf '[setup] %s\n' "$*"; }
-
-die() {
-  printf '[setup] error: %s\n' "$*" >&2
-  exit 1
-}
+die() { say "error: $*" >&2 && exit 1; }
 
 parse_arguments() {
   family=onedl
@@ -59,9 +55,7 @@ parse_arguments() {
     openmmlab) venv="$root/.venv-openmmlab" mmcv=mmcv ;;
     *) die "unknown family '$family'; $usage" ;;
   esac
-  lock_file="$root/tools/requirements/$family.txt"
-  log="$venv/setup.log"
-  stamp="$venv/.lt_mm_setup"
+  lock_file="$root/tools/requirements/$family.txt" log="$venv/setup.log" stamp="$venv/.lt_mm_setup"
 }
 
 # Sets `ops` and `nvcc`. CUDA operators need both: a card without a toolkit cannot build
@@ -82,8 +76,6 @@ digest() {
   printf '%s\n' "$SETUP_VERSION" "$root" "$ops" "$(py --version)" "$(<"$lock_file")" \
     "$(<"$root/pyproject.toml")" | cksum
 }
-
-is_up_to_date() { [[ -x "$venv/bin/python" && -f "$stamp" && "$(<"$stamp")" == "$(digest)" ]]; }
 
 # The pinned version of a package: the lock file is the only place with numbers.
 pinned() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$lock_file"; }
@@ -106,7 +98,7 @@ step() {
 show_failure() {
   # A compiler's message stands far above pip's account of the failure.
   grep -m 5 -E '(fatal )?error: ' "$log" >&2 || true
-  printf '[setup] the last lines of the log:\n' >&2
+  say "the last lines of the log:" >&2
   grep -v '^WARNING: ' "$log" | tail -n 30 >&2
   die "$1 failed; the whole log is $log"
 }
@@ -190,12 +182,11 @@ print(*("-I" + path for path in include_paths()))')"
 # The operators are compiled once for a machine, in a directory of their own: an
 # interrupted build leaves no half wheel.
 install_mmcv() {
-  local version requirement cache jobs
-  version="$(pinned "$mmcv")"
-  requirement="$mmcv==$version"
+  local requirement cache jobs
+  requirement="$mmcv==$(pinned "$mmcv")"
   cache="${XDG_CACHE_HOME:-$HOME/.cache}/lt_mm/wheels/$(py -c 'import sys
 print("cp%d%d" % sys.version_info[:2])')-torch$(pinned torch)-$built_for"
-  find_wheel() { compgen -G "$cache/${mmcv//-/_}-$version-*_$(uname -m).whl"; }
+  find_wheel() { compgen -G "$cache/${mmcv//-/_}-${requirement#*==}-*_$(uname -m).whl"; }
   if ! find_wheel >/dev/null; then
     mkdir -p "$cache"
     build_dir="$(mktemp -d "$cache/.build-XXXXXX")"
@@ -217,7 +208,7 @@ main() {
   mkdir -p "$venv"
   exec 9>"$venv/.setup.lock" # two runs at once must not install into one environment
   flock -n 9 || { say "waiting for another run of this script" && flock 9; }
-  if is_up_to_date; then
+  if [[ -x "$venv/bin/python" && -f "$stamp" && "$(<"$stamp")" == "$(digest)" ]]; then
     say "environment is up to date: $venv"
     return
   fi

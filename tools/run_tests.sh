@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Sets the environment up and runs the tests.
+# Sets the environment up, checks style and types, and runs the tests.
 #
 #   tools/run_tests.sh [--slow] [--family onedl|openmmlab] [pytest arguments]
 #
-# Without --slow the tests marked `slow` are left out. A path or a node id among
-# the pytest arguments takes the place of the whole of tests/. The exit code is
-# pytest's.
+# Without --slow the tests marked `slow` are left out. ruff and mypy come first, and a
+# finding of theirs ends the run; with pytest arguments, which select some tests or
+# change how they run, only pytest is run. A path or a node id among these arguments
+# takes the place of the whole of tests/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,6 +28,12 @@ done
 bash tools/setup_env.sh --family "$family"
 venv=.venv
 if [[ "$family" != onedl ]]; then venv+="-$family"; fi
+
+if ((${#pytest_arguments[@]} == 0)); then
+  "$venv/bin/ruff" check .
+  "$venv/bin/ruff" format --check .
+  "$venv/bin/mypy"
+fi
 
 # The tests work on tiny tensors, which a second thread does not make faster: they run
 # in as many processes as there are cores, four at the most, with one thread each.

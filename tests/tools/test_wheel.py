@@ -99,6 +99,10 @@ def test_mim_finds_configs_and_tools(installed):
     assert ambiguous <= NAMED_LIKE_A_BASE
 
 
+def test_type_checkers_are_told_of_the_hints(installed):
+    assert (installed / 'lt_mm' / 'py.typed').is_file()
+
+
 def test_every_base_is_installed(installed):
     bases = (CONFIGS / '_base_').rglob('*.py')
     missing = [

@@ -88,7 +88,7 @@ class Timer:
 
     Args:
         device: ``'cpu'`` or ``'cuda'``; every time is taken when the card has finished.
-        quick: Whether a few rounds have to do.
+        quick: Fewer rounds, for a first look.
     """
 
     def __init__(self, device: str, quick: bool = False) -> None:

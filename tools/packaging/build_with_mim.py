@@ -16,8 +16,8 @@ PATTERNS = [
     'tools/*.py',
     'tools/analysis/*.py',
     'tools/*_converters/*.py',
-    'tools/packaging/*.py',
-]  # this file, for wheels made from an sdist
+    'tools/packaging/*.py',  # this file, for wheels made from an sdist
+]
 
 
 class BuildWithMim(build_py):

@@ -8,9 +8,11 @@ the object's own code calls. Nothing but that one instance changes.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mmengine.config import Config
 from torch import nn
 
 from lt_mm.registry import MODELS
@@ -51,19 +53,55 @@ def build_stock(module: Any, overrides: dict[str, Any]) -> nn.Module:
 
     Args:
         module: Its config, or a built one.
-        overrides: Arguments that the stock detectors add to the config of a part.
+        overrides: Arguments beside that config, such as those that the stock detectors add
+            to a part. A dict without a type is merged into the part of the config that has
+            its name, as a child config is; anything else takes its place.
 
     Raises:
-        TypeError: If the module is built already and there are overrides.
+        TypeError: If the module takes no argument of a name, or is built already and there
+            are overrides.
     """
     if not isinstance(module, nn.Module):
-        return MODELS.build({**module, **overrides})
+        _check_arguments(module, overrides)
+        config = dict(module)
+        for name, value in overrides.items():
+            config[name] = _merged(config.get(name), value)
+        return MODELS.build(config)
     if overrides:
         raise TypeError(
             f'{type(module).__name__} is built already, so the arguments '
             f'{sorted(overrides)} cannot reach it; pass its config'
         )
     return module
+
+
+def _check_arguments(config: dict[str, Any], overrides: dict[str, Any]) -> None:
+    cls = config['type']
+    if not isinstance(cls, type):
+        with MODELS.switch_scope_and_registry(None) as registry:
+            cls = registry.get(cls)
+    if cls is None or inspect.isfunction(cls.__new__):
+        # The registry's own error names what there is; a wrapper hands arguments on.
+        return
+    constructors = [each.__init__ for each in cls.__mro__ if inspect.isfunction(each.__init__)]
+    taken = {name for each in constructors for name in inspect.signature(each).parameters}
+    unknown = sorted(set(overrides) - taken - set(config))
+    if unknown:
+        raise TypeError(
+            f'{", ".join(unknown)} stands beside the config of a {cls.__name__}, which takes no '
+            'argument of this name, and is no option of the wrapper either; expected one of '
+            'the options in its documentation, spelled as there'
+        )
+
+
+def _merged(present: Any, value: Any) -> Any:
+    """The value for a key of a config that has one already."""
+    both = isinstance(present, dict) and isinstance(value, dict)
+    if not both or 'type' not in present or 'type' in value:
+        return value
+    merged = Config(dict(part=present))
+    merged.merge_from_dict(dict(part=value))
+    return merged.part
 
 
 def mix_in(mixin: type[InstanceMixin], instance: Any) -> Any:

@@ -19,7 +19,14 @@ from lt_mm.models.heads import (
 )
 from lt_mm.structures.errors import UnsupportedHeadError
 from tests.models.heads import dense_data
-from tests.models.heads.head_data import FLIP, SHAPE, det_sample, total
+from tests.models.heads.head_data import (
+    FLIP,
+    SHAPE,
+    build_roi_head,
+    det_sample,
+    roi_head_config,
+    total,
+)
 from tests.paths import DOCS
 from tests.reference import inverse, move_box
 
@@ -153,3 +160,21 @@ def test_every_addition_to_a_stock_head_is_marked():
         }
         stock = set(dir(mixin.lt_heads[0])) | {'extra_repr', 'prefix'}
         assert own <= stock, mixin
+
+
+def test_a_misspelt_option_is_named():
+    init_default_scope('mmdet')
+    config = dict(dense_data.HEADS['RetinaNet'], type='RetinaHead')
+    for name in ('roh', 'pairings', 'rho_boxes'):
+        with pytest.raises(TypeError, match=rf'{name} .*RetinaHead.*no option'):
+            MODELS.build(dict(type='lt_mm.LossTransformHead', head=config, **{name: 1.0}))
+
+
+def test_settings_beside_the_head_are_merged_into_it():
+    """As a child config writes them: roi_head=dict(bbox_head=dict(num_classes=7))."""
+    wrap = dict(type='lt_mm.LossTransformHead', head=roi_head_config())
+    head = build_roi_head(dict(wrap, bbox_head=dict(num_classes=7)))
+    assert head.bbox_head.num_classes == 7 and head.bbox_head.fc_cls.out_features == 8
+    assert head.bbox_head.fc_reg.out_features == 28
+    other = dict(roi_head_config()['bbox_head'], fc_out_channels=4)
+    assert build_roi_head(dict(wrap, bbox_head=other)).bbox_head.fc_cls.in_features == 4

@@ -4,19 +4,21 @@ from typing import Any
 
 import torch
 from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.structures.errors import PREPROCESSOR_HINT, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import source_ids_of
 
-# Losses of MMPretrain that read the logits as independent Bernoullis.
-_SIGMOID_LOSSES = ('FocalLoss', 'AsymmetricLoss')
+# Losses that say nothing of their activation, by what they read the logits as.
+_SIGMOID_LOSSES = ('FocalLoss', 'BCEWithLogitsLoss', 'MultiLabelSoftMarginLoss')
+_SOFTMAX_LOSSES = ('CrossEntropyLoss',)
 
 
 @register_head_family(ClsHead, MultiLabelClsHead)
@@ -45,6 +47,14 @@ class ClsConsistency(ConsistencyMixin):
                 'past _get_loss; expected a head that derives its loss from ClsHead, such as '
                 "dict(type='LinearClsHead', ...)"
             )
+
+    @classmethod
+    def lt_wrap(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
+        """Wraps a head whose loss tells its activation, or with options that do."""
+        cls.lt_check(head)
+        if options.activation == 'auto':
+            reads_sigmoid(head.loss_module)
+        return cls.lt_add(head, options)
 
     def loss(self, feats: Any, data_samples: list[Any], **kwargs: Any) -> dict:
         losses = super().loss(feats, data_samples, **kwargs)
@@ -116,12 +126,9 @@ class ClsConsistency(ConsistencyMixin):
         return self.lt_class_term(logits, one_group, self._lt_is_sigmoid())
 
     def _lt_is_sigmoid(self) -> bool:
-        loss = self.loss_module
-        return (
-            isinstance(self, MultiLabelClsHead)
-            or bool(getattr(loss, 'use_sigmoid', False))
-            or type(loss).__name__ in _SIGMOID_LOSSES
-        )
+        if self.lt_options.activation != 'auto':
+            return self.lt_options.activation == 'sigmoid'
+        return reads_sigmoid(self.loss_module)
 
     def _lt_settle_labels(self, data_samples: list[Any], batch: GatheredBatch) -> None:
         """Makes sure that replicas of one source are trained on one and the same label.
@@ -146,6 +153,30 @@ class ClsConsistency(ConsistencyMixin):
         else:
             # A multi-label target sums to anything, so there only a difference tells.
             _refuse_mixed(scores, group_ids, one_hot=not isinstance(self, MultiLabelClsHead))
+
+
+def reads_sigmoid(loss: Any) -> bool:
+    """Whether a classification loss reads its logits as independent Bernoullis.
+
+    Args:
+        loss: A loss module of MMPretrain or torch.
+
+    Raises:
+        UnsupportedHeadError: If nothing tells.
+    """
+    # LabelSmoothLoss and its like keep the loss that reads the logits.
+    for each in (loss, getattr(loss, 'ce', None)):
+        if hasattr(each, 'use_sigmoid'):
+            return bool(each.use_sigmoid)
+    name = type(loss).__name__
+    if name not in (*_SIGMOID_LOSSES, *_SOFTMAX_LOSSES):
+        raise UnsupportedHeadError(
+            f'{name} does not say whether it reads the logits as a softmax or as independent '
+            'sigmoids (use_sigmoid), and the consistency term has to read them alike; name '
+            "it: head=dict(type='lt_mm.LossTransformHead', activation='softmax', ...), or "
+            "activation='sigmoid'"
+        )
+    return name in _SIGMOID_LOSSES
 
 
 def _soft_labels(data_samples: list[Any]) -> Tensor | None:

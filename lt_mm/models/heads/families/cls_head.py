@@ -165,7 +165,8 @@ def reads_sigmoid(loss: Any) -> bool:
         UnsupportedHeadError: If nothing tells.
     """
     # LabelSmoothLoss and its like keep the loss that reads the logits.
-    for each in (loss, getattr(loss, 'ce', None)):
+    reader: Any = getattr(loss, 'ce', loss)
+    for each in (loss, reader):
         if hasattr(each, 'use_sigmoid'):
             return bool(each.use_sigmoid)
     name = type(loss).__name__

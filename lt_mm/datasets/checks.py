@@ -5,17 +5,21 @@ tools too. :func:`explained` makes the errors that the stock data sets raise say
 file is wrong and in what; ``tools/train.py`` uses it.
 """
 
+import json
+import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from mmdet.registry import DATASETS as DETECTION_DATASETS
 from mmengine.dataset import BaseDataset
 
-from lt_mm.datasets.converters.coco_json import briefly, find_fault
 from lt_mm.datasets.reporting import warn
 
+_KEYS = ('images', 'annotations', 'categories')
+_IMAGE_KEYS = ('id', 'file_name', 'height', 'width')
+_ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 _CLASSES_HINT = (
     'set the names that stand in the annotation file: train_dataloader.dataset.metainfo'
     "=dict(classes=('name', ...)), with a comma after a single one, and num_classes of "
@@ -123,3 +127,108 @@ def _fault_of(cfg: dict) -> str | None:
     )
     fault = find_fault(path, classes, cfg.get('filter_cfg') or {})
     return None if fault is None else f'{path} {fault}'
+
+
+def find_fault(path: str, classes: Sequence[str], filter_cfg: Mapping[str, Any] = {}) -> str | None:
+    """Find out why mmdet's `CocoDataset` cannot load a file, or loads nothing from it.
+
+    Args:
+        path: The annotation file.
+        classes: Names of the classes that are to be trained on.
+        filter_cfg: The data set's, as `dict(filter_empty_gt=True, min_size=32)`.
+
+    Returns:
+        What is wrong, to be read after the path, with the hint; None where no fault is found.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            coco = json.load(file)
+    except ValueError as error:  # bytes that are no text, or text that is no json
+        return (
+            f'is no json, or a part of one ({error}); it has {os.path.getsize(path)} bytes. '
+            'Download or write it again'
+        )
+    if not isinstance(coco, dict):
+        return (
+            f'holds a {type(coco).__name__}; expected an object with the keys {_KEYS}, as '
+            'COCO json has it'
+        )
+    for key in _KEYS:
+        if not isinstance(coco.get(key), list):
+            return (
+                f'has no list {key!r}, but the keys {tuple(coco)}; expected {_KEYS}, as COCO '
+                'json has it. Check train_dataloader.dataset.ann_file'
+            )
+    return (
+        _incomplete('images', coco['images'], _IMAGE_KEYS)
+        or _incomplete('annotations', coco['annotations'], _ANNOTATION_KEYS)
+        or _repeated_ids(coco['annotations'])
+        or _nothing_to_train(coco, classes, filter_cfg)
+    )
+
+
+def _incomplete(name: str, entries: list[Any], keys: Sequence[str]) -> str | None:
+    for row, entry in enumerate(entries):
+        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            return f'has {name}[{row}] without {", ".join(missing)}; expected {keys}'
+        box = entry.get('bbox', (0,) * 4)
+        if not (
+            isinstance(box, (list, tuple))
+            and len(box) == 4
+            and all(isinstance(number, (int, float)) for number in box)
+        ):
+            return (
+                f'has {name}[{row}] (id {entry["id"]}) with bbox {box!r}; expected four '
+                'numbers, [x, y, width, height]'
+            )
+    return None
+
+
+def _repeated_ids(annotations: list[dict[str, Any]]) -> str | None:
+    seen = set()
+    for row, annotation in enumerate(annotations):
+        if annotation['id'] in seen:
+            return (
+                f'has annotations[{row}] with the id {annotation["id"]} of another one; '
+                'expected ids that are all different'
+            )
+        seen.add(annotation['id'])
+    return None
+
+
+def _nothing_to_train(
+    coco: dict[str, Any], classes: Sequence[str], filter_cfg: Mapping[str, Any]
+) -> str | None:
+    names = [category['name'] for category in coco['categories']]
+    if isinstance(classes, str):
+        return (
+            f'is to be read for the text {classes!r}; expected a tuple of names, with a comma '
+            f'after a single one: classes=({classes!r}, )'
+        )
+    if not set(names) & set(classes):
+        return (
+            f'has none of the classes {briefly(classes)}; its categories are '
+            f'{briefly(names)}. Set train_dataloader.dataset.metainfo='
+            'dict(classes=(...)), and num_classes of the head to their number'
+        )
+    kept = {category['id'] for category in coco['categories'] if category['name'] in classes}
+    annotated = {each['image_id'] for each in coco['annotations'] if each['category_id'] in kept}
+    min_size = filter_cfg.get('min_size', 0)
+    large = [image for image in coco['images'] if min(image['width'], image['height']) >= min_size]
+    if not large or (
+        filter_cfg.get('filter_empty_gt') and not (annotated & {image['id'] for image in large})
+    ):
+        return (
+            f'has no image that is left: of its {len(coco["images"])} images {len(large)} are '
+            f'{min_size} pixels wide and high, and {len(annotated)} have annotations of the '
+            f'classes {briefly(classes)}. Check train_dataloader.dataset.filter_cfg='
+            f'{dict(filter_cfg)}'
+        )
+    return None
+
+
+def briefly(names: Sequence[str]) -> str:
+    """At most five of the names, for a message."""
+    shown = ', '.join(map(repr, names[:5]))
+    return f'({shown}{", ..." if len(names) > 5 else ""})'

@@ -7,12 +7,9 @@ read.
 
 import hashlib
 import re
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,10 +21,9 @@ from lt_mm.datasets.converters.coco_json import (
     write_split,
 )
 from lt_mm.datasets.converters.source_files import (
-    FolderFiles,
     SourceFiles,
     decode_image,
-    points_outside,
+    open_source,
     read_labels,
 )
 
@@ -35,9 +31,12 @@ GENERATOR = 'lt_mm.datasets.converters.pennfudan'
 PENNFUDAN_CLASSES = ('person',)
 DEFAULT_NUM_VAL = 50
 
-_IMAGE = re.compile(r'(?P<root>(?:.*/)?)PNGImages/(?P<name>[^/.][^/]*)\.png')
+_IMAGE = r'PNGImages/[^/.][^/]*\.png'
 _PATTERNS = [depth + part for depth in ('', '*/') for part in ('PNGImages/*', 'PedMasks/*')]
-_EXPECTED = 'PNGImages/NAME.png with PedMasks/NAME_mask.png, alone or in one folder'
+_EXPECTED = (
+    'PennFudanPed.zip (about 54 MB) or the folder unpacked from it, with PNGImages/NAME.png and '
+    'PedMasks/NAME_mask.png'
+)
 
 
 def convert_pennfudan(
@@ -65,7 +64,7 @@ def convert_pennfudan(
         FileExistsError: If `out_dir` holds annotations of another origin.
     """
     source, out_dir = Path(source), Path(out_dir)
-    with _open_source(source) as files:
+    with open_source(source, 'zip', _PATTERNS, _EXPECTED) as files:
         pairs = _find_pairs(files)
         val = split_names(pairs, num_val, seed)[1]
         remove_stale_json(out_dir, GENERATOR)
@@ -115,84 +114,24 @@ def split_names(names: Iterable[str], num_val: int, seed: int = 0) -> tuple[list
     return [name for name in everything if name not in val], sorted(val)
 
 
-class _Zip:
-    """Files of an archive; they are read by name into memory, and nothing is unpacked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise self._damaged() from error
-        self.names = set(self._zip.namelist())
-        outside = sorted(filter(points_outside, self.names))
-        if outside:
-            self._zip.close()
-            raise ValueError(
-                f'{path} has the entry {outside[0]!r}, which points out of the '
-                'archive; expected relative names only. Use the original archive'
-            )
-
-    def __enter__(self) -> '_Zip':
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._zip.close()
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise self._damaged(f', at its entry {name!r}') from error
-
-    def _damaged(self, where: str = '') -> ValueError:
-        return ValueError(
-            f'{self.path} ({self.path.stat().st_size} bytes) is no zip archive, or '
-            f'a truncated or damaged one{where}; expected PennFudanPed.zip (about '
-            '54 MB) or the folder unpacked from it. Download it again'
-        )
-
-
-def _open_source(source: Path) -> FolderFiles | _Zip:
-    if not source.exists():
-        raise FileNotFoundError(
-            f'{source} does not exist; expected PennFudanPed.zip or the folder unpacked from it'
-        )
-    return FolderFiles(source, _PATTERNS) if source.is_dir() else _Zip(source)
-
-
 def _find_pairs(files: SourceFiles) -> dict[str, tuple[str, str]]:
     """By image name, in sorted order, the file names of the image and of its mask."""
-    matches = sorted(filter(None, map(_IMAGE.fullmatch, files.names)), key=lambda m: m['name'])
-    if not matches:
-        raise ValueError(
-            f'found no PNGImages/*.png in {files.path}; expected {_EXPECTED}. Check '
-            'that the path is PennFudanPed.zip or the folder unpacked from it'
-        )
-    roots = sorted({match['root'] for match in matches})
-    if len(roots) > 1:
-        raise ValueError(
-            f'{files.path} holds several data sets, in {roots}; expected {_EXPECTED}. '
-            'Give the path of one of them'
-        )
-    pairs = {m['name']: (m[0], f'{m["root"]}PedMasks/{m["name"]}_mask.png') for m in matches}
-    missing = [mask for _, mask in pairs.values() if mask not in files.names]
-    if missing:
-        raise ValueError(
-            f'{files.path} lacks {len(missing)} of {len(pairs)} masks, the first is '
-            f'{missing[0]}; expected {_EXPECTED}. Unpack or download it again'
-        )
+    root = files.root_of(_IMAGE, 'PNGImages/*.png')
+    images = filter(re.compile(re.escape(root) + _IMAGE).fullmatch, files.names)
+    by_name = sorted((Path(image).stem, image) for image in images)
+    pairs = {name: (image, f'{root}PedMasks/{name}_mask.png') for name, image in by_name}
+    files.check_present([mask for _, mask in pairs.values()], 'masks')
     return pairs
 
 
 def _write(
-    files: SourceFiles, pairs: dict[str, tuple[str, str]], val: set, out_dir: Path, seed: int
+    files: SourceFiles, pairs: dict[str, tuple[str, str]], val: set[str], out_dir: Path, seed: int
 ) -> dict[str, CocoSplit]:
     """Write images, then both json files."""
     image_dir = out_dir / 'images'
     image_dir.mkdir(parents=True, exist_ok=True)
-    images = {split: [] for split in SPLITS}
-    annotations = {split: [] for split in SPLITS}
+    images: dict[str, list] = {split: [] for split in SPLITS}
+    annotations: dict[str, list] = {split: [] for split in SPLITS}
     for image_id, (name, (image_file, mask_file)) in enumerate(pairs.items(), start=1):
         split = 'val' if name in val else 'train'
         data = files.read(image_file)
@@ -204,21 +143,16 @@ def _write(
             mask_to_annotation(labels == label, image_id, category_id=1)
             for label in np.unique(labels[labels > 0])
         ]
-    info = dict(
-        description='Penn-Fudan pedestrian data set',
-        generator=GENERATOR,
-        num_val=len(val),
-        seed=seed,
-    )
-    return {
-        split: write_split(
-            out_dir,
-            split,
-            image_dir,
-            dict(info, split=split),
-            images[split],
-            annotations[split],
-            PENNFUDAN_CLASSES,
+    written = {}
+    for split in SPLITS:
+        info = dict(
+            description='Penn-Fudan pedestrian data set',
+            generator=GENERATOR,
+            num_val=len(val),
+            seed=seed,
+            split=split,
         )
-        for split in SPLITS
-    }
+        written[split] = write_split(
+            out_dir, split, image_dir, info, images[split], annotations[split], PENNFUDAN_CLASSES
+        )
+    return written

@@ -7,11 +7,9 @@ labelled). In `SegmentationObject` it is 0, the number of an object, or 255.
 """
 
 import re
-import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,36 +22,18 @@ from lt_mm.datasets.converters.coco_json import (
     write_split,
 )
 from lt_mm.datasets.converters.source_files import (
-    FolderFiles,
     SourceFiles,
     decode_image,
-    points_outside,
+    open_source,
     read_labels,
 )
 
 GENERATOR = 'lt_mm.datasets.converters.voc2012'
-VOC_CLASSES = (
-    'aeroplane',
-    'bicycle',
-    'bird',
-    'boat',
-    'bottle',
-    'bus',
-    'car',
-    'cat',
-    'chair',
-    'cow',
-    'diningtable',
-    'dog',
-    'horse',
-    'motorbike',
-    'person',
-    'pottedplant',
-    'sheep',
-    'sofa',
-    'train',
-    'tvmonitor',
-)
+_CLASSES = """
+aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
+pottedplant sheep sofa train tvmonitor
+"""
+VOC_CLASSES = tuple(_CLASSES.split())
 VOID = 255
 INSTANCES = ('components', 'object')
 # A cell of the finest feature map of an FPN is 4 x 4 pixels.
@@ -66,7 +46,6 @@ _PARTS = (
     'SegmentationObject/*.png',
 )
 _PATTERNS = [depth + part for depth in ('', '*/', '*/*/') for part in _PARTS]
-_LIST = re.compile(r'(?P<root>(?:.*/)?)ImageSets/Segmentation/train\.txt')
 _NAME = re.compile(r'\w[\w-]*')
 _EXPECTED = (
     'VOCtrainval_11-May-2012.tar, not compressed (about 2 GB), or the folder '
@@ -126,8 +105,9 @@ def convert_voc2012(
             '1 keeps every instance'
         )
     source, out_dir = Path(source), Path(out_dir)
-    with _open_source(source) as files:
-        root = _find_root(files)
+    with open_source(source, 'tar', _PATTERNS, _EXPECTED) as files:
+        train = 'ImageSets/Segmentation/train.txt'
+        root = files.root_of(re.escape(train), train)
         names = {split: _read_list(files, root, split) for split in SPLITS}
         _check_complete(files, root, names, instances)
         remove_stale_json(out_dir, GENERATOR)
@@ -149,64 +129,6 @@ def connected_components(mask: np.ndarray) -> list[np.ndarray]:
     values, first = np.unique(labels, return_index=True)
     ordered = values[np.argsort(first)]
     return [labels == value for value in ordered if value > 0]
-
-
-class _Tar:
-    """Files of an uncompressed tar; they are read by name, and nothing is unpacked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._tar = tarfile.open(path, 'r:')  # noqa: SIM115 (closed with this object)
-            self._members = {member.name: member for member in self._tar if member.isfile()}
-        except (tarfile.TarError, EOFError) as error:
-            raise self._damaged() from error
-        self.names = set(self._members)
-        outside = sorted(filter(points_outside, self.names))
-        if outside:
-            self._tar.close()
-            raise ValueError(
-                f'{path} has the entry {outside[0]!r}, which points out of the archive; '
-                'expected relative names only. Use the original archive'
-            )
-
-    def __enter__(self) -> '_Tar':
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._tar.close()
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self._tar.extractfile(self._members[name]).read()
-        except (tarfile.TarError, EOFError) as error:
-            raise self._damaged(f', at its entry {name!r}') from error
-
-    def _damaged(self, where: str = '') -> ValueError:
-        return ValueError(
-            f'{self.path} ({self.path.stat().st_size} bytes) is no tar archive, or a '
-            f'truncated or compressed one{where}; expected {_EXPECTED}. Download it again'
-        )
-
-
-def _open_source(source: Path) -> FolderFiles | _Tar:
-    if not source.exists():
-        raise FileNotFoundError(f'{source} does not exist; expected {_EXPECTED}')
-    return FolderFiles(source, _PATTERNS) if source.is_dir() else _Tar(source)
-
-
-def _find_root(files: SourceFiles) -> str:
-    """What comes before 'ImageSets/' in the names: '' or with a final slash."""
-    roots = sorted(match['root'] for match in map(_LIST.fullmatch, files.names) if match)
-    if not roots:
-        raise ValueError(
-            f'found no ImageSets/Segmentation/train.txt in {files.path}; expected {_EXPECTED}'
-        )
-    if len(roots) > 1:
-        raise ValueError(
-            f'{files.path} holds several data sets, in {roots}; give the path of the folder VOC2012'
-        )
-    return roots[0]
 
 
 def _read_list(files: SourceFiles, root: str, split: str) -> list[str]:
@@ -240,12 +162,7 @@ def _check_complete(
             f'{files.path}; expected each image in one of them, once'
         )
     wanted = [path for name in sorted(counts) for path in _paths_of(root, name, instances)]
-    missing = [path for path in wanted if path not in files.names]
-    if missing:
-        raise ValueError(
-            f'{files.path} lacks {len(missing)} of {len(wanted)} images and masks, the '
-            f'first is {missing[0]}; expected {_EXPECTED}. Unpack or download it again'
-        )
+    files.check_present(wanted, 'images and masks')
 
 
 def _paths_of(root: str, name: str, instances: str) -> tuple[str, ...]:
@@ -266,9 +183,9 @@ def _write(
     image_dir = out_dir / 'images'
     image_dir.mkdir(parents=True, exist_ok=True)
     split_of = {name: split for split in SPLITS for name in names[split]}
-    images = {split: [] for split in SPLITS}
-    annotations = {split: [] for split in SPLITS}
-    dropped = Counter()
+    images: dict[str, list] = {split: [] for split in SPLITS}
+    annotations: dict[str, list] = {split: [] for split in SPLITS}
+    dropped: Counter = Counter()
     for image_id, name in enumerate(sorted(split_of), start=1):
         split = split_of[name]
         image_file, *mask_files = _paths_of(root, name, instances)

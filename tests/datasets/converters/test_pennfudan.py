@@ -164,7 +164,9 @@ def test_truncated_zip(tree, tmp_path, keep):
     path = zipped(tree)
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(ValueError, match='made.zip.*truncated or damaged one.*Download it again'):
+    with pytest.raises(
+        ValueError, match='made.zip.*truncated, damaged .*one.*Download it'
+    ):
         convert_pennfudan(path, tmp_path / 'out', num_val=1)
     assert not (tmp_path / 'out').exists()
 
@@ -175,7 +177,7 @@ def test_zip_with_a_damaged_entry(tree, tmp_path):
     start = data.index((tree / 'PNGImages' / 'PennPed00001.png').read_bytes())
     data[start + 500 : start + 520] = bytes(20)
     path.write_bytes(data)
-    with pytest.raises(ValueError, match='damaged one, at its entry .*PennPed00001.png'):
+    with pytest.raises(ValueError, match='damaged or .*one, at its entry .*PennPed00001.png'):
         convert_pennfudan(path, tmp_path / 'out', num_val=1)
     assert not (tmp_path / 'out' / 'annotations').exists()
 
@@ -210,7 +212,9 @@ def test_missing_mask(tree, tmp_path, kind):
 
 def test_nothing_found(tmp_path):
     (tmp_path / 'photos').mkdir()
-    with pytest.raises(ValueError, match='found no PNGImages/.*photos; expected PNGImages/NAME'):
+    with pytest.raises(
+        ValueError, match='found no PNGImages/.*photos; expected .*PNGImages/NAME'
+    ):
         convert_pennfudan(tmp_path / 'photos', tmp_path / 'out')
 
 

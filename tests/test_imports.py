@@ -135,3 +135,10 @@ def test_core_can_be_imported_without_the_frameworks():
         for path in CORE_FILES
     ]
     _run(f'{_ABSENT}\nimport {", ".join(modules)}\nassert not {FRAMEWORKS!r} & sys.modules.keys()')
+
+
+def test_files_and_folders_can_be_read_at_a_glance():
+    lengths = {_relative(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    sizes = {folder: len(list(folder.glob('*.py'))) for folder in {path.parent for path in FILES}}
+    assert {folder: size for folder, size in sizes.items() if size > 12} == {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 UNPAIRED = -1
-# Pixels that another class counts for, where a target is traced to its annotation:
+# Pixels that another class counts for, where the annotation of a target is looked for:
 # more than rounding, less than any two annotations of a data set lie apart.
 _LABEL_MISMATCH = 1e-2
 

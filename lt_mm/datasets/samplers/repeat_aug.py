@@ -8,6 +8,7 @@ arguments), so whether batches hold whole groups is a property of the loader:
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -237,7 +238,7 @@ def check_train_dataloader(dataloader: DataLoader) -> None:
             a part of the samples is repeated and the batch sampler is not the
             stock one of torch.
     """
-    batch_sampler = dataloader.batch_sampler
+    batch_sampler: Any = dataloader.batch_sampler
     sampler = getattr(batch_sampler, 'sampler', None)
     if not isinstance(sampler, _ReplicaSampler) or sampler.layout.placement != 'rank':
         return

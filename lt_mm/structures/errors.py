@@ -1,4 +1,4 @@
-"""Errors that more than one room raises, and the config lines that put them right."""
+"""Errors that several packages raise, and the config lines that put them right."""
 
 RECORD_HINT = (
     'wrap the whole training pipeline: train_dataloader.dataset.pipeline = '
@@ -30,7 +30,7 @@ class MissingRecordError(ValueError):
 
 
 class UnpairedBatchError(ValueError):
-    """The batches hold no replicas to pair, or only parts of groups."""
+    """The batches have no replicas to pair, or only parts of groups."""
 
 
 class UnsupportedHeadError(TypeError):

@@ -1,10 +1,10 @@
-"""What a wrapped head says of the pairs of a step, to whoever asks.
+"""The pairs of a step, as a wrapped head reports them on request.
 
 ``head.lt_recorder``, usually None, is a function of one :class:`PairRecord`; a wrapped
-head calls it where it has formed its pairs.
+head calls it when it has formed its pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -18,11 +18,11 @@ class PairRecord:
     Attributes:
         kind: 'cls' (images), 'bbox' or 'mask'.
         images: (P,) int64, the image of the batch that each is for.
-        source_ids: (P,) int64, the source that each belongs to. In a mosaic it is not
-            always that of the image.
-        group_ids: (P,) int64, the pairing.
-        paired: (P,) bool, whether there is a positive; with ``across_ranks`` it may be
-            another rank's.
+        source_ids: (P,) int64, the source that each belongs to. In a mosaic it may differ
+            from the source of the image.
+        group_ids: (P,) int64, equal for positives of each other.
+        paired: (P,) bool, whether there is a positive; with ``across_ranks`` it may be on
+            another rank.
         labels: (P,) int64, predicted classes.
         scores: (P,) their probabilities; ones for 'mask', whose classes are annotated.
         boxes: (P, 4) xyxy, pixels of the replicas; None for 'cls'.
@@ -58,8 +58,8 @@ class PairRecord:
         return _each(lambda *values: torch.cat(values), records)
 
 
-def _each(function, records: Sequence[PairRecord]) -> PairRecord:
-    """A record whose tensors are those of the given ones, put through a function."""
+def _each(function: Callable[..., Tensor], records: Sequence[PairRecord]) -> PairRecord:
+    """The record that a function makes, field by field, of the tensors of several records."""
     made = {}
     for name in [field.name for field in fields(PairRecord)]:
         values: list = [getattr(record, name) for record in records]

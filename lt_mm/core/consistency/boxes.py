@@ -37,12 +37,6 @@ def box_consistency(
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
-
-    Returns:
-        Scalar, >= 0 up to rounding.
-
-    Raises:
-        ValueError: If the shapes do not fit or ``avg_factor`` is not positive.
     """
     check_predictions(boxes_xyxy, group_ids, avg_factor)
     if boxes_xyxy.shape[1] != 4:
@@ -88,12 +82,6 @@ def side_consistency(
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
-
-    Returns:
-        Scalar, >= 0 up to rounding.
-
-    Raises:
-        ValueError: If the shapes do not fit or ``avg_factor`` is not positive.
     """
     shape = tuple(side_logits.shape)
     if len(shape) != 3 or shape[1] != 4 or not shape[2] or positions.shape != shape:

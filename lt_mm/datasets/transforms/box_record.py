@@ -14,8 +14,7 @@ from lt_mm.datasets.transforms.stock_transforms import (
     name_of,
     records_without_boxes,
 )
-from lt_mm.structures.errors import LostRecordError
-from lt_mm.structures.recorded_boxes import RecordedBoxes
+from lt_mm.structures import LostRecordError, RecordedBoxes
 
 # Result keys that a transform need not hand on for the record to stay.
 _OWN_KEYS = frozenset(['sample_idx', 'source_shape', 'applied_transforms', 'annotation_rows'])
@@ -39,13 +38,7 @@ class RecordedResults(dict):
 
 
 class Before(NamedTuple):
-    """What a transform is given.
-
-    Attributes:
-        boxes: None if none are loaded yet.
-        annotations: Tells whether annotations that are not loaded yet were changed; None
-            where that need not be known.
-    """
+    """What a transform is given: boxes, or annotations that are not loaded as boxes yet."""
 
     boxes: Any
     annotations: list[tuple[int, str]] | None
@@ -87,8 +80,7 @@ class BoxRecord:
             LostRecordError: If the transform broke the record.
         """
         if before.annotations is not None and before.annotations != _annotations_of(output):
-            # InstaBoost, for example.
-            raise LostRecordError(
+            raise LostRecordError(  # InstaBoost, for example
                 'it changed the annotations before they were loaded as gt_bboxes; no box '
                 'tells how they were moved'
             )

@@ -29,7 +29,7 @@ from lt_mm.datasets.transforms.shared_loading import SharedLoading
 from lt_mm.datasets.transforms.stand_ins import SkippedImages, StandIns
 from lt_mm.datasets.transforms.stock_transforms import can_be_shared, loads, loads_boxes
 from lt_mm.registry import TRANSFORMS, register
-from lt_mm.structures.errors import LostRecordError
+from lt_mm.structures import LostRecordError
 
 
 @register(TRANSFORMS)

@@ -164,9 +164,7 @@ def test_truncated_zip(tree, tmp_path, keep):
     path = zipped(tree)
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(
-        ValueError, match='made.zip.*truncated, damaged .*one.*Download it'
-    ):
+    with pytest.raises(ValueError, match='made.zip.*truncated, damaged .*one.*Download it'):
         convert_pennfudan(path, tmp_path / 'out', num_val=1)
     assert not (tmp_path / 'out').exists()
 
@@ -212,9 +210,7 @@ def test_missing_mask(tree, tmp_path, kind):
 
 def test_nothing_found(tmp_path):
     (tmp_path / 'photos').mkdir()
-    with pytest.raises(
-        ValueError, match='found no PNGImages/.*photos; expected .*PNGImages/NAME'
-    ):
+    with pytest.raises(ValueError, match='found no PNGImages/.*photos; expected .*PNGImages/NAME'):
         convert_pennfudan(tmp_path / 'photos', tmp_path / 'out')
 
 

@@ -5,10 +5,9 @@ RECORD_HINT = (
     "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]"
 )
 SAMPLER_HINT = (
-    "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', "
-    'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides; with '
-    "placement='spread', which puts replicas on different ranks, also across_ranks=True "
-    'in the LossTransformHead'
+    "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', num_repeats=m) with "
+    "m >= 2 and a train_dataloader.batch_size that m divides; with placement='spread', which puts "
+    'replicas on different ranks, also across_ranks=True in the LossTransformHead'
 )
 SAMPLE_IDX_OFFSET_HINT = (
     'Datasets joined by ConcatDataset count from 0 each; give every one its own range: '

@@ -121,8 +121,7 @@ def source_ids_of(samples: Sequence[Any]) -> list[int]:
         samples: Data samples, or the ``gt_instances`` of data samples.
 
     Raises:
-        MissingRecordError: If one has no record, or if two different images have the
-            same id.
+        MissingRecordError: If one has no record, or if two different images have the same id.
         UnsupportedHeadError: If a sample occurs several times.
     """
     if len({id(sample) for sample in samples}) < len(samples):

@@ -24,10 +24,9 @@ from lt_mm.structures.errors import LostRecordError
 class RecordedBoxes(HorizontalBoxes):
     """MMDetection's horizontal boxes with a :class:`Provenance`.
 
-    A set is *unrecorded* (``provenance is None``) if it was made from numbers: by the
-    constructor or from masks. In the pipeline, ``RecordedResults`` gives boxes made from
-    masks the provenance of the boxes that they replace; any other unrecorded set is an
-    error there.
+    A set is *unrecorded* (``provenance is None``) if it was made from numbers: by the constructor
+    or from masks. In the pipeline, ``RecordedResults`` gives boxes made from masks the provenance
+    of the boxes that they replace; any other unrecorded set is an error there.
 
     Attributes:
         provenance: The record, or None.

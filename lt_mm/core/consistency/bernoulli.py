@@ -52,9 +52,8 @@ def mask_consistency(
     least two of them. The mean is taken pixel by pixel, over these masks.
 
     Args:
-        mask_logits: (N, H, W), unnormalised, on the same grid of the source instance
-            for all masks of a group (:func:`lt_mm.core.geometry.masks_to_source`);
-            receives gradient.
+        mask_logits: (N, H, W), unnormalised, on the same grid of the source instance for all masks
+            of a group (:func:`lt_mm.core.geometry.masks_to_source`); receives gradient.
         inside: (N, H, W) bool, whether the mask says something about a pixel.
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         temperature: Divides the logits before the sigmoid.

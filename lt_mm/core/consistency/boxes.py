@@ -23,9 +23,8 @@ def box_consistency(
 ) -> Tensor:
     """Term for boxes: KL between the axis-aligned Gaussians of two boxes.
 
-    A box is the Gaussian whose mean is its centre and whose standard deviation is
-    half its side, in x and in y. With the mean box (mu, sigma) and a box (mu_i,
-    sigma_i), for each axis::
+    A box is the Gaussian whose mean is its centre and whose standard deviation is half its side, in
+    x and in y. With the mean box (mu, sigma) and a box (mu_i, sigma_i), for each axis::
 
         log(sigma_i / sigma) + (sigma^2 + (mu - mu_i)^2) / (2 sigma_i^2) - 1/2
 

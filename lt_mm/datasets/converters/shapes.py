@@ -1,8 +1,7 @@
 """A small detection data set, drawn: circles, squares and triangles on a noisy background.
 
-It is written in seconds and can be learnt from random initialisation on a CPU, and it has what
-real data has: occlusion, objects cut off by the border, small objects, and images without any
-object.
+It is written in seconds and can be learnt from random initialisation on a CPU, and it has what real
+data has: occlusion, objects cut off by the border, small objects, and images without any object.
 """
 
 import colorsys

@@ -67,11 +67,10 @@ def convert_voc2012(
 ) -> dict[str, VocSplit]:
     """Write `images/*.jpg`, `annotations/train.json` and `annotations/val.json`.
 
-    The splits are the official ones (1464 and 1449 images). Image files are copied
-    unchanged; image ids number the sorted names from 1, over both splits; categories are
-    the 20 classes in the order of VOC, from 1. Void pixels belong to no instance. The json
-    files are removed first and written last; their `info` has the arguments and
-    `num_dropped`.
+    The splits are the official ones (1464 and 1449 images). Image files are copied unchanged; image
+    ids number the sorted names from 1, over both splits; categories are the 20 classes in the order
+    of VOC, from 1. Void pixels belong to no instance. The json files are removed first and written
+    last; their `info` has the arguments and `num_dropped`.
 
     Args:
         source: The tar, or the folder VOC2012 (or one or two levels above it).

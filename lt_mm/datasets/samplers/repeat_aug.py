@@ -32,11 +32,11 @@ class _ReplicaSampler(Sampler):
     def __init__(
         self,
         dataset: Sized,
-        num_repeats: int,
-        placement: str,
-        shuffle: bool,
-        seed: int | None,
-        repeat_fraction: float,
+        num_repeats: int = 3,
+        placement: str = 'rank',
+        shuffle: bool = True,
+        seed: int | None = None,
+        repeat_fraction: float = 1.0,
     ) -> None:
         rank, world_size = get_dist_info()
         check_num_sources(len(dataset))
@@ -77,12 +77,11 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         seed: Must be equal on all ranks. ``None``: drawn at random, the same on all ranks.
         round_up: Whether to add groups so that all ranks get equally many samples. If not,
             ranks may differ by a group with placement ``'rank'``.
-        repeat_fraction: Share of the samples that are replicas, in (0, 1]; the others are
-            of sources that appear once. Every batch of a few groups or more has both kinds.
-            Below 1 the head needs ``allow_unrepeated=True``, and with ``mode='full'`` an
-            epoch is shorter, since every source is still drawn once. Batch samplers that
-            regroup, such as ``AspectRatioBatchSampler``, would cut groups apart: use
-            ``batch_sampler=None``.
+        repeat_fraction: Share of the samples that are replicas, in (0, 1]; the others are of
+            sources that appear once. Every batch of a few groups or more has both kinds. Below 1
+            the head needs ``allow_unrepeated=True``, and with ``mode='full'`` an epoch is shorter,
+            since every source is still drawn once. Batch samplers that regroup, such as
+            ``AspectRatioBatchSampler``, would cut groups apart: use ``batch_sampler=None``.
         start_epoch: In the epochs before it, counted from 0, nothing is repeated. Needs
             ``mode='v1'``, and a schedule that keeps the head's rho at 0 until then.
 
@@ -115,18 +114,8 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank in the current epoch."""
-        return _integers(
-            epoch_chunks(
-                len(self.dataset),
-                self.layout,
-                self.mode,
-                self.seed,
-                self.epoch,
-                self.shuffle,
-                self.round_up,
-                self.start_epoch,
-            )
-        )
+        options = self.mode, self.seed, self.epoch, self.shuffle, self.round_up, self.start_epoch
+        return _integers(epoch_chunks(len(self.dataset), self.layout, *options))
 
     def __len__(self) -> int:
         """The number of samples of this rank in an epoch."""
@@ -163,17 +152,7 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         DataSetError: If no image of a detection data set has an instance.
     """
 
-    def __init__(
-        self,
-        dataset: Sized,
-        num_repeats: int = 3,
-        placement: str = 'rank',
-        shuffle: bool = True,
-        seed: int | None = None,
-        repeat_fraction: float = 1.0,
-    ) -> None:
-        super().__init__(dataset, num_repeats, placement, shuffle, seed, repeat_fraction)
-        self._start = 0
+    _start = 0
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank, from where :meth:`skip` set the beginning."""
@@ -185,8 +164,7 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         """Sets where the stream begins; the loop calls it when it resumes.
 
         Args:
-            num_samples: How many samples of this rank to leave out, from the start of
-                training.
+            num_samples: How many samples of this rank to leave out, from the start of training.
 
         Raises:
             ValueError: If ``num_samples`` is negative.
@@ -232,9 +210,8 @@ def check_train_dataloader(dataloader: DataLoader) -> None:
     if sampler.layout.repeat_fraction < 1 and type(batch_sampler) is not BatchSampler:
         raise ValueError(
             f'repeat_fraction={sampler.layout.repeat_fraction} with a '
-            f'{type(batch_sampler).__name__}, which regroups single samples and so cuts '
-            'groups apart. Set `train_dataloader.batch_sampler` to None, or '
-            '`repeat_fraction` to 1'
+            f'{type(batch_sampler).__name__}, which regroups single samples and so cuts groups '
+            'apart. Set `train_dataloader.batch_sampler` to None, or `repeat_fraction` to 1'
         )
     sizes = batch_sampler.batch_size
     # MMDetection's multi-source batch samplers have one size for each source.

@@ -138,10 +138,9 @@ def check_entry(results: dict) -> None:
         boxes = sample.get('gt_bboxes')
         if boxes is not None and not is_recorded(boxes):
             raise LostRecordError(
-                'the sample arrives with gt_bboxes that nobody has recorded since they '
-                'were loaded; wrap the pipeline that loads them too: '
-                "dataset=dict(..., pipeline=[dict(type='lt_mm.InvertiblePipeline', "
-                'transforms=[...])])'
+                'the sample arrives with gt_bboxes that nobody has recorded since they were '
+                'loaded; wrap the pipeline that loads them too: dataset=dict(..., '
+                "pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=[...])])"
             )
 
 
@@ -167,11 +166,10 @@ def lost_message(transform: Callable, error: Exception) -> str:
     """Names the transform that lost the record, and says what to do."""
     name = name_of(transform)
     return (
-        f'{name}: the record of where boxes come from is lost: {error}. Remove '
-        f'{name} from the transforms of InvertiblePipeline, or have it move boxes '
-        'through the methods of the box type (flip_, translate_, rescale_, rotate_, '
-        'project_, resize_, indexing, cat); if it moves no pixel, declare it: '
-        f"dict(type='lt_mm.InvertiblePipeline', image_only=['{name}'], "
+        f'{name}: the record of where boxes come from is lost: {error}. Remove {name} from the '
+        'transforms of InvertiblePipeline, or have it move boxes through the methods of the box '
+        'type (flip_, translate_, rescale_, rotate_, project_, resize_, indexing, cat); if it '
+        f"moves no pixel, declare it: dict(type='lt_mm.InvertiblePipeline', image_only=['{name}'], "
         'transforms=[...])'
     )
 
@@ -190,9 +188,8 @@ def _start(results: dict, source_id: int) -> None:
         )
     if type(boxes) is not HorizontalBoxes:
         raise LostRecordError(
-            f'annotations were loaded as {type(boxes).__name__}; expected '
-            "HorizontalBoxes, the default: dict(type='LoadAnnotations', "
-            "with_bbox=True, box_type='hbox')"
+            f'annotations were loaded as {type(boxes).__name__}; expected HorizontalBoxes, the '
+            "default: dict(type='LoadAnnotations', with_bbox=True, box_type='hbox')"
         )
     rows = results.pop('annotation_rows', None)
     provenance = Provenance.start(boxes.tensor, source_id, rows)

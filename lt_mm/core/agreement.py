@@ -46,8 +46,7 @@ def equal_groups(source_ids: Tensor, num_replicas: int | None = None) -> tuple[T
             number above 1, the smallest one if several are equally common.
 
     Returns:
-        (N,) bool, which replicas count, and the number; 1 where no source has two
-        replicas.
+        (N,) bool, which replicas count, and the number; 1 where no source has two replicas.
     """
     ids = source_ids.cpu()
     ordered, order = ids.sort(stable=True)
@@ -72,9 +71,8 @@ def decided_labels(probabilities: Tensor, activation: str) -> Tensor:
 
     Args:
         probabilities: (N, C).
-        activation: 'softmax': the decision is the most probable class, the first one
-            if several are equal. 'sigmoid': the set of classes with a probability of at
-            least 1/2.
+        activation: 'softmax': the decision is the most probable class, the first one if several are
+            equal. 'sigmoid': the set of classes with a probability of at least 1/2.
 
     Returns:
         (N,) int64: the class, or the number of the set among those that occur.
@@ -95,9 +93,8 @@ def group_kl(probabilities: Tensor, group_ids: Tensor, activation: str = 'softma
         probabilities: (N, C). Those below ``SMALLEST_PROBABILITY`` count as that, so
             the value is finite.
         group_ids: (N,) integer.
-        activation: 'softmax': categorical, rows sum to 1. 'sigmoid': the sum of the
-            Bernoulli KLs of all classes; if 1 - p is below ``SMALLEST_COMPLEMENT``, it
-            counts as that.
+        activation: 'softmax': categorical, rows sum to 1. 'sigmoid': the sum of the Bernoulli KLs
+            of all classes; if 1 - p is below ``SMALLEST_COMPLEMENT``, it counts as that.
 
     Returns:
         (G,), >= 0 up to rounding, in nats.

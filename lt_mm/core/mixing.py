@@ -1,10 +1,9 @@
 """Mixed batches whose replicas stay comparable: mixup, CutMix and Cutout for groups.
 
-Mixup and CutMix mix image i with an image pi(i) of the batch. If pi is drawn for each
-image by itself, two replicas of one source get different partners and no longer show the
-same thing. Here *sources* are permuted: replica k of a source is mixed with replica k of
-the partner source, with one lambda and one box for the batch, so that all replicas of a
-source have the same soft label.
+Mixup and CutMix mix image i with an image pi(i) of the batch. If pi is drawn for each image by
+itself, two replicas of one source get different partners and no longer show the same thing. Here
+*sources* are permuted: replica k of a source is mixed with replica k of the partner source, with
+one lambda and one box for the batch, so that all replicas of a source have the same soft label.
 
 Sources: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; Cutout, arXiv:1708.04552.
 Nothing is drawn at random here: permutations, lambdas, boxes and centres are arguments.
@@ -91,8 +90,7 @@ def paste_box(images: Tensor, partners: Tensor, box: tuple[int, int, int, int]) 
     Args:
         images: (N, C, H, W); receives gradient.
         partners: (N,) int64, rows.
-        box: (top, bottom, left, right), pixels of the image, ends exclusive; may be
-            empty.
+        box: (top, bottom, left, right), pixels of the image, ends exclusive; may be empty.
 
     Returns:
         A new tensor like ``images``.
@@ -107,9 +105,8 @@ def square_masks(centers: Tensor, length: int, shape: tuple[int, int]) -> Tensor
     """Cutout: the pixels of one square for each image, clipped at the border.
 
     Args:
-        centers: (N, 2) integer, row and column of a pixel. A square of even length
-            extends one pixel further above and to the left of it than below and to the
-            right.
+        centers: (N, 2) integer, row and column of a pixel. A square of even length extends one
+            pixel further above and to the left of it than below and to the right.
         length: Side of the squares, pixels.
         shape: (H, W) of the images.
 

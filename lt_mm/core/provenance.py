@@ -38,8 +38,7 @@ class Provenance:
         Args:
             boxes_xyxy: (n, 4), source pixels.
             image_id: The source image's id.
-            rows: (n,) int64, their places in its list of annotations; by default
-                0, 1, 2, ...
+            rows: (n,) int64, their places in its list of annotations; by default 0, 1, 2, ...
         """
         count = len(boxes_xyxy)
         source_ids = np.full((count, 2), image_id, dtype=np.int64)
@@ -130,8 +129,7 @@ def match_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
 
     Args:
         before: (n, 4).
-        after: (k, 4), some of them in the same order; numbers may differ by rounding, to
-            0.01 px.
+        after: (k, 4), some of them in the same order; numbers may differ by rounding, to 0.01 px.
 
     Returns:
         (k,) int64, the rows of ``before``, ascending. None where a row of ``after`` is not

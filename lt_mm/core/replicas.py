@@ -37,11 +37,10 @@ class Layout:
 
     Args:
         num_repeats: Samples in a unit and replicas in a group, ``m``.
-        placement: ``'rank'`` gives whole units to the ranks in turn, so that the
-            replicas of a source are consecutive in the stream of one rank.
-            ``'spread'`` gives single samples to the ranks in turn (DeiT's layout), so
-            that the replicas of a source lie on ``m`` ranks, or on all ranks if there
-            are fewer. On one rank both are the same.
+        placement: ``'rank'`` gives whole units to the ranks in turn, so that the replicas of a
+            source are consecutive in the stream of one rank. ``'spread'`` gives single samples to
+            the ranks in turn (DeiT's layout), so that the replicas of a source lie on ``m`` ranks,
+            or on all ranks if there are fewer. On one rank both are the same.
         rank: This rank, counted from 0.
         world_size: Number of ranks.
         repeat_fraction: Share of the units that are groups, in [0, 1], rounded to a
@@ -132,12 +131,10 @@ def check_batch_size(batch_size: int, num_repeats: int) -> None:
     below = batch_size // num_repeats * num_repeats
     fitting = [size for size in (below, below + num_repeats) if size > 0]
     raise ValueError(
-        f'batch_size={batch_size} is not a multiple of '
-        f'num_repeats={num_repeats}: batches would cut groups of replicas '
-        'apart, and the cut-off replicas would pair with nothing. Set '
-        f'`train_dataloader.batch_size` to {" or ".join(map(str, fitting))}, '
-        'or `train_dataloader.sampler.num_repeats` to a divisor of '
-        f'{batch_size}'
+        f'batch_size={batch_size} is not a multiple of num_repeats={num_repeats}: batches would '
+        'cut groups of replicas apart, and the cut-off replicas would pair with nothing. Set '
+        f'`train_dataloader.batch_size` to {" or ".join(map(str, fitting))}, or '
+        f'`train_dataloader.sampler.num_repeats` to a divisor of {batch_size}'
     )
 
 
@@ -150,9 +147,8 @@ def check_start_epoch(start_epoch: int, mode: str) -> None:
         )
     if start_epoch and mode != 'v1':
         raise ValueError(
-            f'start_epoch={start_epoch} changes the length of the epochs with '
-            f"mode={mode!r}: use mode='v1', or two runs, the second with "
-            '`load_from`'
+            f'start_epoch={start_epoch} changes the length of the epochs with mode={mode!r}: use '
+            "mode='v1', or two runs, the second with `load_from`"
         )
 
 
@@ -193,8 +189,7 @@ def count_units(num_sources: int, layout: Layout, mode: str, round_up: bool) -> 
         layout: Where replicas go.
         mode: ``'full'``: enough units to hold every source. ``'v1'``: as many samples
             as sources; the last unit is completed.
-        round_up: Whether to add units until all ranks have equally many
-            samples.
+        round_up: Whether to add units until all ranks have equally many samples.
 
     Raises:
         ValueError: If ``mode`` is unknown.
@@ -242,13 +237,12 @@ def balanced_order(
     depends on the seed only. Consecutive epochs are then consecutive entries of a cycle,
     so that they hold every source equally often, within one. Each slice is shuffled anew.
 
-    The price is that sources which share an epoch keep sharing epochs. No construction
-    avoids it. Let ``m`` epochs hold every source exactly once
-    (``m * num_drawn == num_sources``). If this is true of epochs ``e ... e + m - 1`` and
-    of epochs ``e + 1 ... e + m``, then epoch ``e + m`` holds the sources of epoch ``e``.
-    With a new permutation every ``m`` epochs, a source could be seen twice or not at all
-    in ``m`` epochs. (Where ``m * num_drawn`` is not a multiple of ``num_sources``, the
-    slices move along the cycle.)
+    The price is that sources which share an epoch keep sharing epochs. No construction avoids it.
+    Let ``m`` epochs hold every source exactly once (``m * num_drawn == num_sources``). If this is
+    true of epochs ``e ... e + m - 1`` and of epochs ``e + 1 ... e + m``, then epoch ``e + m`` holds
+    the sources of epoch ``e``. With a new permutation every ``m`` epochs, a source could be seen
+    twice or not at all in ``m`` epochs. (Where ``m * num_drawn`` is not a multiple of
+    ``num_sources``, the slices move along the cycle.)
 
     Args:
         num_sources: Items in the data set.
@@ -328,8 +322,7 @@ def epoch_chunks(
             only, since it would change the length of the epochs of ``'full'``.
 
     Returns:
-        An iterator over chunks ``(k,)`` of sources, which together are the stream of
-        the rank.
+        An iterator over chunks ``(k,)`` of sources, which together are the stream of the rank.
 
     Raises:
         ValueError: If ``mode`` is unknown, or ``start_epoch`` does not fit it.

@@ -16,8 +16,7 @@ def _is_number(value: object) -> bool:
 class RhoSchedule:
     """rho as a function of the finished part of training.
 
-    It moves from ``start`` at ``begin`` to ``end`` at ``finish``, and is constant before
-    and after.
+    It moves from ``start`` at ``begin`` to ``end`` at ``finish``, and is constant before and after.
 
     Attributes:
         kind: 'constant' (always ``end``), 'linear' or 'cosine' (half a period).

@@ -1,8 +1,8 @@
 """What is wrong with a data set as a whole: an error before training.
 
 :func:`check_annotated` runs when a sampler of this package is built, with the stock
-tools too. :func:`explained` makes the errors that the stock data sets raise say which
-file is wrong and in what; ``tools/train.py`` uses it.
+tools too. :func:`explained` adds to the errors of the stock data sets which file is wrong,
+and what is wrong with it; ``tools/train.py`` uses it.
 """
 
 import json
@@ -21,7 +21,7 @@ _KEYS = ('images', 'annotations', 'categories')
 _IMAGE_KEYS = ('id', 'file_name', 'height', 'width')
 _ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 _CLASSES_HINT = (
-    'set the names that stand in the annotation file: train_dataloader.dataset.metainfo'
+    'set the names that the annotation file uses: train_dataloader.dataset.metainfo'
     "=dict(classes=('name', ...)), with a comma after a single one, and num_classes of "
     'the head to their number'
 )
@@ -34,12 +34,12 @@ class DataSetError(ValueError):
 def check_annotated(dataset: Any) -> None:
     """Makes sure that a detection data set has something to detect.
 
-    A stock ``CocoDataset`` whose classes are not those of its annotation file leaves
-    out every annotation without a word. Where only some of its classes are found, the
-    labels of those after a missing one are shifted; this is logged.
+    A stock ``CocoDataset`` leaves out every annotation, without a warning, if its classes
+    are not those of the annotation file. If only some of its classes are found, the labels
+    of those after a missing one are shifted; this is logged.
 
     Args:
-        dataset: Also one that wraps others.
+        dataset: The data set; it may wrap others.
 
     Raises:
         DataSetError: If no image has an instance that counts.
@@ -48,11 +48,16 @@ def check_annotated(dataset: Any) -> None:
         classes = each.metainfo.get('classes') or ()
         if isinstance(classes, str):
             raise DataSetError(
-                f'the classes of {type(each).__name__} are the text '
-                f'{classes!r}, expected a tuple of names; '
-                f'{_CLASSES_HINT}'
+                f'the classes of {type(each).__name__} are the text {classes!r}, expected a '
+                f'tuple of names; {_CLASSES_HINT}'
             )
-        _warn_of_missing_classes(each, classes)
+        found = getattr(each, 'cat_ids', None)
+        if found is not None and 0 < len(found) < len(classes):
+            warn(
+                f'{each.ann_file} has {len(found)} of the {len(classes)} classes '
+                f'{_briefly(classes)}: labels count those that it has, so they are not '
+                f'the places in this list; {_CLASSES_HINT}'
+            )
         count = len(each)
         if (
             count
@@ -62,7 +67,7 @@ def check_annotated(dataset: Any) -> None:
             raise DataSetError(
                 f'none of the {count} images of {type(each).__name__} '
                 f'({each.ann_file or "no ann_file"}) has an instance of its classes '
-                f'{briefly(classes)} that is not a crowd; {_CLASSES_HINT}'
+                f'{_briefly(classes)} that is not a crowd; {_CLASSES_HINT}'
             )
 
 
@@ -80,25 +85,15 @@ def _is_annotated(data_info: dict) -> bool:
     return any(not instance.get('ignore_flag', 0) for instance in data_info['instances'])
 
 
-def _warn_of_missing_classes(dataset: BaseDataset, classes: Any) -> None:
-    found = getattr(dataset, 'cat_ids', None)
-    if found is not None and 0 < len(found) < len(classes):
-        warn(
-            f'{dataset.ann_file} has {len(found)} of the {len(classes)} classes '
-            f'{briefly(classes)}: labels count those that it has, so they are not '
-            f'the places in this list; {_CLASSES_HINT}'
-        )
-
-
 @contextmanager
 def explained(dataset_cfg: dict) -> Iterator[None]:
-    """Explains the errors raised while a data set is built, where its json is at fault.
+    """Explains the errors raised while a data set is built, if its json is at fault.
 
     Args:
         dataset_cfg: The data set's config.
 
     Raises:
-        DataSetError: In the place of any error, if there is an explanation.
+        DataSetError: Instead of any error, if there is an explanation.
     """
     try:
         yield
@@ -118,56 +113,52 @@ def _innermost_configs(cfg: dict) -> list[dict]:
 
 
 def _fault_of(cfg: dict) -> str | None:
+    """What is wrong with the annotation file of a data set's config, if it is a json."""
     path = osp.join(cfg.get('data_root') or '', cfg.get('ann_file') or '')
     if not path.endswith('.json') or not osp.isfile(path):
         return None
-    cls = DETECTION_DATASETS.get(cfg['type'])
-    classes = (cfg.get('metainfo') or {}).get('classes') or getattr(cls, 'METAINFO', {}).get(
-        'classes', ()
-    )
-    fault = find_fault(path, classes, cfg.get('filter_cfg') or {})
+    stock = getattr(DETECTION_DATASETS.get(cfg['type']), 'METAINFO', {})
+    classes = (cfg.get('metainfo') or {}).get('classes') or stock.get('classes', ())
+    fault = _file_fault(path, classes, cfg.get('filter_cfg') or {})
     return None if fault is None else f'{path} {fault}'
 
 
-def find_fault(path: str, classes: Sequence[str], filter_cfg: Mapping[str, Any] = {}) -> str | None:
-    """Find out why mmdet's `CocoDataset` cannot load a file, or loads nothing from it.
+def _file_fault(path: str, classes: Sequence[str], filter_cfg: Mapping[str, Any]) -> str | None:
+    """Why mmdet's ``CocoDataset`` cannot load a file, or loads nothing from it.
 
     Args:
         path: The annotation file.
         classes: Names of the classes that are to be trained on.
-        filter_cfg: The data set's, as `dict(filter_empty_gt=True, min_size=32)`.
+        filter_cfg: The data set's, for example ``dict(filter_empty_gt=True, min_size=32)``.
 
     Returns:
-        What is wrong, to be read after the path, with the hint; None where no fault is found.
+        What is wrong, to be read after the path, and what to do; None if nothing is found.
     """
     try:
         with open(path, encoding='utf-8') as file:
             coco = json.load(file)
-    except ValueError as error:  # bytes that are no text, or text that is no json
+    except ValueError as error:  # the bytes are not text, or the text is not json
         return (
-            f'is no json, or a part of one ({error}); it has {os.path.getsize(path)} bytes. '
+            f'is not complete, valid json ({error}); it has {os.path.getsize(path)} bytes. '
             'Download or write it again'
         )
     if not isinstance(coco, dict):
-        return (
-            f'holds a {type(coco).__name__}; expected an object with the keys {_KEYS}, as '
-            'COCO json has it'
-        )
+        return f'holds a {type(coco).__name__}; expected COCO json, an object with keys {_KEYS}'
     for key in _KEYS:
         if not isinstance(coco.get(key), list):
             return (
-                f'has no list {key!r}, but the keys {tuple(coco)}; expected {_KEYS}, as COCO '
-                'json has it. Check train_dataloader.dataset.ann_file'
+                f'has no list {key!r}, but the keys {tuple(coco)}; expected COCO json, an object '
+                f'with keys {_KEYS}. Check train_dataloader.dataset.ann_file'
             )
     return (
-        _incomplete('images', coco['images'], _IMAGE_KEYS)
-        or _incomplete('annotations', coco['annotations'], _ANNOTATION_KEYS)
-        or _repeated_ids(coco['annotations'])
+        _incomplete_entry('images', coco['images'], _IMAGE_KEYS)
+        or _incomplete_entry('annotations', coco['annotations'], _ANNOTATION_KEYS)
+        or _repeated_id(coco['annotations'])
         or _nothing_to_train(coco, classes, filter_cfg)
     )
 
 
-def _incomplete(name: str, entries: list[Any], keys: Sequence[str]) -> str | None:
+def _incomplete_entry(name: str, entries: list[Any], keys: Sequence[str]) -> str | None:
     for row, entry in enumerate(entries):
         missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if missing:
@@ -185,7 +176,7 @@ def _incomplete(name: str, entries: list[Any], keys: Sequence[str]) -> str | Non
     return None
 
 
-def _repeated_ids(annotations: list[dict[str, Any]]) -> str | None:
+def _repeated_id(annotations: list[dict[str, Any]]) -> str | None:
     seen = set()
     for row, annotation in enumerate(annotations):
         if annotation['id'] in seen:
@@ -208,8 +199,8 @@ def _nothing_to_train(
         )
     if not set(names) & set(classes):
         return (
-            f'has none of the classes {briefly(classes)}; its categories are '
-            f'{briefly(names)}. Set train_dataloader.dataset.metainfo='
+            f'has none of the classes {_briefly(classes)}; its categories are '
+            f'{_briefly(names)}. Set train_dataloader.dataset.metainfo='
             'dict(classes=(...)), and num_classes of the head to their number'
         )
     kept = {category['id'] for category in coco['categories'] if category['name'] in classes}
@@ -220,15 +211,15 @@ def _nothing_to_train(
         filter_cfg.get('filter_empty_gt') and not (annotated & {image['id'] for image in large})
     ):
         return (
-            f'has no image that is left: of its {len(coco["images"])} images {len(large)} are '
-            f'{min_size} pixels wide and high, and {len(annotated)} have annotations of the '
-            f'classes {briefly(classes)}. Check train_dataloader.dataset.filter_cfg='
+            f'has no image that is left: of its {len(coco["images"])} images {len(large)} are at '
+            f'least {min_size} pixels wide and high, and {len(annotated)} have annotations of the '
+            f'classes {_briefly(classes)}. Check train_dataloader.dataset.filter_cfg='
             f'{dict(filter_cfg)}'
         )
     return None
 
 
-def briefly(names: Sequence[str]) -> str:
+def _briefly(names: Sequence[str]) -> str:
     """At most five of the names, for a message."""
     shown = ', '.join(map(repr, names[:5]))
     return f'({shown}{", ..." if len(names) > 5 else ""})'

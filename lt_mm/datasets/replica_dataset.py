@@ -27,8 +27,7 @@ class ReplicaDataset:
         max_images: At most so many images are used, evenly spaced over the data set.
 
     Raises:
-        ValueError: If a number is out of range, or ``indices`` and ``max_images`` are
-            both given.
+        ValueError: If a number is out of range, or ``indices`` and ``max_images`` are both given.
     """
 
     def __init__(

@@ -1,14 +1,13 @@
-"""Errors that more than one room raises, and the config lines that put them right."""
+"""Errors that several packages raise, and the config lines that put them right."""
 
 RECORD_HINT = (
     'wrap the whole training pipeline: train_dataloader.dataset.pipeline = '
     "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]"
 )
 SAMPLER_HINT = (
-    "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', "
-    'num_repeats=m) with m >= 2 and a train_dataloader.batch_size that m divides; with '
-    "placement='spread', which puts replicas on different ranks, also across_ranks=True "
-    'in the LossTransformHead'
+    "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', num_repeats=m) with "
+    "m >= 2 and a train_dataloader.batch_size that m divides; with placement='spread', which puts "
+    'replicas on different ranks, also across_ranks=True in the LossTransformHead'
 )
 SAMPLE_IDX_OFFSET_HINT = (
     'Datasets joined by ConcatDataset count from 0 each; give every one its own range: '
@@ -30,7 +29,7 @@ class MissingRecordError(ValueError):
 
 
 class UnpairedBatchError(ValueError):
-    """The batches hold no replicas to pair, or only parts of groups."""
+    """The batches have no replicas to pair, or only parts of groups."""
 
 
 class UnsupportedHeadError(TypeError):

@@ -64,10 +64,10 @@ class ImageRecord:
 
         Args:
             sample: A data sample, its ``gt_instances``, or a sample as a dict.
-            hint: Which pipeline to wrap, where there is no record.
+            hint: What to do if there is no record.
 
         Raises:
-            MissingRecordError: If it has none.
+            MissingRecordError: If there is none.
         """
         if 'source_id' not in sample:
             raise MissingRecordError(
@@ -78,7 +78,7 @@ class ImageRecord:
         return cls(**{name: value for name, value in known.items() if value is not None})
 
     def metainfo(self) -> dict[str, Any]:
-        """The record as metainfo of a sample; what is not known is left out."""
+        """The record as metainfo of a sample, without what is not known."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -121,23 +121,22 @@ def source_ids_of(samples: Sequence[Any]) -> list[int]:
         samples: Data samples, or the ``gt_instances`` of data samples.
 
     Raises:
-        MissingRecordError: If one has no record, or if two different images have the
-            same id.
-        UnsupportedHeadError: If one sample is there several times.
+        MissingRecordError: If one has no record, or if two different images have the same id.
+        UnsupportedHeadError: If a sample occurs several times.
     """
     if len({id(sample) for sample in samples}) < len(samples):
         raise UnsupportedHeadError(
-            f'the batch of {len(samples)} images holds one of them several times, as the '
-            'detector of TridentNet gives its images once for every branch; expected '
-            'images that were augmented each on its own, since predictions for one and '
-            'the same image are no replicas. Use another detector'
+            f'the batch of {len(samples)} images has one of them several times, as in '
+            'TridentNet, which repeats its images for every branch; expected images that '
+            'were augmented independently, since predictions for the same image are not '
+            'replicas. Use another detector'
         )
     check_distinct(samples)
     return [int(sample.source_id) for sample in samples]
 
 
 def check_distinct(samples: Sequence[Any]) -> None:
-    """Makes sure that samples with one source id show one image.
+    """Makes sure that samples with the same source id show the same image.
 
     Args:
         samples: Data samples, ``gt_instances``, or samples as dicts.
@@ -161,37 +160,37 @@ def image_matrices(records: Sequence[InstanceData], device: torch.device) -> Ten
     """(B, 3, 3) float64, the matrix of each whole image, from source to replica pixels.
 
     Raises:
-        MissingRecordError: If one image has no single matrix.
+        MissingRecordError: If an image has no single matrix.
     """
     matrices = []
     for instances in records:
         record = ImageRecord.read(instances)
         if record.source_matrix is None:
             raise MissingRecordError(
-                f'the image of source {record.source_id} has no single source_matrix (a '
-                'transform merges images, or moves an image without boxes unrecorded), which '
-                "pairing='iou' needs; use pairing='gt' in the LossTransformHead, or leave "
-                'Mosaic, MixUp and CopyPaste out'
+                f'the image of source {record.source_id} has no single source_matrix, which '
+                "pairing='iou' needs: a transform merges images, or moves images without boxes "
+                "unrecorded. Use pairing='gt' in the LossTransformHead, or leave Mosaic, MixUp "
+                'and CopyPaste out'
             )
         matrices.append(torch.as_tensor(record.source_matrix, dtype=torch.float64))
     return torch.stack(matrices).to(device)
 
 
 def refuse_moved_image(metainfo: Any) -> None:
-    """Batch augments resize images after the pipeline, which the record cannot know.
+    """Makes sure that an image was not resized after the pipeline, by a batch augment.
 
     Args:
         metainfo: A data sample or its metainfo.
 
     Raises:
-        MissingRecordError: If the image has another shape than recorded.
+        MissingRecordError: If the image has another shape than the record says.
     """
     recorded, found = metainfo.get('recorded_shape'), metainfo.get('img_shape')
     if recorded is not None and tuple(found[:2]) != tuple(recorded):
         raise MissingRecordError(
-            f'an image of the batch is {tuple(found[:2])} (height, width), '
-            f'but left the pipeline as {tuple(recorded)}: a batch augment resized it, '
-            'so its matrices no longer hold; remove BatchSyncRandomResize or '
-            'BatchResize from model.data_preprocessor.batch_augments and resize in '
-            "the pipeline, dict(type='RandomResize', ...)"
+            f'an image of the batch is {tuple(found[:2])} (height, width), but left the '
+            f'pipeline as {tuple(recorded)}: a batch augment resized it, so that its matrices '
+            'are wrong; remove BatchSyncRandomResize or BatchResize from '
+            'model.data_preprocessor.batch_augments and resize in the pipeline, '
+            "dict(type='RandomResize', ...)"
         )

@@ -1,10 +1,10 @@
 """Boxes that record what is done to them.
 
-Every stock transform, and most third-party ones, move boxes only through the
-methods of the box type. :class:`RecordedBoxes` is MMDetection's own box type plus a
-:class:`Provenance`; each method that moves boxes also multiplies the provenance. So the exact
-geometry is known without one line of code per transform, and it stays known where
-several images are merged, because every box carries its own matrix.
+Stock transforms, and most third-party ones, move boxes only through the methods of the
+box type. :class:`RecordedBoxes` is MMDetection's own box type plus a :class:`Provenance`;
+each method that moves boxes also multiplies its matrices. So the exact geometry is known
+without a line of code for any transform, and it stays known when several images are
+merged, because every box has its own matrix.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,15 @@ from lt_mm.structures.errors import LostRecordError
 class RecordedBoxes(HorizontalBoxes):
     """MMDetection's horizontal boxes with a :class:`Provenance`.
 
-    A set is *unrecorded* (``provenance is None``) when it was made from numbers: by the
-    constructor or from masks. ``RecordedResults`` of the pipeline gives boxes made from
-    masks the provenance of the boxes they replace; whatever is still unrecorded after a
-    transform is an error there.
+    A set is *unrecorded* (``provenance is None``) if it was made from numbers: by the constructor
+    or from masks. In the pipeline, ``RecordedResults`` gives boxes made from masks the provenance
+    of the boxes that they replace; any other unrecorded set is an error there.
 
     Attributes:
         provenance: The record, or None.
-        mask_rows: (n,) int64 for boxes made from masks: the row of the mask, -1 for
-            recorded rows; None elsewhere.
-        mask_count: How many masks those boxes were made from.
+        mask_rows: (n,) int64 if boxes were made from masks: the row of the mask, -1 for
+            boxes with a record. None otherwise.
+        mask_count: From how many masks they were made.
     """
 
     def __init__(
@@ -53,14 +52,13 @@ class RecordedBoxes(HorizontalBoxes):
     # -- what is known ---------------------------------------------------------
 
     def _stamp(self) -> None:
-        """Remembers the coordinates that the provenance speaks of."""
+        """Remembers the coordinates that the provenance describes."""
         self._stamped = (self.tensor.clone(), self.tensor, _version(self.tensor))
 
     def written_behind(self) -> bool:
-        """Whether coordinates were written other than by this class's methods.
+        """Whether coordinates were written in another way than by this class's methods.
 
-        Also where the same numbers were written: the boxes of a mirrored image may
-        look like those before.
+        The same numbers count too: the boxes of a mirrored image may look like those before.
         """
         values, tensor, version = self._stamped
         return (
@@ -71,7 +69,7 @@ class RecordedBoxes(HorizontalBoxes):
         )
 
     def is_recorded(self) -> bool:
-        """Whether the provenance speaks of every row and of the coordinates as they are."""
+        """Whether there is a provenance of every row, and of the coordinates as they are."""
         return self.provenance is not None and self.mask_rows is None and not self.written_behind()
 
     def forget_image(self) -> None:
@@ -83,10 +81,10 @@ class RecordedBoxes(HorizontalBoxes):
         if self.written_behind():
             raise LostRecordError(
                 'box coordinates were written directly (into .tensor or its numpy '
-                'view), so the record of where the boxes come from is no longer true'
+                'array), so the record of where the boxes come from is wrong'
             )
 
-    # -- what keeps the rows ---------------------------------------------------
+    # -- what selects and copies boxes ---------------------------------------------------
 
     def __getitem__(self, index: Any) -> 'RecordedBoxes':
         self._refuse_if_written_behind()
@@ -114,7 +112,7 @@ class RecordedBoxes(HorizontalBoxes):
         return result
 
     def __getstate__(self) -> dict:
-        """A process that unpickles counts a tensor's versions anew."""
+        """The process that unpickles counts the versions of tensors from 0 again."""
         state = dict(self.__dict__, _is_tainted=self.written_behind())
         del state['_stamped']
         return state
@@ -134,7 +132,7 @@ class RecordedBoxes(HorizontalBoxes):
 
     @classmethod
     def cat(cls, box_list: Sequence[BaseBoxes], dim: int = 0) -> 'RecordedBoxes':
-        """Merges sets; rows made from masks stay marked until they are resolved."""
+        """Merges sets. Boxes made from masks stay marked until they are resolved."""
         for boxes in box_list:
             if isinstance(boxes, RecordedBoxes):
                 boxes._refuse_if_written_behind()
@@ -158,20 +156,20 @@ class RecordedBoxes(HorizontalBoxes):
 
     @staticmethod
     def from_instance_masks(masks: Any) -> 'RecordedBoxes':
-        """Boxes around masks: unrecorded, but row i is known to be mask i."""
+        """Boxes around masks: unrecorded, but box i is known to belong to mask i."""
         result = RecordedBoxes(HorizontalBoxes.from_instance_masks(masks).tensor)
         result.mask_rows = np.arange(len(result))
         result.mask_count = len(result)
         return result
 
     def resolve(self, replaced: 'RecordedBoxes') -> bool:
-        """Gives rows made from masks the provenance of the boxes that they replace.
+        """Gives boxes made from masks the provenance of the boxes that they replace.
 
         Args:
             replaced: The set that the masks belong to, row by row.
 
         Returns:
-            Whether every row is recorded now.
+            Whether every box has a record now.
         """
         if self.mask_rows is None:
             return self.provenance is not None
@@ -230,20 +228,20 @@ class RecordedBoxes(HorizontalBoxes):
         self._stamp()
 
     def clip_(self, img_shape: tuple[int, int]) -> None:
-        """Clipping changes what is visible, not where the instance is."""
+        """Clips boxes, which changes what is visible and not where the instance is."""
         self._refuse_if_written_behind()
         super().clip_(img_shape)
         self._stamp()
 
 
-# Code that asks for plain boxes (MinIoURandomCrop's overlaps, for example) goes
-# through MMDetection's converters.
+# Code that needs plain boxes (the overlaps of MinIoURandomCrop, for example) uses
+# MMDetection's converters.
 register_box_converter('lt_recorded_hbox', 'hbox', lambda boxes: boxes)
 register_box_converter('hbox', 'lt_recorded_hbox', lambda boxes: boxes)
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was written in place; None where torch does not count."""
+    """How often a tensor was written in place; None if torch does not count it."""
     return None if tensor.is_inference() else tensor._version
 
 
@@ -254,7 +252,7 @@ def _has_record(boxes: BaseBoxes) -> bool:
 
 
 def _as_numpy_index(index: Any) -> Any:
-    """The index that picks from numpy arrays what ``index`` picks from boxes."""
+    """The index that selects from numpy arrays what ``index`` selects from boxes."""
     if isinstance(index, Tensor):
         index = index.cpu().numpy()
     if isinstance(index, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Instances that leave the data workers by value."""
+"""Instances that are sent from data workers by value."""
 
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
@@ -14,15 +14,15 @@ from torch import Tensor
 class RecordedInstances(InstanceData):
     """The instances of a replica, with their record.
 
-    PyTorch sends every tensor between processes in shared memory of its own. To hand
-    that over costs about as much as a flip of the image, however few numbers there are.
-    The few numbers of these instances travel through the pipe instead. Nothing else
-    differs from the stock class; files and copies are made as of that one.
+    PyTorch sends every tensor between processes in shared memory of its own, which costs
+    about as much as a flip of the image, however few numbers the tensor has. The few
+    numbers of these instances are sent through the pipe instead. In all else, the class is
+    the stock one; files and copies are made in the same way.
     """
 
     @classmethod
     def made_of(cls, fields: dict[str, Any], metainfo: dict[str, Any]) -> 'RecordedInstances':
-        """From fields of equal length and metainfo, none of which is copied."""
+        """Makes instances of fields of equal length and metainfo, without copies."""
         instances = cls()
         for name, value in fields.items():
             instances.set_field(value, name)
@@ -44,7 +44,7 @@ def _reduce(instances: RecordedInstances) -> tuple[Callable, tuple[dict, ...]]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether numpy can hold all that a tensor says."""
+    """Whether a tensor can go through numpy without loss."""
     return (
         type(value) is Tensor
         and value.device.type == 'cpu'

@@ -6,13 +6,14 @@ For n predictions p_i, brought back to the source frame, and the indicator 1(i, 
     term   = 1/n * sum_i D_KL( pbar_i || p_i )
     pbar_i = sum_j 1(i, j) p_j / sum_j 1(i, j)
 
-All functions take the predictions of a batch and their group ids, and return a scalar
-in float32 or wider, under autocast too. The gradient flows to every paired prediction,
-and through the mean unless ``detach_mean``. A prediction without a positive adds 0;
-without any pair the term is 0 and still has a graph. Finite predictions give a finite
-term and, in float32 or wider, a finite gradient, however large they are. A paired
-prediction that is NaN makes the term NaN. Time and memory are linear in the number of
-predictions: the mean is a segment reduction.
+All functions take the predictions of a batch and their group ids, and return a scalar, >= 0
+up to rounding, in float32 or wider, under autocast too. The gradient flows to every paired
+prediction, and through the mean unless ``detach_mean``. A prediction without a positive adds
+0; without any pair the term is 0 and still has a graph. Finite predictions give a finite term
+and, in float32 or wider, a finite gradient, however large they are. A paired prediction that
+is NaN makes the term NaN. Time and memory are linear in the number of predictions: the mean is
+a segment reduction. ``ValueError`` is raised if shapes do not fit, or if the temperature or
+``avg_factor`` is not positive.
 """
 
 from lt_mm.core.consistency.bernoulli import bernoulli_consistency, mask_consistency

@@ -24,19 +24,11 @@ def bernoulli_consistency(
     """Term for sigmoid classifiers: the sum of the Bernoulli KLs of all classes.
 
     Args:
-        logits: (N, C), unnormalised, one independent Bernoulli each; receives
-            gradient.
+        logits: (N, C), unnormalised, one independent Bernoulli each; receives gradient.
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         temperature: Divides the logits before the sigmoid.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
-
-    Returns:
-        Scalar, >= 0 up to rounding.
-
-    Raises:
-        ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
-            not positive.
     """
     check_predictions(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
@@ -60,21 +52,13 @@ def mask_consistency(
     least two of them. The mean is taken pixel by pixel, over these masks.
 
     Args:
-        mask_logits: (N, H, W), unnormalised, on the same grid of the source instance
-            for all masks of a group (:func:`lt_mm.core.geometry.masks_to_source`);
-            receives gradient.
+        mask_logits: (N, H, W), unnormalised, on the same grid of the source instance for all masks
+            of a group (:func:`lt_mm.core.geometry.masks_to_source`); receives gradient.
         inside: (N, H, W) bool, whether the mask says something about a pixel.
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         temperature: Divides the logits before the sigmoid.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
-
-    Returns:
-        Scalar, >= 0 up to rounding.
-
-    Raises:
-        ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
-            not positive.
     """
     if mask_logits.dim() != 3 or inside.shape != mask_logits.shape:
         raise ValueError(

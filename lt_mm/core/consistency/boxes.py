@@ -23,9 +23,8 @@ def box_consistency(
 ) -> Tensor:
     """Term for boxes: KL between the axis-aligned Gaussians of two boxes.
 
-    A box is the Gaussian whose mean is its centre and whose standard deviation is
-    half its side, in x and in y. With the mean box (mu, sigma) and a box (mu_i,
-    sigma_i), for each axis::
+    A box is the Gaussian whose mean is its centre and whose standard deviation is half its side, in
+    x and in y. With the mean box (mu, sigma) and a box (mu_i, sigma_i), for each axis::
 
         log(sigma_i / sigma) + (sigma^2 + (mu - mu_i)^2) / (2 sigma_i^2) - 1/2
 
@@ -37,12 +36,6 @@ def box_consistency(
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
-
-    Returns:
-        Scalar, >= 0 up to rounding.
-
-    Raises:
-        ValueError: If the shapes do not fit or ``avg_factor`` is not positive.
     """
     check_predictions(boxes_xyxy, group_ids, avg_factor)
     if boxes_xyxy.shape[1] != 4:
@@ -88,12 +81,6 @@ def side_consistency(
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
-
-    Returns:
-        Scalar, >= 0 up to rounding.
-
-    Raises:
-        ValueError: If the shapes do not fit or ``avg_factor`` is not positive.
     """
     shape = tuple(side_logits.shape)
     if len(shape) != 3 or shape[1] != 4 or not shape[2] or positions.shape != shape:

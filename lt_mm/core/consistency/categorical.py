@@ -30,12 +30,7 @@ def categorical_consistency(
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
 
-    Returns:
-        Scalar, >= 0 up to rounding.
-
     Raises:
-        ValueError: If the shapes do not fit, or the temperature or ``avg_factor`` is
-            not positive.
         NotImplementedError: In the backward pass, if the gradient is to have a gradient.
     """
     check_predictions(logits, group_ids, avg_factor, temperature)

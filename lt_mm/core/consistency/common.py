@@ -14,8 +14,7 @@ def group_mean(
 ) -> Tensor:
     """pbar: for each row of values (N, D) the mean of its group's rows, (N, D).
 
-    With weights (N, D) of 0 and 1, the mean of the entries with weight 1; 0 where there is
-    none.
+    With weights (N, D) of 0 and 1, the mean of the entries with weight 1; 0 where there is none.
     """
     if detach:
         values = values.detach()

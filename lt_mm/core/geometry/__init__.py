@@ -1,14 +1,12 @@
 """Matrices (3x3) from the pixels of a source image to those of a replica, and what they move.
 
-Convention, stated once for the whole package: MMDetection's *edge* coordinates.
-A pixel covers a unit square, the image covers ``[0, W] x [0, H]``, a horizontal
-flip maps ``x`` to ``W - x``. Matrices are homogeneous and act on column vectors:
-``replica ~ M @ source``. They are kept in float64; chains of transforms are composed
-by multiplying from the left.
+Convention, stated once for the whole package: MMDetection's *edge* coordinates. A pixel covers a
+unit square, the image covers ``[0, W] x [0, H]``, a horizontal flip maps ``x`` to ``W - x``.
+Matrices are homogeneous and act on column vectors: ``replica ~ M @ source``. They are kept in
+float64; chains of transforms are composed by multiplying from the left.
 
-Data workers, which have few boxes, use numpy arrays: the builders of matrices,
-:func:`move_boxes` and :func:`visible_fraction`. All other functions are batched,
-differentiable torch functions.
+Data workers, which have few boxes, use numpy arrays: the builders of matrices, :func:`move_boxes`
+and :func:`visible_fraction`. All other functions are batched, differentiable torch functions.
 
 No NaN comes out unless a point or a box that goes in holds one. A matrix that cannot be
 used (its entries are not finite, or beyond 1e100) moves everything to the origin.

@@ -81,16 +81,14 @@ def side_positions_to_source(
 
     Args:
         centers: (N, 2), the points; pixels of the replicas.
-        distances: (N, K) from the point to the side, ascending, K > 1; pixels of the
-            replicas.
+        distances: (N, K) from the point to the side, ascending, K > 1; pixels of the replicas.
         matrices: (N, 3, 3), from source to replica; axis-aligned
             (:func:`is_axis_aligned`), others give positions without meaning.
 
     Returns:
-        (N, 4, K) float64: for the left, top, right and bottom side in the source image
-        its x (left, right) or y (top, bottom) at each distance; and (N, 4) int64: which
-        side of the replica it is, in the same order. A horizontal flip makes the left
-        side the right one.
+        (N, 4, K) float64: for the left, top, right and bottom side in the source image its x (left,
+        right) or y (top, bottom) at each distance; and (N, 4) int64: which side of the replica it
+        is, in the same order. A horizontal flip makes the left side the right one.
     """
     axes = torch.eye(2, dtype=torch.float64, device=centers.device)
     directions = torch.cat([-axes, axes])
@@ -140,10 +138,9 @@ def visible_fraction(
         shape: (height, width) of the image.
 
     Returns:
-        (n,) float32 in [0, 1]: area of the box inside the image and inside the whole
-        box / area of the whole moved box; 0 for a box without area or with NaN. (A box
-        that was clipped and then rotated can lie outside the whole: it counts as not
-        seen.)
+        (n,) float32 in [0, 1]: area of the box inside the image and inside the whole box / area of
+        the whole moved box; 0 for a box without area or with NaN. (A box that was clipped and then
+        rotated can lie outside the whole: it counts as not seen.)
     """
     height, width = shape[:2]
     whole = whole_xyxy.clip(-LARGEST_ENTRY, LARGEST_ENTRY)

@@ -24,9 +24,8 @@ def restoration_errors(
         visibility: (N,), the part of each box that its replica shows.
 
     Returns:
-        (N,) float64, the error of the worst of the four sides in pixels of the source
-        images. It is not small where the matrix is not axis-aligned, or where boxes were
-        made anew from masks.
+        (N,) float64, the error of the worst of the four sides in pixels of the source images. It is
+        not small where the matrix is not axis-aligned, or where boxes were made anew from masks.
     """
     annotated = annotated_xyxy.double()
     off = boxes_to_source(boxes_xyxy.double(), matrices) - annotated

@@ -1,6 +1,6 @@
-"""What the data set writers share: COCO annotations and files written last.
+"""What the writers of data sets share: COCO annotations, and json files that are written last.
 
-Coordinates follow MMDetection's edge convention: a box reaches from the left edge of its first
+Coordinates follow MMDetection's edge convention: a box extends from the left edge of its first
 pixel to the right edge of its last one, so a mask of one pixel has a box of width 1.
 """
 
@@ -24,7 +24,7 @@ class CocoSplit:
     Attributes:
         ann_file: COCO json (`ann_file` of mmdet's `CocoDataset`).
         image_dir: Folder that the json's `file_name` is relative to (`data_prefix['img']`).
-        num_images: Images in the split, those without an object included.
+        num_images: Images in the split, including those without an object.
         num_instances: Annotated instances.
         num_empty: Images without an object.
     """
@@ -36,15 +36,14 @@ class CocoSplit:
     num_empty: int
 
 
-def ann_file_of(out_dir: Path, split: str) -> Path:
-    """Where the json of a split lies below `out_dir`."""
+def _ann_file_of(out_dir: Path, split: str) -> Path:
     return out_dir / 'annotations' / f'{split}.json'
 
 
 def mask_to_annotation(mask: np.ndarray, image_id: int, category_id: int) -> dict[str, Any]:
     """Describe one instance by its mask, without the annotation's `id`.
 
-    The mask is kept as compressed RLE, which is exact (a polygon cannot express a hole).
+    The mask is written as compressed RLE, which is exact (a polygon cannot express a hole).
     MMDetection reads it with `LoadAnnotations(with_mask=True)`; with `poly2mask=False`, which
     is for polygons only, it marks every such instance as ignored.
 
@@ -89,8 +88,8 @@ def write_split(
 ) -> CocoSplit:
     """Write the json of one split; call it once the images are on disk.
 
-    Annotations get ids from 1: pycocotools' evaluation takes id 0 for "no match". Categories get
-    ids from 1, in the order of `classes`.
+    The ids of annotations begin at 1, since pycocotools' evaluation reads id 0 as "no match".
+    Those of categories begin at 1, in the order of `classes`.
 
     Args:
         out_dir: Root of the data set.
@@ -104,7 +103,7 @@ def write_split(
     Returns:
         What was written.
     """
-    ann_file = ann_file_of(out_dir, split)
+    ann_file = _ann_file_of(out_dir, split)
     coco = dict(
         info=info,
         images=images,
@@ -112,7 +111,7 @@ def write_split(
         categories=[dict(id=i, name=name) for i, name in enumerate(classes, start=1)],
     )
     ann_file.parent.mkdir(parents=True, exist_ok=True)
-    # A reader sees the old file, none, or the whole new one; never a part.
+    # At any time there is the old file, no file, or the whole new one, never a part of it.
     partial = ann_file.with_name(f'{ann_file.name}.{os.getpid()}.part')
     partial.write_text(json.dumps(coco), encoding='utf-8')
     os.replace(partial, ann_file)
@@ -122,14 +121,12 @@ def write_split(
     )
 
 
-def read_info(ann_file: Path) -> dict[str, Any]:
-    """The `info` of a COCO json; empty where there is no such file or it is no COCO json."""
+def _generator_of(ann_file: Path) -> Any:
+    """The `info.generator` of a COCO json; None if it is not COCO json."""
     try:
-        coco = json.loads(ann_file.read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
-        return {}
-    info = coco.get('info') if isinstance(coco, dict) else None
-    return info if isinstance(info, dict) else {}
+        return json.loads(ann_file.read_text(encoding='utf-8'))['info'].get('generator')
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def remove_stale_json(out_dir: Path, generator: str) -> None:
@@ -138,10 +135,10 @@ def remove_stale_json(out_dir: Path, generator: str) -> None:
     Raises:
         FileExistsError: If a file in their place was written by something else; it is kept.
     """
-    ann_files = [ann_file_of(out_dir, split) for split in SPLITS]
+    ann_files = [_ann_file_of(out_dir, split) for split in SPLITS]
     ann_files = [path for path in ann_files if path.exists()]
     for path in ann_files:
-        found = read_info(path).get('generator')
+        found = _generator_of(path)
         if found != generator:
             raise FileExistsError(
                 f'{path} was not written by {generator} (its info.generator is {found!r}) and is '

@@ -1,8 +1,8 @@
 """The Penn-Fudan pedestrian data set as COCO json with instance masks.
 
-The archive holds `PNGImages/NAME.png` and `PedMasks/NAME_mask.png`; a mask's pixels are 0 for
-the ground, or the number of a pedestrian. Its `Annotation` folder repeats the boxes and is not
-read.
+The archive has `PNGImages/NAME.png` and `PedMasks/NAME_mask.png`; the pixels of a mask are 0
+for the background, or the number of a pedestrian. The folder `Annotation` repeats the boxes
+and is not read.
 """
 
 import hashlib
@@ -29,7 +29,6 @@ from lt_mm.datasets.converters.source_files import (
 
 GENERATOR = 'lt_mm.datasets.converters.pennfudan'
 PENNFUDAN_CLASSES = ('person',)
-DEFAULT_NUM_VAL = 50
 
 _IMAGE = r'PNGImages/[^/.][^/]*\.png'
 _PATTERNS = [depth + part for depth in ('', '*/') for part in ('PNGImages/*', 'PedMasks/*')]
@@ -40,7 +39,7 @@ _EXPECTED = (
 
 
 def convert_pennfudan(
-    source: str | Path, out_dir: str | Path, num_val: int = DEFAULT_NUM_VAL, seed: int = 0
+    source: str | Path, out_dir: str | Path, num_val: int = 50, seed: int = 0
 ) -> dict[str, CocoSplit]:
     """Write the data set as `images/*.png`, `annotations/train.json` and `annotations/val.json`.
 
@@ -50,17 +49,17 @@ def convert_pennfudan(
 
     Args:
         source: The zip, or the folder that was unpacked from it.
-        out_dir: Folder to write to; made where it does not exist.
+        out_dir: Folder to write to; made if it does not exist.
         num_val: Number of validation images; the complete data set has 170 images.
         seed: Chooses the split.
 
     Returns:
-        By split name, 'train' and 'val', what was written.
+        What was written, for the splits 'train' and 'val'.
 
     Raises:
         FileNotFoundError: If `source` does not exist.
-        ValueError: If `source` is no zip and no folder, is damaged, holds no image, lacks a mask,
-            or has an entry that points out of it; or if `num_val` leaves a split empty.
+        ValueError: If `source` is neither a zip nor a folder, is damaged, has no image, lacks a
+            mask, or has an entry that points out of it; or if `num_val` leaves a split empty.
         FileExistsError: If `out_dir` holds annotations of another origin.
     """
     source, out_dir = Path(source), Path(out_dir)
@@ -75,19 +74,19 @@ def split_names(names: Iterable[str], num_val: int, seed: int = 0) -> tuple[list
     """Split image names into training and validation, the same on every machine.
 
     Names that differ in their final digits only (FudanPed00001, FudanPed00002) form a group, and
-    each group gives its share of the validation images, rounded by largest remainder. Within a
-    group these are the first by the SHA-256 of 'SEED:NAME'.
+    each group gives its share of the validation images, rounded by largest remainder. They are
+    the first of the group in the order of the SHA-256 of 'SEED:NAME'.
 
     Args:
         names: Names of the images, in any order.
         num_val: Number of validation images.
-        seed: Another one gives another split.
+        seed: Chooses the split.
 
     Returns:
         The sorted names of the training and of the validation images.
 
     Raises:
-        ValueError: If `num_val` leaves one of them empty.
+        ValueError: If `num_val` leaves a split empty.
     """
     groups = defaultdict(list)
     for name in names:

@@ -1,8 +1,7 @@
-"""A small detection data set, drawn: circles, squares and triangles on a noisy ground.
+"""A small detection data set, drawn: circles, squares and triangles on a noisy background.
 
-It is small enough to be written in seconds and to be learnt from random initialisation on a CPU,
-and it holds what real data holds: occlusion, objects cut off by the border, small objects, and
-images without any object.
+It is written in seconds and can be learnt from random initialisation on a CPU, and it has what real
+data has: occlusion, objects cut off by the border, small objects, and images without any object.
 """
 
 import colorsys
@@ -25,18 +24,14 @@ Range = int | tuple[int, int]
 GENERATOR = 'lt_mm.datasets.converters.shapes'
 GENERATOR_VERSION = 1  # raise it when the same parameters give other pictures
 
-DEFAULT_NUM_TRAIN = 120
-DEFAULT_NUM_VAL = 40
-DEFAULT_IMAGE_SIZE = (192, 256)  # not square: a swap of height and width shows
-
 MAX_OBJECTS = 7
-EMPTY_EVERY = 20  # of every 20 images one, the second, has no object
+EMPTY_EVERY = 20  # the second of every 20 images has no object
 MIN_IMAGE_SIDE = 96
 REFERENCE_SIDE = 224  # image side at which the sizes below are in pixels
 SMALL_SIDE = (14, 26)
 COMMON_SIDE = (32, 56, 110)  # least, most frequent, greatest
-MIN_INSIDE = 0.5  # of an object's area, what must lie inside of the image
-MIN_VISIBLE = 0.45  # of an object's pixels in the image, what must stay unoccluded
+MIN_INSIDE = 0.5  # share of an object's area that must lie inside the image
+MIN_VISIBLE = 0.45  # share of an object's pixels in the image that must not be occluded
 ATTEMPTS = 40
 
 
@@ -58,7 +53,7 @@ SHAPES_CLASSES = tuple(shape.name for shape in _SHAPES)
 
 
 class _Object(NamedTuple):
-    """A drawn object: category id, centre and radius in pixels, pixels inside of the image."""
+    """A drawn object: category id, centre and radius in pixels, number of pixels in the image."""
 
     category_id: int
     centre: np.ndarray
@@ -68,9 +63,9 @@ class _Object(NamedTuple):
 
 def write_shapes_dataset(
     out_dir: str | Path,
-    num_train: int = DEFAULT_NUM_TRAIN,
-    num_val: int = DEFAULT_NUM_VAL,
-    image_size: tuple[Range, Range] = DEFAULT_IMAGE_SIZE,
+    num_train: int = 120,
+    num_val: int = 40,
+    image_size: tuple[Range, Range] = (192, 256),
     seed: int = 0,
 ) -> dict[str, CocoSplit]:
     """Draw the data set: `train/*.jpg`, `val/*.jpg`, `annotations/train.json` and `val.json`.
@@ -78,10 +73,10 @@ def write_shapes_dataset(
     The n-th image of a split depends on the seed, the split, n and the image size only, so a
     smaller data set is the beginning of a larger one. Later objects occlude earlier ones: masks,
     boxes and areas describe the visible part. One image in 20, beginning with the second of each
-    split, holds no object. The json files are removed first and written last.
+    split, has no object. The json files are removed first and written last.
 
     Args:
-        out_dir: Folder to write to; made where it does not exist.
+        out_dir: Folder to write to; made if it does not exist.
         num_train: Number of training images, 2 or more.
         num_val: Number of validation images, 2 or more.
         image_size: (height, width) in pixels. Each is a number, or a (least, greatest) pair from
@@ -89,7 +84,7 @@ def write_shapes_dataset(
         seed: Not negative.
 
     Returns:
-        By split name, 'train' and 'val', what was written.
+        What was written, for the splits 'train' and 'val'.
 
     Raises:
         ValueError: If a parameter is out of its range.
@@ -129,7 +124,7 @@ def _infos(
 
 
 def _size_ranges(image_size: tuple[Range, Range]) -> list[list[int]]:
-    """((least, greatest) height, (least, greatest) width), as lists: json knows no tuples."""
+    """((least, greatest) height, (least, greatest) width), as lists, since json has no tuples."""
     try:
         height, width = (
             [side, side] if isinstance(side, (int, np.integer)) else list(side)
@@ -195,7 +190,7 @@ def _draw_image(
 
 
 def _draw_ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) float32: blotches of little colour, crossed by grey lines."""
+    """(H, W, 3) float32: blotches of weak colour, crossed by grey lines."""
     grey = rng.uniform(70, 180, (6, 8, 1)) + rng.normal(0, 10, (6, 8, 3))
     ground = cv2.resize(grey.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(rng.integers(3, 9)):
@@ -207,7 +202,7 @@ def _draw_ground(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 def _draw_object(
     rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, objects: list[_Object]
 ) -> None:
-    """Draw one more object, in place; none where no attempt leaves the others visible."""
+    """Draw one more object, in place; none if no attempt leaves the others visible."""
     for _ in range(ATTEMPTS):
         category = int(rng.integers(len(_SHAPES)))
         shape = _SHAPES[category]
@@ -231,7 +226,7 @@ def _sample_side(rng: np.random.Generator, shape: tuple[int, int]) -> float:
 def _sample_centre(
     rng: np.random.Generator, shape: tuple[int, int], radius: float, objects: list[_Object]
 ) -> np.ndarray:
-    """(x, y) in pixels: inside of the image, across its border, or onto an earlier object."""
+    """(x, y) in pixels: inside the image, across its border, or over an earlier object."""
     size = np.array(shape[::-1], dtype=float)
     manner = rng.choice(3, p=(0.55, 0.2, 0.25))
     centre = rng.uniform(radius, size - radius)
@@ -256,9 +251,9 @@ def _polygon(num_vertices: int, centre: np.ndarray, radius: float, angle: float)
 def _is_acceptable(
     mask: np.ndarray, polygon: np.ndarray, owner: np.ndarray, objects: list[_Object]
 ) -> bool:
-    """Whether enough of the new object lies inside, and enough of each earlier stays visible.
+    """Whether enough of the new object lies inside, and enough of each earlier one stays visible.
 
-    An object that nobody could recognise would have to be annotated, or count as background.
+    Otherwise objects would be annotated, or count as background, that nobody can recognise.
     """
     if mask.sum() < MIN_INSIDE * cv2.contourArea(polygon):
         return False
@@ -267,7 +262,7 @@ def _is_acceptable(
 
 
 def _sample_colour(rng: np.random.Generator, hue: float) -> np.ndarray:
-    """(3,) BGR in 0..255, saturated; of the class' own hue in 85 % of the cases."""
+    """(3,) BGR in 0..255, saturated; of the class's own hue in 85 % of the cases."""
     own_hue = rng.random() < 0.85
     hue = hue + rng.uniform(-0.05, 0.05) if own_hue else rng.random()
     rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.75, 1), rng.uniform(0.65, 1))
@@ -287,6 +282,6 @@ def _paint(
     slope = rng.uniform(-0.3, 0.3, 2)
     shade = 1 + slope[0] * (xs / width - 0.5) + slope[1] * (ys / height - 0.5)
     image[mask] = shade[mask][:, None] * colour
-    # The rim tells an object from an overlapping one of its colour; it stays inside of the mask.
+    # The rim separates an object from an overlapping one of its colour; it stays in the mask.
     rim = cv2.polylines(np.zeros(mask.shape, np.uint8), [polygon], True, 1, thickness=2) > 0
     image[rim & mask] = 0.45 * colour

@@ -1,9 +1,9 @@
 """The segmentation part of PASCAL VOC 2012 as COCO json with instance masks.
 
-VOCdevkit/VOC2012 holds `JPEGImages/NAME.jpg`, `ImageSets/Segmentation/{train,val}.txt` (a
-name a line), and two palette PNGs for each of these names. In `SegmentationClass` a pixel
-is 0 for the background, a class from 1 to 20, or 255 for void (contours and what nobody
-labelled). In `SegmentationObject` it is 0, the number of an object, or 255.
+VOCdevkit/VOC2012 has `JPEGImages/NAME.jpg`, `ImageSets/Segmentation/{train,val}.txt` (one
+name per line), and two palette PNGs for each of these names. In `SegmentationClass` a pixel
+is 0 for the background, a class from 1 to 20, or 255 for void (contours and parts that are
+not labelled). In `SegmentationObject` it is 0, the number of an object, or 255.
 """
 
 import re
@@ -36,8 +36,6 @@ pottedplant sheep sofa train tvmonitor
 VOC_CLASSES = tuple(_CLASSES.split())
 VOID = 255
 INSTANCES = ('components', 'object')
-# A cell of the finest feature map of an FPN is 4 x 4 pixels.
-DEFAULT_MIN_AREA = 16
 
 _PARTS = (
     'ImageSets/Segmentation/*.txt',
@@ -65,44 +63,40 @@ class VocSplit(CocoSplit):
 
 
 def convert_voc2012(
-    source: str | Path,
-    out_dir: str | Path,
-    instances: str = 'components',
-    min_area: int = DEFAULT_MIN_AREA,
+    source: str | Path, out_dir: str | Path, instances: str = 'components', min_area: int = 16
 ) -> dict[str, VocSplit]:
     """Write `images/*.jpg`, `annotations/train.json` and `annotations/val.json`.
 
-    The splits are the official ones (1464 and 1449 images). Image files are copied
-    unchanged; image ids number the sorted names from 1, over both splits; categories are
-    the 20 classes in the order of VOC, from 1. Void pixels belong to no instance. The json
-    files are removed first and written last; their `info` has the arguments and
-    `num_dropped`.
+    The splits are the official ones (1464 and 1449 images). Image files are copied unchanged; image
+    ids number the sorted names from 1, over both splits; categories are the 20 classes in the order
+    of VOC, from 1. Void pixels belong to no instance. The json files are removed first and written
+    last; their `info` has the arguments and `num_dropped`.
 
     Args:
         source: The tar, or the folder VOC2012 (or one or two levels above it).
-        out_dir: Folder to write to; made where it does not exist.
+        out_dir: Folder to write to; made if it does not exist.
         instances: 'components': the connected components of each class mask (see
             :func:`connected_components`), in the order of the classes. Objects that touch
             are one instance, and an object that another one cuts in two is two. 'object':
             the true instances, for comparison, in the order of their numbers.
-        min_area: Instances of fewer pixels are left out, and counted.
+        min_area: Instances of fewer pixels are left out, and counted. By default a cell of
+            the finest feature map of an FPN, 4 x 4 pixels.
 
     Returns:
-        By split name, 'train' and 'val', what was written.
+        What was written, for the splits 'train' and 'val'.
 
     Raises:
         FileNotFoundError: If `source` does not exist.
-        ValueError: If `source` is no tar and no folder, is damaged, lacks a list, an image
-            or a mask, has an entry or a listed name that points out of it, or a mask that
-            does not fit; or if an argument is none of the above.
+        ValueError: If `source` is neither a tar nor a folder, is damaged, lacks a list, an
+            image or a mask, has an entry or a listed name that points out of it, or a mask
+            that does not fit; or if an argument is not one of the above.
         FileExistsError: If `out_dir` holds annotations of another origin.
     """
     if instances not in INSTANCES:
         raise ValueError(f'instances is {instances!r}; expected one of {INSTANCES}')
     if min_area < 1:
         raise ValueError(
-            f'min_area is {min_area}; expected a number of pixels >= 1, where '
-            '1 keeps every instance'
+            f'min_area is {min_area}; expected a number of pixels >= 1 (1 keeps every instance)'
         )
     source, out_dir = Path(source), Path(out_dir)
     with open_source(source, 'tar', _PATTERNS, _EXPECTED) as files:
@@ -145,7 +139,7 @@ def _read_list(files: SourceFiles, root: str, split: str) -> list[str]:
             )
     if not names:
         raise ValueError(
-            f'{path} in {files.path} is empty; expected a name a line, such as 2007_000032'
+            f'{path} in {files.path} is empty; expected one name per line, such as 2007_000032'
         )
     return sorted(names)
 
@@ -153,12 +147,12 @@ def _read_list(files: SourceFiles, root: str, split: str) -> list[str]:
 def _check_complete(
     files: SourceFiles, root: str, names: dict[str, list[str]], instances: str
 ) -> None:
-    """Refuse lists that name an image twice, and images or masks that are not there."""
+    """Refuse lists that name an image twice, and missing images or masks."""
     counts = Counter(name for split in SPLITS for name in names[split])
     name, count = counts.most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f'{name} stands {count} times in the lists {SPLITS} of '
+            f'{name} occurs {count} times in the lists {SPLITS} of '
             f'{files.path}; expected each image in one of them, once'
         )
     wanted = [path for name in sorted(counts) for path in _paths_of(root, name, instances)]
@@ -244,7 +238,7 @@ def _read_instances(
 
 
 def _class_of(files: SourceFiles, name: str, classes: np.ndarray) -> int:
-    """The class that most pixels of an object have; `classes` are those of its pixels."""
+    """The class that most pixels of an object have, of the `classes` of its pixels."""
     counts = np.bincount(classes, minlength=VOID + 1)
     counts[[0, VOID]] = 0
     if not counts.any():

@@ -1,9 +1,7 @@
 """Samplers that keep the replicas of a source together.
 
-The order of the samples is computed in :mod:`lt_mm.core.replicas`. A sampler
-cannot know the batch size (a ``DataLoader`` iterates its sampler without
-arguments), so whether batches hold whole groups is a property of the loader:
-:func:`check_train_dataloader`.
+The order of the samples is computed in :mod:`lt_mm.core.replicas`. A sampler does not know
+the batch size, so :func:`check_train_dataloader` checks that batches hold whole groups.
 """
 
 import itertools
@@ -29,28 +27,24 @@ from lt_mm.registry import DATA_SAMPLERS, register
 
 
 class _ReplicaSampler(Sampler):
-    """What the samplers below share.
-
-    Attributes:
-        layout: Number of replicas, placement, rank and world size.
-    """
+    """What the samplers below share: their arguments, and which samples this rank gets."""
 
     def __init__(
         self,
         dataset: Sized,
-        num_repeats: int,
-        placement: str,
-        shuffle: bool,
-        seed: int | None,
-        repeat_fraction: float,
+        num_repeats: int = 3,
+        placement: str = 'rank',
+        shuffle: bool = True,
+        seed: int | None = None,
+        repeat_fraction: float = 1.0,
     ) -> None:
         rank, world_size = get_dist_info()
         check_num_sources(len(dataset))
         check_annotated(dataset)
         if repeat_fraction == 0:
             raise ValueError(
-                'repeat_fraction=0 repeats nothing: use a share of '
-                'the samples in (0, 1], or the stock DefaultSampler'
+                'repeat_fraction=0 repeats nothing: use a share of the samples in (0, 1], or '
+                'the stock DefaultSampler'
             )
         self.layout = Layout(num_repeats, placement, rank, world_size, repeat_fraction)
         self.dataset = dataset
@@ -62,44 +56,38 @@ class _ReplicaSampler(Sampler):
 class GroupedRepeatAugSampler(_ReplicaSampler):
     """Repeated augmentation in which the replicas of a source meet in a batch.
 
-    The stream of a rank consists of groups: ``num_repeats`` consecutive copies
-    of one index. Batches hold whole groups if ``num_repeats`` divides the batch
-    size. The order is a function of ``(seed, epoch)``, so a resumed run goes on
-    with the order of the epoch at which it was interrupted.
+    The stream of a rank consists of groups: ``num_repeats`` consecutive copies of one
+    index. Batches hold whole groups if ``num_repeats`` divides the batch size. The order is
+    a function of ``(seed, epoch)``, so a resumed run goes on with the order of the epoch in
+    which it was interrupted.
 
     Args:
         dataset: The data set.
         num_repeats: Replicas of a source, 2 or more; may be larger than the data set.
-        mode: ``'full'``: every source ``num_repeats`` times an epoch.
-            ``'v1'``: as many samples an epoch as without repetition, rounded up
-            to whole groups. Sources are drawn without replacement across
-            epochs: any ``num_repeats`` consecutive epochs hold every source
-            equally often, within one. See
+        mode: ``'full'``: every source ``num_repeats`` times an epoch. ``'v1'``: as many
+            samples an epoch as without repetition, rounded up to whole groups. Sources are
+            drawn without replacement across epochs: any ``num_repeats`` consecutive epochs
+            hold every source equally often, within one. See
             :func:`lt_mm.core.replicas.balanced_order` for what this implies.
-        placement: ``'rank'``: the replicas of a source share a rank.
-            ``'spread'``: they go to consecutive ranks, and predictions have to
-            be gathered to be paired; the batches of all ranks together hold
-            whole groups if ``num_repeats`` divides their total size. The same
-            as ``'rank'`` on one rank.
+        placement: ``'rank'``: the replicas of a source are on one rank. ``'spread'``: they
+            are on consecutive ranks, and predictions have to be gathered to be paired; the
+            batches of all ranks together hold whole groups if ``num_repeats`` divides their
+            total size. On one rank both are the same.
         shuffle: Whether sources are shuffled.
-        seed: Must be equal on all ranks. ``None``: agreed on at random.
-        round_up: Whether to add groups so that all ranks get equally many
-            samples. If not, nothing is added and with placement ``'rank'``
-            ranks may differ by a group.
-        repeat_fraction: Share of the samples that are replicas, in (0, 1]; the
-            others are of sources that appear once. Both kinds are in every
-            batch of a few groups or more. Below 1 the head wants
-            ``allow_unrepeated=True``, and with ``mode='full'`` an epoch is
-            shorter, since every source is still drawn once. Batch samplers
-            that regroup, such as ``AspectRatioBatchSampler``, would cut groups
-            apart: use ``batch_sampler=None``.
-        start_epoch: In the epochs before it, counted from 0, nothing is
-            repeated. Needs ``mode='v1'``, and a schedule that keeps the head's
-            rho at 0 until then.
+        seed: Must be equal on all ranks. ``None``: drawn at random, the same on all ranks.
+        round_up: Whether to add groups so that all ranks get equally many samples. If not,
+            ranks may differ by a group with placement ``'rank'``.
+        repeat_fraction: Share of the samples that are replicas, in (0, 1]; the others are of
+            sources that appear once. Every batch of a few groups or more has both kinds. Below 1
+            the head needs ``allow_unrepeated=True``, and with ``mode='full'`` an epoch is shorter,
+            since every source is still drawn once. Batch samplers that regroup, such as
+            ``AspectRatioBatchSampler``, would cut groups apart: use ``batch_sampler=None``.
+        start_epoch: In the epochs before it, counted from 0, nothing is repeated. Needs
+            ``mode='v1'``, and a schedule that keeps the head's rho at 0 until then.
 
     Raises:
-        ValueError: If the data set is empty, or an argument is out of its range
-            or does not fit another.
+        ValueError: If the data set is empty, or if an argument is out of its range or does
+            not fit another.
         DataSetError: If no image of a detection data set has an instance.
     """
 
@@ -126,18 +114,8 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank in the current epoch."""
-        return _integers(
-            epoch_chunks(
-                len(self.dataset),
-                self.layout,
-                self.mode,
-                self.seed,
-                self.epoch,
-                self.shuffle,
-                self.round_up,
-                self.start_epoch,
-            )
-        )
+        options = self.mode, self.seed, self.epoch, self.shuffle, self.round_up, self.start_epoch
+        return _integers(epoch_chunks(len(self.dataset), self.layout, *options))
 
     def __len__(self) -> int:
         """The number of samples of this rank in an epoch."""
@@ -156,17 +134,17 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
     """Endless :class:`GroupedRepeatAugSampler` for iteration-based loops.
 
-    The stream is an endless sequence of shuffled passes over the data set, with
-    every source once, or in one group, a pass. There is no ``mode``: how often a source
-    is seen is decided by the loop. Full LossTransform needs ``num_repeats``
-    times the iterations of the stock recipe, v1 keeps their number.
+    The stream is an endless sequence of shuffled passes over the data set; each pass has
+    every source once, or as one group. There is no ``mode``: how often a source is seen
+    depends on the loop. Full LossTransform needs ``num_repeats`` times the iterations of
+    the stock recipe, v1 keeps their number.
 
     Args:
         dataset: The data set.
         num_repeats: Replicas of a source, 2 or more.
         placement: See :class:`GroupedRepeatAugSampler`.
-        shuffle: Whether sources are shuffled, anew in every pass.
-        seed: Must be equal on all ranks. ``None``: agreed on at random.
+        shuffle: Whether sources are shuffled, differently in every pass.
+        seed: Must be equal on all ranks. ``None``: drawn at random, the same on all ranks.
         repeat_fraction: See :class:`GroupedRepeatAugSampler`.
 
     Raises:
@@ -174,20 +152,10 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         DataSetError: If no image of a detection data set has an instance.
     """
 
-    def __init__(
-        self,
-        dataset: Sized,
-        num_repeats: int = 3,
-        placement: str = 'rank',
-        shuffle: bool = True,
-        seed: int | None = None,
-        repeat_fraction: float = 1.0,
-    ) -> None:
-        super().__init__(dataset, num_repeats, placement, shuffle, seed, repeat_fraction)
-        self._start = 0
+    _start = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Iterates the indices of this rank from where :meth:`skip` set it."""
+        """Iterates the indices of this rank, from where :meth:`skip` set the beginning."""
         return _integers(
             endless_chunks(len(self.dataset), self.layout, self.seed, self.shuffle, self._start)
         )
@@ -196,21 +164,20 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         """Sets where the stream begins; the loop calls it when it resumes.
 
         Args:
-            num_samples: Samples of this rank to leave out, counted from the
-                start of training.
+            num_samples: How many samples of this rank to leave out, from the start of training.
 
         Raises:
             ValueError: If ``num_samples`` is negative.
         """
         if num_samples < 0:
             raise ValueError(
-                f'num_samples={num_samples} is negative: give the '
-                'number of samples that were already used'
+                f'num_samples={num_samples} is negative: give the number of samples that '
+                'were already used'
             )
         self._start = num_samples
 
     def __len__(self) -> int:
-        """The length of the data set, as the stock ``InfiniteSampler``."""
+        """The length of the data set, as in the stock ``InfiniteSampler``."""
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
@@ -218,25 +185,23 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
 
 
 def _integers(chunks: Iterable[np.ndarray]) -> Iterator[int]:
-    # Data sets want plain ints; one list of them for the epoch would be huge.
+    # Data sets need plain ints; one list of them for a whole epoch would be huge.
     return itertools.chain.from_iterable(chunk.tolist() for chunk in chunks)
 
 
 def check_train_dataloader(dataloader: DataLoader) -> None:
     """Makes sure that every batch of a loader holds whole groups of replicas.
 
-    Loaders with other samplers pass, and so do replicas that are spread over
-    the ranks, because they do not meet in the batch of one rank.
+    Loaders with other samplers pass, and so do replicas that are spread over the ranks,
+    because they do not meet in the batch of one rank.
 
     Args:
-        dataloader: A built loader; its batch sampler may be a custom one that
-            has ``sampler`` and ``batch_size``, such as
-            ``AspectRatioBatchSampler``.
+        dataloader: A built loader; its batch sampler may be a custom one that has
+            ``sampler`` and ``batch_size``, such as ``AspectRatioBatchSampler``.
 
     Raises:
-        ValueError: If ``num_repeats`` does not divide the batch size, or if only
-            a part of the samples is repeated and the batch sampler is not the
-            stock one of torch.
+        ValueError: If ``num_repeats`` does not divide the batch size, or if only a part of
+            the samples is repeated and the batch sampler is not torch's own.
     """
     batch_sampler: Any = dataloader.batch_sampler
     sampler = getattr(batch_sampler, 'sampler', None)
@@ -244,12 +209,11 @@ def check_train_dataloader(dataloader: DataLoader) -> None:
         return
     if sampler.layout.repeat_fraction < 1 and type(batch_sampler) is not BatchSampler:
         raise ValueError(
-            f'repeat_fraction={sampler.layout.repeat_fraction} below a '
-            f'{type(batch_sampler).__name__}: it regroups single samples, and '
-            'cuts the groups among them apart. Set `train_dataloader.'
-            'batch_sampler` to None, or `repeat_fraction` to 1'
+            f'repeat_fraction={sampler.layout.repeat_fraction} with a '
+            f'{type(batch_sampler).__name__}, which regroups single samples and so cuts groups '
+            'apart. Set `train_dataloader.batch_sampler` to None, or `repeat_fraction` to 1'
         )
     sizes = batch_sampler.batch_size
-    # MMDetection's multi-source batch samplers have a size for each source.
+    # MMDetection's multi-source batch samplers have one size for each source.
     for size in sizes if isinstance(sizes, Sequence) else [sizes]:
         check_batch_size(size, sampler.layout.num_repeats)

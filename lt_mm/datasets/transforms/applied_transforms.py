@@ -6,20 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lt_mm.datasets.transforms.stock_transforms import name_of
-from lt_mm.structures.record import AppliedTransform
-from lt_mm.structures.recorded_boxes import RecordedBoxes
+from lt_mm.structures import AppliedTransform, RecordedBoxes
 
 # Result keys by which stock transforms tell what they did.
 _KEYS = ('img_shape', 'flip', 'flip_direction', 'scale_factor')
 
 
 class Told(NamedTuple):
-    """What results tell of an image.
-
-    Attributes:
-        values: Those of the keys that stock transforms set.
-        image_matrix: (3, 3) float64 from source to image, where it is known.
-    """
+    """What results tell of their image: values that stock transforms set, and its matrix."""
 
     values: dict[str, Any]
     image_matrix: np.ndarray | None

@@ -14,8 +14,7 @@ from lt_mm.datasets.transforms.stock_transforms import (
     name_of,
     records_without_boxes,
 )
-from lt_mm.structures.errors import LostRecordError
-from lt_mm.structures.recorded_boxes import RecordedBoxes
+from lt_mm.structures import LostRecordError, RecordedBoxes
 
 # Result keys that a transform need not hand on for the record to stay.
 _OWN_KEYS = frozenset(['sample_idx', 'source_shape', 'applied_transforms', 'annotation_rows'])
@@ -39,13 +38,7 @@ class RecordedResults(dict):
 
 
 class Before(NamedTuple):
-    """What a transform is given.
-
-    Attributes:
-        boxes: None if none are loaded yet.
-        annotations: Tells whether annotations that are not loaded yet were changed; None
-            where that need not be known.
-    """
+    """What a transform is given: boxes, or annotations that are not loaded as boxes yet."""
 
     boxes: Any
     annotations: list[tuple[int, str]] | None
@@ -87,8 +80,7 @@ class BoxRecord:
             LostRecordError: If the transform broke the record.
         """
         if before.annotations is not None and before.annotations != _annotations_of(output):
-            # InstaBoost, for example.
-            raise LostRecordError(
+            raise LostRecordError(  # InstaBoost, for example
                 'it changed the annotations before they were loaded as gt_bboxes; no box '
                 'tells how they were moved'
             )
@@ -146,10 +138,9 @@ def check_entry(results: dict) -> None:
         boxes = sample.get('gt_bboxes')
         if boxes is not None and not is_recorded(boxes):
             raise LostRecordError(
-                'the sample arrives with gt_bboxes that nobody has recorded since they '
-                'were loaded; wrap the pipeline that loads them too: '
-                "dataset=dict(..., pipeline=[dict(type='lt_mm.InvertiblePipeline', "
-                'transforms=[...])])'
+                'the sample arrives with gt_bboxes that nobody has recorded since they were '
+                'loaded; wrap the pipeline that loads them too: dataset=dict(..., '
+                "pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=[...])])"
             )
 
 
@@ -175,11 +166,10 @@ def lost_message(transform: Callable, error: Exception) -> str:
     """Names the transform that lost the record, and says what to do."""
     name = name_of(transform)
     return (
-        f'{name}: the record of where boxes come from is lost: {error}. Remove '
-        f'{name} from the transforms of InvertiblePipeline, or have it move boxes '
-        'through the methods of the box type (flip_, translate_, rescale_, rotate_, '
-        'project_, resize_, indexing, cat); if it moves no pixel, declare it: '
-        f"dict(type='lt_mm.InvertiblePipeline', image_only=['{name}'], "
+        f'{name}: the record of where boxes come from is lost: {error}. Remove {name} from the '
+        'transforms of InvertiblePipeline, or have it move boxes through the methods of the box '
+        'type (flip_, translate_, rescale_, rotate_, project_, resize_, indexing, cat); if it '
+        f"moves no pixel, declare it: dict(type='lt_mm.InvertiblePipeline', image_only=['{name}'], "
         'transforms=[...])'
     )
 
@@ -198,9 +188,8 @@ def _start(results: dict, source_id: int) -> None:
         )
     if type(boxes) is not HorizontalBoxes:
         raise LostRecordError(
-            f'annotations were loaded as {type(boxes).__name__}; expected '
-            "HorizontalBoxes, the default: dict(type='LoadAnnotations', "
-            "with_bbox=True, box_type='hbox')"
+            f'annotations were loaded as {type(boxes).__name__}; expected HorizontalBoxes, the '
+            "default: dict(type='LoadAnnotations', with_bbox=True, box_type='hbox')"
         )
     rows = results.pop('annotation_rows', None)
     provenance = Provenance.start(boxes.tensor, source_id, rows)

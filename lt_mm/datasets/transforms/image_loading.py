@@ -71,8 +71,7 @@ def _refuse_truncated(load: LoadImageFromFile, path: str) -> None:
         backend = fileio.get_file_backend(
             path, backend_args=load.backend_args, enable_singleton=True
         )
-        # It is not the end of a thumbnail: since the image was decoded, pixels follow the
-        # header.
+        # It is not the end of a thumbnail: since the image was decoded, pixels follow the header.
         if isinstance(backend, fileio.LocalBackend) and _last_two_bytes(path) == _JPEG_END:
             return
         data = backend.get(path)

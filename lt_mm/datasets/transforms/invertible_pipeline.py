@@ -29,7 +29,7 @@ from lt_mm.datasets.transforms.shared_loading import SharedLoading
 from lt_mm.datasets.transforms.stand_ins import SkippedImages, StandIns
 from lt_mm.datasets.transforms.stock_transforms import can_be_shared, loads, loads_boxes
 from lt_mm.registry import TRANSFORMS, register
-from lt_mm.structures.errors import LostRecordError
+from lt_mm.structures import LostRecordError
 
 
 @register(TRANSFORMS)
@@ -51,14 +51,12 @@ class InvertiblePipeline(BaseTransform):
     transforms that draw nothing at random (``Resize``) do right after loading. Each
     gets arrays of its own, so that transforms may write into them.
 
-    Bad input, where this pipeline loads: an image that cannot be read, that is a
-    truncated JPEG, or that OpenCV refuses to transform, is left out, counted and
-    logged. The last good image takes the place of *all* its replicas, so that groups
-    stay whole; only before the first good image the dataset has to find another.
-    Annotated boxes that are not finite, without area or outside the image are dropped,
-    counted and logged; instances whose mask cannot be decoded are ignored. For
-    evaluation, where no image may take the place of another, set
-    ``on_bad_image='raise'``.
+    Bad input, where this pipeline loads: an image that cannot be read, that is a truncated JPEG, or
+    that OpenCV refuses to transform, is left out, counted and logged. The last good image takes the
+    place of *all* its replicas, so that groups stay whole; only before the first good image the
+    dataset has to find another. Annotated boxes that are not finite, without area or outside the
+    image are dropped, counted and logged; instances whose mask cannot be decoded are ignored. For
+    evaluation, where no image may take the place of another, set ``on_bad_image='raise'``.
 
     Args:
         transforms: The stock list, unchanged.
@@ -67,9 +65,8 @@ class InvertiblePipeline(BaseTransform):
             Their boxes must be found among those before it, to 0.01 px.
         sample_idx_offset: Added to ``sample_idx``. Datasets joined by
             ``ConcatDataset`` count from 0 each; give every one its own range.
-        max_refetch: How often augmentation of the same source is tried again where
-            the stock pipeline rejects the result (``None``), before the last good
-            image takes its place.
+        max_refetch: How often augmentation of the same source is tried again where the stock
+            pipeline rejects the result (``None``), before the last good image takes its place.
         on_bad_image: ``'skip'`` or ``'raise'``, for files that are there and cannot be
             used. The default is to skip: one damaged file says nothing about the rest.
         on_missing_image: ``'skip'`` or ``'raise'``, for files that do not exist. The

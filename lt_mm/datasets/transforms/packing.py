@@ -11,9 +11,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from lt_mm.core.geometry import move_boxes, visible_fraction
 from lt_mm.datasets.transforms.applied_transforms import image_matrix_of
 from lt_mm.datasets.transforms.box_record import is_recorded
-from lt_mm.structures.errors import LostRecordError
-from lt_mm.structures.record import ImageRecord, InstanceRecord
-from lt_mm.structures.recorded_instances import RecordedInstances
+from lt_mm.structures import ImageRecord, InstanceRecord, LostRecordError, RecordedInstances
 
 
 def write_record(

@@ -68,9 +68,8 @@ class SkippedImages:
             ) from error
         if self._in_a_row >= _IN_A_ROW:
             raise BadImageError(
-                f'{self._in_a_row} images in a row could not be used; the last one: '
-                f'{error}. Check data_root, data_prefix and the transforms of '
-                'train_dataloader.dataset'
+                f'{self._in_a_row} images in a row could not be used; the last one: {error}. Check '
+                'data_root, data_prefix and the transforms of train_dataloader.dataset'
             ) from error
         if is_new:
             warn(
@@ -160,7 +159,6 @@ class StandIns:
         if not self._has_rejected:
             self._has_rejected = True
             warn(
-                f'the transforms reject {path_of(results)} in {self._attempts} '
-                'attempts, so another image takes the place of its replicas; further '
-                'rejections are not logged'
+                f'the transforms reject {path_of(results)} in {self._attempts} attempts, so '
+                'another image takes the place of its replicas; further rejections are not logged'
             )

@@ -384,7 +384,7 @@ def test_missing_and_empty_list(tree, tmp_path):
 
 def test_image_in_both_lists(tree, tmp_path):
     (tree / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('2007_000032\n')
-    with pytest.raises(ValueError, match='2007_000032 stands 2 times'):
+    with pytest.raises(ValueError, match='2007_000032 occurs 2 times'):
         convert(tree, tmp_path)
 
 

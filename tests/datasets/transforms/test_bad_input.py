@@ -600,15 +600,15 @@ CASES = [
     ),
     # Annotation files.
     Case('no file', check_no_file, 'nowhere.json', 'nowhere.json'),
-    Case('json is empty', check_refused, File(''), ('is no json', 'it has 0 bytes')),
-    Case('json is text', check_refused, File('hello'), 'is no json'),
+    Case('json is empty', check_refused, File(''), ('valid json', 'it has 0 bytes')),
+    Case('json is text', check_refused, File('hello'), 'valid json'),
     Case(
         'json is truncated',
         check_refused,
         File(json.dumps(coco())[:300]),
-        ('is no json', 'it has 300 bytes'),
+        ('valid json', 'it has 300 bytes'),
     ),
-    Case('json is a list', check_refused, File([1]), 'holds a list; expected an object'),
+    Case('json is a list', check_refused, File([1]), 'holds a list; expected COCO json'),
     Case('no images', check_refused, File(without(coco(), 'images')), "no list 'images'"),
     Case(
         'no categories', check_refused, File(without(coco(), 'categories')), "no list 'categories'"
@@ -678,7 +678,7 @@ CASES = [
         'all images too small for the filter',
         check_refused,
         File(coco(), filter_cfg=dict(min_size=500)),
-        ('4 images 0 are 500', 'filter_cfg'),
+        ('4 images 0 are at least 500', 'filter_cfg'),
     ),
     Case(
         'no image has the class',
@@ -1028,7 +1028,7 @@ def test_a_wrong_folder_stops_a_run_of_skips(shapes):
 def test_a_truncated_json_stops_a_run_before_training(shapes):
     path = shapes / 'annotations' / 'train.json'
     path.write_text(path.read_text()[:-50])
-    with pytest.raises(DataSetError, match='train.json is no json'):
+    with pytest.raises(DataSetError, match='train.json is not complete, valid json'):
         train(shapes)
 
 

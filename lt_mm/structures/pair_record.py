@@ -6,6 +6,7 @@ head calls it when it has formed its pairs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class PairRecord:
 
 def _each(function: Callable[..., Tensor], records: Sequence[PairRecord]) -> PairRecord:
     """The record that a function makes, field by field, of the tensors of several records."""
-    made = {}
+    made: dict[str, Any] = {}
     for name in [field.name for field in fields(PairRecord)]:
         values: list = [getattr(record, name) for record in records]
         made[name] = function(*values) if isinstance(values[0], Tensor) else values[0]

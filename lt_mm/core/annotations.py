@@ -19,8 +19,15 @@ def box_fault(box: Any, shape: tuple[int, int]) -> str | None:
         box: Should be xyxy, pixels.
         shape: (height, width) of the image.
     """
-    if _covers_a_part(box, shape):  # without numpy, which is slow for four numbers
-        return None
+    height, width = shape
+    largest = LARGEST_COORDINATE
+    try:  # without numpy, which is slow for four numbers
+        x1, y1, x2, y2 = box
+        is_usable = -largest <= x1 < x2 <= largest and -largest <= y1 < y2 <= largest
+        if is_usable and x1 < width and y1 < height and x2 > 0 and y2 > 0:
+            return None
+    except (TypeError, ValueError):
+        pass
     try:
         numbers = np.array(box, dtype=np.float64).reshape(4)
     except (TypeError, ValueError):
@@ -28,31 +35,15 @@ def box_fault(box: Any, shape: tuple[int, int]) -> str | None:
     x1, y1, x2, y2 = numbers
     if not np.isfinite(numbers).all():
         fault = 'is not finite'
-    elif np.abs(numbers).max() > LARGEST_COORDINATE:
+    elif np.abs(numbers).max() > largest:
         fault = 'is larger than any image'
     elif x2 <= x1 or y2 <= y1:
         fault = 'has no area'
-    elif not _covers_a_part(numbers, shape):
-        fault = f'lies outside the image of {shape[1]} x {shape[0]} pixels'
+    elif x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        fault = f'lies outside the image of {width} x {height} pixels'
     else:
         return None
     return f'the box {numbers.tolist()} {fault}'
-
-
-def _covers_a_part(box: Any, shape: tuple[int, int]) -> bool:
-    height, width = shape
-    try:
-        x1, y1, x2, y2 = box
-        return bool(
-            -LARGEST_COORDINATE <= x1 < x2 <= LARGEST_COORDINATE
-            and -LARGEST_COORDINATE <= y1 < y2 <= LARGEST_COORDINATE
-            and x1 < width
-            and y1 < height
-            and x2 > 0
-            and y2 > 0
-        )
-    except (TypeError, ValueError):  # not four numbers
-        return False
 
 
 def mask_fault(mask: Any, shape: tuple[int, int]) -> str | None:

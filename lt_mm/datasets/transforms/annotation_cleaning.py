@@ -26,20 +26,19 @@ class AnnotationCleaner:
         """
         instances = results['instances']
         shape = source_shape(results) or (results['height'], results['width'])
-        faults: dict[int, str] = {}
-        rows, kept = [], []
-        for row, instance in enumerate(instances):
-            fault = box_fault(instance.get('bbox'), shape)
+        faults = {
+            row: f'{fault}; dropped'
+            for row, each in enumerate(instances)
+            if (fault := box_fault(each.get('bbox'), shape)) is not None
+        }
+        rows = [row for row in range(len(instances)) if row not in faults]
+        kept = [instances[row] for row in rows]
+        for place, row in enumerate(rows if with_masks else ()):
+            fault = mask_fault(kept[place].get('mask'), shape)
             if fault is not None:
-                faults[row] = f'{fault}; dropped'
-                continue
-            fault = mask_fault(instance.get('mask'), shape) if with_masks else None
-            if fault is not None:
-                faults[row] = f'{fault}; ignored'
                 # The stock loader ignores an instance without polygons.
-                instance = dict(instance, mask=[])
-            rows.append(row)
-            kept.append(instance)
+                kept[place] = dict(kept[place], mask=[])
+                faults[row] = f'{fault}; ignored'
         results['annotation_rows'] = np.array(rows, dtype=np.int64)
         if faults:
             results['instances'] = kept

@@ -42,11 +42,12 @@ def list_applied(transform: Callable, before: Told, results: dict) -> None:
         before: What the results told before it.
         results: What it gave.
     """
-    now = told_by(results)
     changes = {
-        key: value for key, value in now.values.items() if not _same(value, before.values.get(key))
+        key: results[key]
+        for key in _KEYS
+        if key in results and not _same(results[key], before.values.get(key))
     }
-    matrix = now.image_matrix
+    matrix = image_matrix_of(results.get('gt_bboxes'))
     if matrix is before.image_matrix or _same(matrix, before.image_matrix):
         matrix = None
     if changes or matrix is not None:

@@ -33,7 +33,7 @@ def name_of(transform: Callable) -> str:
 
 def loads(transform: Callable) -> bool:
     """Whether a transform loads: then it gives the same for every replica of a source."""
-    return name_of(transform).startswith('Load')
+    return type(transform).__name__.startswith('Load')
 
 
 def loads_boxes(transform: Callable) -> bool:

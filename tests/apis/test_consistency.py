@@ -14,16 +14,16 @@ from lt_mm.evaluation import consistency_report
 from tests import reference
 from tests.evaluation.random_models import (  # noqa: F401 (fixtures)
     CONFIGS,
-    ROOT,
     classifier_fixture,
     detector_fixture,
     pictures_fixture,
     wrapped_options,
 )
+from tests.paths import TOOLS
 
 
 def run_tool(*arguments):
-    tool = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'consistency.py'))
+    tool = runpy.run_path(str(TOOLS / 'analysis' / 'consistency.py'))
     tool['main']([str(argument) for argument in arguments])
 
 

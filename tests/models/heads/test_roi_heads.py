@@ -380,7 +380,7 @@ def test_one_image_several_times_is_no_replica(part):
         config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
     )
     roi_losses(head, replicas())
-    with pytest.raises(UnsupportedHeadError, match='6 images.*TridentNet.*no replicas'):
+    with pytest.raises(UnsupportedHeadError, match='6 images.*TridentNet.*not replicas'):
         roi_losses(head, [det_sample(3), det_sample(4)] * 3)
 
 

@@ -8,9 +8,10 @@ import torch
 from mmengine.dist import get_dist_info
 from torch import Tensor, nn
 
-from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
+from lt_mm.models.heads.pairing import Pairs
 from lt_mm.models.mixins import InstanceMixin, mix_in
 from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError
 from lt_mm.structures.pair_record import PairRecord
@@ -74,33 +75,47 @@ class ConsistencyMixin(InstanceMixin):
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.lt_options.rho_now(kind) > 0)
 
     def lt_add_term(
-        self, kind: str, compute: Callable[[], Tensor], batch: GatheredBatch, losses: dict[str, Any]
+        self,
+        kind: str,
+        compute: Callable[[Pairs], Tensor],
+        pairs: Pairs,
+        batch: GatheredBatch,
+        losses: dict[str, Any],
     ) -> None:
         """Adds rho * term and its unweighted value to the losses.
 
+        With ``pairing='gt_all'`` also the share of the term that lies between replicas; with
+        the others a replica has one prediction, or one mean, in a group, and the share is 1.
+
         Args:
             kind: 'cls', 'bbox' or 'mask'.
-            compute: Gives the term of the whole batch, a scalar.
+            compute: Gives the term of the whole batch, a scalar, for pairs of its candidates.
+            pairs: What is compared.
             batch: What it is computed on.
             losses: The loss dict of the stock head.
         """
         with self.lt_with_graph(kind):
-            term = compute()
+            term = non_negative(compute(pairs))
         weighted = batch.share(term * self.lt_options.rho_now(kind))
         losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = weighted
         losses[f'{self.lt_key_prefix}lt_kl_{kind}'] = term.detach()
+        if self.lt_options.pairing == 'gt_all' and 'instances' in batch.columns:
+            with torch.no_grad():
+                between = compute(pairs.between_replicas(batch.columns['images']))
+            share = torch.where(term > 0, between / term, 1.0)
+            losses[f'{self.lt_key_prefix}lt_between_{kind}'] = share
 
     def lt_add_counts(
         self, paired: Tensor, share: Tensor, batch: GatheredBatch, losses: dict[str, Any]
     ) -> None:
         """Adds how many predictions of this part are paired, and their share, for the log."""
         # What MMEngine does not sum is averaged over micro-batches.
-        num_pairs = paired.sum().float() * batch.num_shares
-        losses[f'{self.lt_key_prefix}lt_num_pairs'] = num_pairs
+        num_paired = paired.sum().float() * batch.num_shares
+        losses[f'{self.lt_key_prefix}lt_num_paired'] = num_paired
         losses[f'{self.lt_key_prefix}lt_paired_share'] = share
 
     def lt_class_term(
-        self, logits: Tensor, group_ids: Tensor, sigmoid: bool, avg_factor: float | None = None
+        self, logits: Tensor, pairs: Pairs, sigmoid: bool, avg_factor: float | None = None
     ) -> Tensor:
         """The class term of logits (N, C), with the activation of the options."""
         options = self.lt_options
@@ -108,9 +123,11 @@ class ConsistencyMixin(InstanceMixin):
         if activation == 'auto':
             activation = 'sigmoid' if sigmoid else 'softmax'
         consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
+        if pairs.cells is not None:
+            logits = pairs.cells.mean_logits(logits, activation == 'sigmoid', options.temperature)
         return consistency(
             logits,
-            group_ids,
+            pairs.compared_ids,
             temperature=options.temperature,
             detach_mean=options.detach_mean,
             avg_factor=avg_factor,

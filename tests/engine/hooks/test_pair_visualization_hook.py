@@ -77,7 +77,7 @@ def check_boxes(record, num_pairs):
 # -- what heads record ---------------------------------------------------------
 
 
-@pytest.mark.parametrize('pairing', ['gt', 'gt_nearest', 'iou'])
+@pytest.mark.parametrize('pairing', ['gt', 'gt_mean', 'gt_all', 'iou'])
 def test_roi_heads_record_boxes_and_masks(pairing):
     samples = replicas()
     for sample in samples:

@@ -10,7 +10,9 @@ SAMPLER_HINT = (
     'replicas on different ranks, also across_ranks=True in the LossTransformHead'
 )
 SAMPLE_IDX_OFFSET_HINT = (
-    'Datasets joined by ConcatDataset count from 0 each; give every one its own range: '
+    'Data sets joined by ConcatDataset count from 0 each. The samplers of lt_mm and ReplicaDataset '
+    'give each a range of its own where no InvertiblePipeline has a sample_idx_offset, so remove '
+    'these; with other samplers, set them: '
     "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the lengths before "
     'it>, transforms=...)'
 )

@@ -37,12 +37,28 @@ class AppliedTransform(NamedTuple):
     image_matrix: np.ndarray | None
 
 
+class Origin(NamedTuple):
+    """Which source a sample shows; known before the sample is loaded.
+
+    Attributes:
+        source_id: Number of the source image.
+        num_replicas: In how many samples the sampler shows a source; None if not known.
+        is_stand_in: Whether the data set put it in the place of another image.
+    """
+
+    source_id: int
+    num_replicas: int | None = None
+    is_stand_in: bool = False
+
+
 @dataclass
 class ImageRecord:
     """Where a replica comes from.
 
     Attributes:
         source_id: Number of the source image.
+        num_replicas: In how many samples the sampler shows a source; None if not known.
+        is_stand_in: Whether the data set put it in the place of another image.
         source_shape: (height, width) of the source image; None if it is not known.
         recorded_shape: (height, width) of the replica as it left the pipeline.
         source_matrix: (3, 3) float64, from pixels of the source to pixels of the replica;
@@ -51,6 +67,8 @@ class ImageRecord:
     """
 
     source_id: int
+    num_replicas: int | None = None
+    is_stand_in: bool = False
     source_shape: tuple[int, int] | None = None
     recorded_shape: tuple[int, int] | None = None
     source_matrix: np.ndarray | None = None

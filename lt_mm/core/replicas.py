@@ -15,7 +15,8 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -135,6 +136,32 @@ def check_batch_size(batch_size: int, num_repeats: int) -> None:
         f'`train_dataloader.batch_size` to {" or ".join(map(str, fitting))}, or '
         f'`train_dataloader.sampler.num_repeats` to a divisor of {batch_size}'
     )
+
+
+def holds_whole_groups(source_ids: Sequence[int], num_repeats: int | None, partly: bool) -> bool:
+    """Whether the groups of a batch are whole, and there is one.
+
+    Args:
+        source_ids: The source of each sample, in the order of the batch.
+        num_repeats: Replicas in a group; None if not known, which leaves more undetected: groups
+            are then whole if all have the same size, or with ``partly`` any size above 1.
+        partly: Whether units of different sources may lie between groups. A source may be in
+            two units where one pass over the data ends in the batch and the next begins, so a
+            single batch of which this function says no proves nothing.
+
+    Returns:
+        False for a batch without any replica; True for an empty one.
+    """
+    sizes = Counter(source_ids)
+    largest = max(sizes.values(), default=num_repeats or 2)
+    if not partly:
+        whole = num_repeats or largest
+        return whole > 1 and all(size % whole == 0 for size in sizes.values())
+    if num_repeats is None or largest < num_repeats:
+        return num_repeats is None and largest > 1
+    starts = range(0, len(source_ids), num_repeats)
+    units = [source_ids[start : start + num_repeats] for start in starts]
+    return all(len(set(unit)) == 1 or all(sizes[source] == 1 for source in unit) for unit in units)
 
 
 def check_start_epoch(start_epoch: int, mode: str) -> None:

@@ -133,7 +133,12 @@ class InstanceRecord:
 
 
 def source_ids_of(samples: Sequence[Any]) -> list[int]:
-    """The source id of each sample of a batch.
+    """The source id of each sample of a batch; see :func:`origins_of`."""
+    return [origin.source_id for origin in origins_of(samples)]
+
+
+def origins_of(samples: Sequence[Any]) -> list[Origin]:
+    """Which source each sample of a batch shows.
 
     Args:
         samples: Data samples, or the ``gt_instances`` of data samples.
@@ -150,7 +155,8 @@ def source_ids_of(samples: Sequence[Any]) -> list[int]:
             'replicas. Use another detector'
         )
     check_distinct(samples)
-    return [int(sample.source_id) for sample in samples]
+    records = map(ImageRecord.read, samples)
+    return [Origin(int(each.source_id), each.num_replicas, each.is_stand_in) for each in records]
 
 
 def check_distinct(samples: Sequence[Any]) -> None:

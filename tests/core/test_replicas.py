@@ -18,6 +18,7 @@ from lt_mm.core.replicas import (
     count_units,
     endless_chunks,
     epoch_chunks,
+    holds_whole_groups,
     short_order,
     shuffled_order,
     sources_of_samples,
@@ -558,3 +559,66 @@ class TestChecks:
         check_num_sources(1)
         with pytest.raises(ValueError, match='data set is empty'):
             check_num_sources(0)
+
+
+class TestWholeGroups:
+    """Whether a batch cuts groups apart."""
+
+    @_many
+    @given(
+        SIZES,
+        st.integers(2, 6),
+        st.integers(1, 20),
+        st.sampled_from(replicas.MODES),
+        SEEDS,
+        EPOCHS,
+        st.booleans(),
+    )
+    def test_batches_of_a_stream(self, size, num_repeats, batch_size, mode, seed, epoch, is_known):
+        stream = _epoch(size, Layout(num_repeats), mode, seed, epoch)
+        told = num_repeats if is_known else None
+        for start in range(0, len(stream), batch_size):
+            batch = stream[start : start + batch_size]
+            groups = Counter(batch)
+            if all(count % num_repeats == 0 for count in groups.values()):
+                assert holds_whole_groups(batch, num_repeats, False)
+            elif is_known or len(set(groups.values())) > 1 or len(groups) == len(batch):
+                assert not holds_whole_groups(batch, told, False)
+
+    @pytest.mark.parametrize(
+        'num_repeats, batch_size', [(2, 3), (3, 4), (3, 5), (4, 6), (8, 12), (4, 2), (2, 1)]
+    )
+    def test_no_batch_of_another_size_passes(self, num_repeats, batch_size):
+        stream = _epoch(60, Layout(num_repeats))
+        for start in range(0, len(stream) - batch_size, batch_size):
+            assert not holds_whole_groups(stream[start : start + batch_size], num_repeats, False)
+
+    @_many
+    @given(SIZES, st.integers(2, 6), st.integers(1, 4), SHARES, SEEDS, EPOCHS)
+    def test_batches_that_are_partly_repeated(
+        self, size, num_repeats, num_units, share, seed, epoch
+    ):
+        layout = Layout(num_repeats, repeat_fraction=float(share))
+        stream = _epoch(size, layout, 'v1', seed, epoch)
+        batch = stream[: num_units * num_repeats]
+        if len(set(stream)) < size:  # no source is in two units
+            has_group = max(Counter(batch).values()) > 1
+            assert holds_whole_groups(batch, num_repeats, True) == has_group
+
+    @pytest.mark.parametrize(
+        'source_ids, num_repeats, partly, expected',
+        [
+            ([], 3, False, True),
+            ([], 3, True, True),
+            ([], None, False, True),
+            ([5, 5, 5, 5, 5, 5], 3, False, True),  # where two passes meet
+            ([5, 5, 6, 6, 6, 6], None, False, False),
+            ([5, 5, 6, 7], None, True, True),
+            ([5, 6, 7, 8], None, True, False),
+            ([5, 5, 6, 7], 2, True, True),
+            ([6, 5, 5, 7], 2, True, False),  # regrouped
+            ([5, 5, 6, 7], 4, True, False),
+        ],
+    )
+    def test_by_hand(self, source_ids, num_repeats, partly, expected):
+        assert holds_whole_groups(source_ids, num_repeats, partly) is expected

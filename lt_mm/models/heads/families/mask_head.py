@@ -18,7 +18,7 @@ from lt_mm.models.heads.head_families import register_head_family
 from lt_mm.models.heads.pairing import Pairs, form_pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.structures.record import image_matrices, source_ids_of
+from lt_mm.structures.record import image_matrices
 
 
 @register_head_family(FCNMaskHead)
@@ -48,9 +48,7 @@ class MaskConsistency(ConsistencyMixin):
             [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
         )
         columns = self._lt_columns(mask_preds, rois, annotated)
-        batch = self.lt_gather(
-            Part(columns, source_ids_of(annotated.records), max(len(mask_preds), 1))
-        )
+        batch = self.lt_gather(Part.of(columns, annotated.records, max(len(mask_preds), 1)))
         # The pairs are formed here.
         pairs = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
         self.lt_add_term(

@@ -9,8 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from lt_mm.engine.loops.micro_batches import _GatheredMicroBatches, joint_step
-from lt_mm.models.heads.gathering import Part
+from lt_mm.engine.loops.micro_batches import joint_step
 from lt_mm.structures.errors import UnsupportedHeadError
 from tests.models.heads.head_data import (
     FLIP,
@@ -130,62 +129,6 @@ def test_one_micro_batch_is_the_stock_step_with_its_draws(kind):
     assert_same_gradients(gradients(model), gradients(stock))
     for (name, mine), theirs in zip(model.named_buffers(), stock.buffers()):
         assert torch.equal(mine, theirs), name
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_second_pass_repeats_the_first(kind, monkeypatch):
-    gather, compared = _GatheredMicroBatches.gather, []
-
-    def compare(self, part):
-        if self.is_complete:
-            first = self._recorded[self.number][self._calls].columns
-            compared.extend(torch.equal(first[name], part.columns[name]) for name in first)
-        return gather(self, part)
-
-    monkeypatch.setattr(_GatheredMicroBatches, 'gather', compare)
-    model = built(kind, draws=True)
-    joint_step(model, batch(kind), optim_of(model), 2)
-    assert len(compared) > 4 and all(compared)
-    assert all(head.lt_gatherer is None for head in model.modules() if hasattr(head, 'lt_options'))
-
-
-def part_of(logits, source):
-    images = torch.zeros(len(logits), dtype=torch.int64)
-    return Part(dict(images=images, logits=logits), [source], avg_factor=len(logits))
-
-
-def test_other_predictions_in_the_second_pass_are_refused():
-    gathered = _GatheredMicroBatches()
-    for number in range(2):
-        gathered.begin(number)
-        alone = gathered.gather(part_of(torch.full((3,), float(number)), number))
-        assert not alone.is_complete and alone.source_ids == [number]
-    gathered.is_complete = True
-    gathered.begin(1)
-    with pytest.raises(RuntimeError, match='second pass'):
-        gathered.gather(part_of(torch.zeros(2), 1))
-    own = torch.full((3,), 5.0, requires_grad=True)
-    batch = gathered.gather(part_of(own, 1))
-    assert batch.columns['logits'].tolist() == [0.0] * 3 + [5.0] * 3
-    assert batch.columns['images'].tolist() == [0] * 3 + [1] * 3
-    assert batch.source_ids == [0, 1] and batch.avg_factor == 6 and batch.num_shares == 2
-    (gradient,) = torch.autograd.grad(batch.columns['logits'][batch.own].sum(), own)
-    assert gradient.tolist() == [1.0] * 3
-    with pytest.raises(RuntimeError, match='second pass'):
-        gathered.gather(part_of(own, 1))
-
-
-def test_shares_of_a_loss_add_up_and_have_its_gradient():
-    gathered = _GatheredMicroBatches()
-    for number in range(3):
-        gathered.begin(number)
-        gathered.gather(part_of(torch.zeros(1), number))
-    gathered.is_complete = True
-    gathered.begin(0)
-    batch = gathered.gather(part_of(torch.zeros(1), 0))
-    loss = torch.tensor(6.0, requires_grad=True)
-    share = batch.share(2 * loss)
-    assert share == 4.0 and torch.autograd.grad(share, loss)[0] == 2.0
 
 
 def test_an_error_leaves_no_trace():

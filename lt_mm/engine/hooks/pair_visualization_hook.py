@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -90,13 +89,12 @@ class PairVisualizationHook(Hook):
         if passes is None:
             return
         classes = getattr(runner.train_dataloader.dataset, 'metainfo', {}).get('classes')
-        num_parts = getattr(runner.train_loop, 'num_micro_batches', 1)
         for name, head in recorded_heads(model).items():
             found = [record for records in passes for record in records[name]]
             if not found:  # a RoI head, whose box and mask heads form the pairs
                 continue
             figure = pairs_figure(
-                _of_batch(found[-1], len(data_batch['data_samples']), num_parts),
+                found[-1].cpu(),
                 data_batch,
                 classes,
                 *self.limits,
@@ -130,14 +128,3 @@ class _RecordedModel(InstanceMixin, nn.Module):
 
 def _model_of(runner: Any) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _of_batch(record: PairRecord, num_images: int, num_parts: int) -> PairRecord:
-    """A record whose images count as in the batch; micro-batches lie in it one after another.
-
-    Micro-batch k of n holds the images k, k + n, ...
-    """
-    record = record.cpu()
-    order = torch.cat([torch.arange(num_images)[part::num_parts] for part in range(num_parts)])
-    record.images = order[record.images]
-    return record

@@ -8,7 +8,8 @@ whose gradient is that of the whole batch's loss with respect to the part's pred
 """
 
 import inspect
-from collections import Counter
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,7 +49,7 @@ _REFUSED = {
 _HINT = (
     "Train it with the stock loop: train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', ...)"
 )
-# What the first pass gives in the place of losses: keys that callers read.
+# The keys that callers read in the first pass.
 _PENDING = ('loss', 'loss_lt_cls', 'loss_lt_bbox', 'loss_lt_mask')
 
 
@@ -66,8 +67,8 @@ class JointLosses:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._methods = {head: _loss_method(name, head) for name, head in module.named_modules()}
-        self._methods = {head: method for head, method in self._methods.items() if method}
+        methods = {head: _loss_method(name, head) for name, head in module.named_modules()}
+        self._methods = {head: method for head, method in methods.items() if method}
         self._recorded: dict[tuple[nn.Module, int], dict[int, inspect.BoundArguments]] = {}
         self._joint: dict[tuple[nn.Module, int], _JointCall] = {}
 
@@ -93,23 +94,33 @@ class JointLosses:
         self._recorded.clear()
 
     def check_first_pass(self, losses: dict[str, Any]) -> None:
-        """Refuses losses that do not come from the heads: in the first pass those are 0.
+        """Refuses losses that do not come from the heads' methods, or not from them alone.
 
         Args:
-            losses: The loss dict of the model in the first pass.
+            losses: The loss dict of the model in the first pass over the present part.
 
         Raises:
             UnsupportedHeadError: If there is one.
         """
         for key, value in losses.items():
             values = value if isinstance(value, (list, tuple)) else [value]
-            if 'loss' in key and any(bool((each != 0).any()) for each in values):
+            expected = torch.full((), self._pending())
+            if 'loss' in key and not all(
+                torch.allclose(each.float().cpu(), expected, equal_nan=True) for each in values
+            ):
                 raise UnsupportedHeadError(
                     f'{key} is not computed in a method that is known to make losses, so it '
                     'cannot be put together from micro-batches; expected one of '
                     f'{", ".join(f"{cls.__name__}.{name}" for cls, name in _METHODS.items())}. '
                     f'{_HINT}'
                 )
+
+    def _pending(self) -> float:
+        """What stands for a loss in the first pass.
+
+        Among NaN, what another computes is seen; among zeros, what another adds.
+        """
+        return 0.0 if self._number else math.nan
 
     def _replacement(self, head: nn.Module) -> Callable:
         def compute_losses(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -123,7 +134,10 @@ class JointLosses:
                 _check_rows(head, bound)
                 self._recorded.setdefault(call, {})[self._number] = bound
                 first = next(_predictions(bound))
-                losses = {key: first.new_zeros((), dtype=torch.float32) for key in _PENDING}
+                losses = {
+                    key: first.new_full((), self._pending(), dtype=torch.float32)
+                    for key in _PENDING
+                }
             return _as_returned(head, bound, losses)
 
         return compute_losses
@@ -141,10 +155,13 @@ class _JointCall:
     def __init__(
         self, head: nn.Module, method: Callable, parts: dict[int, inspect.BoundArguments]
     ) -> None:
-        self._places = {number: place for place, number in enumerate(parts)}
-        self._shapes = [[each.shape for each in _predictions(part)] for part in parts.values()]
+        self._shapes = {
+            number: [each.shape for each in _predictions(part)] for number, part in parts.items()
+        }
+        order = _Order(head, list(parts.values()))
+        self._rows = dict(zip(parts, order.rows))
         with torch.enable_grad():
-            joined = _joined(list(parts.values()))
+            joined = order.joined()
             losses = _losses_of(method(*joined.args, **joined.kwargs))
         self._axes = _axes(joined)
         self._parameters = [each for each in head.parameters() if each.requires_grad]
@@ -167,8 +184,7 @@ class _JointCall:
             RuntimeError: If the part gives other predictions than in the first pass.
         """
         predictions = list(_predictions(arguments))
-        place = self._places.get(number)
-        if place is None or [each.shape for each in predictions] != self._shapes[place]:
+        if [each.shape for each in predictions] != self._shapes.get(number):
             raise RuntimeError(
                 'a micro-batch gives other predictions in the second pass than in the '
                 'first: something in the model draws random numbers that are not from '
@@ -182,7 +198,7 @@ class _JointCall:
             value, gradients = loss
             if 'loss' not in key or not isinstance(value, Tensor):
                 return value
-            return self._shared(place, predictions, value, gradients)
+            return self._shared(number, predictions, value, gradients)
 
         return {key: shared(key, loss) for key, loss in self._losses.items()}
 
@@ -197,21 +213,20 @@ class _JointCall:
         return value.detach(), list(gradients)
 
     def _shared(
-        self, place: int, predictions: list[Tensor], value: Tensor, gradients: list[Tensor | None]
+        self, number: int, predictions: list[Tensor], value: Tensor, gradients: list[Tensor | None]
     ) -> Tensor:
         """A share of a loss's value, with the gradient for the predictions of a part."""
         count = len(self._shapes)
         own: list[tuple[Tensor, Tensor]] = []
         for i, (prediction, gradient) in enumerate(zip(predictions, gradients)):
             if gradient is not None and prediction.requires_grad:
-                axis = self._axes[i]
-                start = sum(shapes[i][axis] for shapes in self._shapes[:place])
-                own.append((prediction, gradient.narrow(axis, start, prediction.shape[axis])))
+                rows = self._rows[number].to(gradient.device)
+                own.append((prediction, gradient.index_select(self._axes[i], rows)))
         for parameter, gradient in zip(self._parameters, gradients[len(predictions) :]):
             if gradient is not None:
                 own.append((parameter, gradient / count))
-        inputs, rows = zip(*own) if own else ((), ())
-        return _Linear.apply(value / count, rows, *inputs)
+        inputs, shares = zip(*own) if own else ((), ())
+        return _Linear.apply(value / count, shares, *inputs)
 
 
 class _Linear(torch.autograd.Function):
@@ -231,14 +246,13 @@ class _Linear(torch.autograd.Function):
 
 def _loss_method(name: str, head: nn.Module) -> str | None:
     """The name of the method in which a module of a model makes losses; None if it has none."""
+    stock: Any = stock_class(head)
     for refused, reason in _REFUSED.items():
         if isinstance(head, refused):
-            raise UnsupportedHeadError(
-                f'{name} is a {stock_class(head).__name__}, which {reason}. {_HINT}'
-            )
-    if isinstance(head, (BaseDenseHead, DETRHead)) and stock_class(head).loss not in _DENSE_LOSSES:
+            raise UnsupportedHeadError(f'{name} is a {stock.__name__}, which {reason}. {_HINT}')
+    if isinstance(head, (BaseDenseHead, DETRHead)) and stock.loss not in _DENSE_LOSSES:
         raise UnsupportedHeadError(
-            f'{name} is a {stock_class(head).__name__}, which has a method loss of its own, so its '
+            f'{name} is a {stock.__name__}, which has a method loss of its own, so its '
             'losses cannot be put together from micro-batches; expected a head that keeps '
             f'BaseDenseHead.loss or the loss of a DETRHead. {_HINT}'
         )
@@ -274,14 +288,19 @@ def _axis(name: str) -> int:
     return 1 if name.startswith('all_layers') else 0  # DETR: (layers, images, ...)
 
 
+def _rows_of_images(head: Any, bound: inspect.BoundArguments) -> list[int]:
+    """How many rows of the predictions each image has."""
+    if isinstance(head, BBoxHead):
+        return [len(sampled.priors) for sampled in _images(bound)]
+    if isinstance(head, FCNMaskHead):
+        return [len(sampled.pos_priors) for sampled in _images(bound)]
+    return [1] * len(_images(bound))
+
+
 def _check_rows(head: Any, bound: inspect.BoundArguments) -> None:
     """Raises an UnsupportedHeadError for predictions that do not belong to images or RoIs."""
     images = _images(bound)
-    rows = len(images)
-    if isinstance(head, BBoxHead):
-        rows = sum(len(sampled.priors) for sampled in images)
-    elif isinstance(head, FCNMaskHead):
-        rows = sum(len(sampled.pos_priors) for sampled in images)
+    rows = sum(_rows_of_images(head, bound))
     for prediction, axis in zip(_predictions(bound), _axes(bound)):
         if prediction.dim() <= axis or prediction.shape[axis] != rows:
             raise UnsupportedHeadError(
@@ -321,31 +340,56 @@ def _axes(bound: inspect.BoundArguments) -> list[int]:
     ]
 
 
-def _joined(parts: list[inspect.BoundArguments]) -> inspect.BoundArguments:
-    """The arguments for the whole batch, part after part; its predictions are leaves."""
-    joined = inspect.BoundArguments(parts[0].signature, parts[0].arguments.copy())
-    columns = {name: [part.arguments[name] for part in parts] for name in joined.arguments}
-    if 'rois' in columns:
-        starts = torch.tensor([len(_images(part)) for part in parts]).cumsum(0).tolist()
-        columns['rois'] = [
-            torch.cat([rois[:, :1] + start, rois[:, 1:]], dim=1)
-            for rois, start in zip(columns['rois'], [0, *starts])
-        ]
-    for name, values in columns.items():
-        joined.arguments[name] = _joined_values(_axis(name), values)
-    return joined
+class _Order:
+    """The order of the batch, in which image i of part k is image i * (number of parts) + k.
 
+    Args:
+        head: Whose arguments they are.
+        parts: The arguments of its method for each part.
 
-def _joined_values(axis: int, values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, Tensor):
-        joined = torch.cat([each.detach() for each in values], dim=axis)
-        if not joined.is_floating_point():
-            return joined
-        # In half precision, small gradients would be lost before the loss is scaled.
-        return joined.to(torch.promote_types(joined.dtype, torch.float32)).requires_grad_()
-    if _is_of_levels(first):
-        return type(first)(_joined_values(axis, list(level)) for level in zip(*values))
-    if isinstance(first, (list, tuple)):
-        return [each for value in values for each in value]
-    return first
+    Attributes:
+        rows: For each part the rows of the batch's predictions that are its own.
+    """
+
+    def __init__(self, head: nn.Module, parts: list[inspect.BoundArguments]) -> None:
+        self._parts = parts
+        counts = [_rows_of_images(head, part) for part in parts]
+        self._images = sorted(
+            (image, place) for place, own in enumerate(counts) for image in range(len(own))
+        )
+        rows: list[list[int]] = [[] for _ in parts]
+        start = 0
+        for image, place in self._images:
+            rows[place].extend(range(start, start + counts[place][image]))
+            start += counts[place][image]
+        self.rows = [torch.tensor(own, dtype=torch.int64) for own in rows]
+
+    def joined(self) -> inspect.BoundArguments:
+        """The arguments for the whole batch; its predictions are leaves."""
+        first = self._parts[0]
+        columns = {name: [part.arguments[name] for part in self._parts] for name in first.arguments}
+        if 'rois' in columns:
+            columns['rois'] = [self._renumbered(*each) for each in enumerate(columns['rois'])]
+        joined = {name: self._values(_axis(name), values) for name, values in columns.items()}
+        return inspect.BoundArguments(first.signature, OrderedDict(joined))
+
+    def _renumbered(self, place: int, rois: Tensor) -> Tensor:
+        """RoIs (N, 5) of a part with the numbers that its images have in the batch."""
+        own = [number for number, (_, other) in enumerate(self._images) if other == place]
+        numbers = rois.new_tensor(own)[rois[:, 0].long()]
+        return torch.cat([numbers[:, None], rois[:, 1:]], dim=1)
+
+    def _values(self, axis: int, values: list[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor):
+            places = torch.cat(self.rows).argsort().to(first.device)
+            joined = torch.cat(values, dim=axis).index_select(axis, places)
+            if not joined.is_floating_point():
+                return joined
+            # In half precision, small gradients would be lost before the loss is scaled.
+            return joined.to(torch.promote_types(joined.dtype, torch.float32)).requires_grad_()
+        if _is_of_levels(first):
+            return type(first)(self._values(axis, list(level)) for level in zip(*values))
+        if isinstance(first, (list, tuple)):
+            return [values[place][image] for image, place in self._images]
+        return first

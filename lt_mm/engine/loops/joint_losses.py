@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from mmdet.models.dense_heads import ConditionalDETRHead, DeformableDETRHead, DETRHead, DINOHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.roi_heads import MaskScoringRoIHead
+from mmdet.models.roi_heads import DynamicRoIHead, MaskScoringRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
@@ -44,6 +44,7 @@ _DENSE_LOSSES = (
 _REFUSED = {
     DINOHead: 'makes as many denoising queries as its batch has annotations, so those of '
     'micro-batches are not those of the batch',
+    DynamicRoIHead: 'moves its thresholds at each pass over a micro-batch',
     MaskScoringRoIHead: 'needs the losses of a micro-batch before all micro-batches are known',
 }
 _HINT = (

@@ -279,7 +279,8 @@ def _outlined(seed, bitmap):
         if mirrored:
             view = np.array([[-1.0, 0, 512], [0, 1, 0], [0, 0, 1]]) @ view
         points = view[:2, :2] @ outline + view[:2, 2:]
-        sample = det_sample(3, instances=(0,), view=view)
+        sample = det_sample(3, instances=(0,))
+        sample.gt_instances.source_matrices = torch.tensor(view)[None]
         box = np.concatenate([points.min(axis=1), points.max(axis=1)])
         masks = PolygonMasks([[points.T.reshape(-1)]], 512, 512)
         sample.gt_instances.bboxes = torch.tensor(box[None], dtype=torch.float32)

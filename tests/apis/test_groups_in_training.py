@@ -70,7 +70,7 @@ def test_cut_groups_stop_a_detector_at_the_first_step(shapes, tmp_path):
 def test_whole_groups_train(pictures, tmp_path, num_repeats, batch_size):
     runner = Runner.from_cfg(classifier(pictures, tmp_path, batch_size, num_repeats))
     runner.train()
-    assert all(step['lt_num_pairs'] == batch_size for step in recorded(runner))
+    assert all(step['lt_num_paired'] == batch_size for step in recorded(runner))
     assert 'no head of this process' not in log_of(tmp_path)
 
 

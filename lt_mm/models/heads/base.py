@@ -33,8 +33,6 @@ class ConsistencyMixin(InstanceMixin):
             :func:`~lt_mm.models.heads.head_families.register_head_family`.
         lt_options: The options of the wrap.
         lt_key_prefix: What the keys of the loss dict begin with, beside ``loss_``.
-        lt_gatherer: Gathers the candidates of a step in the place of :meth:`lt_gather`; set
-            by loops with micro-batches while they run a step.
         lt_recorder: Called with what is paired (:mod:`lt_mm.structures.pair_record`), while
             somebody wants to know.
     """
@@ -43,7 +41,6 @@ class ConsistencyMixin(InstanceMixin):
     lt_heads: tuple[type, ...] = ()
     lt_options: ConsistencyOptions
     lt_key_prefix = ''
-    lt_gatherer: Callable[[Part], GatheredBatch] | None = None
     lt_recorder: Callable[[PairRecord], None] | None = None
     _lt_excess = 0
 
@@ -99,8 +96,7 @@ class ConsistencyMixin(InstanceMixin):
         """
         with self.lt_with_graph(kind):
             term = non_negative(compute(pairs))
-        weighted = batch.share(term * self.lt_options.rho_now(kind))
-        losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = weighted
+        losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = term * self.lt_options.rho_now(kind)
         losses[f'{self.lt_key_prefix}lt_kl_{kind}'] = term.detach()
         if self.lt_options.pairing == 'gt_all' and 'instances' in batch.columns:
             with torch.no_grad():
@@ -112,9 +108,7 @@ class ConsistencyMixin(InstanceMixin):
         self, paired: Tensor, share: Tensor, batch: GatheredBatch, losses: dict[str, Any]
     ) -> None:
         """Adds how many predictions of this part are paired, and their share, for the log."""
-        # What MMEngine does not sum is averaged over micro-batches.
-        num_paired = paired.sum().float() * batch.num_shares
-        losses[f'{self.lt_key_prefix}lt_num_paired'] = num_paired
+        losses[f'{self.lt_key_prefix}lt_num_paired'] = paired.sum().float()
         losses[f'{self.lt_key_prefix}lt_paired_share'] = share
 
     def lt_class_term(
@@ -138,14 +132,11 @@ class ConsistencyMixin(InstanceMixin):
 
     def lt_gather(self, part: Part) -> GatheredBatch:
         """The candidates of the whole batch, of which this process holds a part."""
-        if self.lt_gatherer is not None:
-            batch = self.lt_gatherer(part)
-        elif self.lt_options.across_ranks and get_dist_info()[1] > 1:
+        if self.lt_options.across_ranks and get_dist_info()[1] > 1:
             batch = gather_ranks(part)
         else:
             batch = join_parts([part], 0)
-        if batch.is_complete:
-            self._lt_watch_groups(batch)
+        self._lt_watch_groups(batch)
         return batch
 
     def _lt_watch_groups(self, batch: GatheredBatch) -> None:

@@ -1,8 +1,7 @@
-"""One table of everything that may pair, though the batch lies in several parts.
+"""One table of everything that may pair, though the batch lies on several ranks.
 
-The parts are the ranks of a distributed run (``across_ranks``) or the micro-batches of a
-step (:mod:`lt_mm.engine.loops.micro_batches`). A head gathers its candidates once a step;
-what pairs and compares them sees the whole batch and knows nothing of parts.
+A head gathers its candidates once a step (``across_ranks``); what pairs and compares them
+sees the whole batch and knows nothing of ranks.
 """
 
 from collections.abc import Sequence
@@ -65,8 +64,6 @@ class GatheredBatch:
         num_stand_ins: As of :class:`Part`.
         avg_factor: The divisor n of the term.
         own: The rows of this part.
-        num_shares: In how many parts the losses of one step are computed and then added up.
-        is_complete: False while other parts are not known yet.
     """
 
     columns: dict[str, Tensor]
@@ -75,14 +72,6 @@ class GatheredBatch:
     num_stand_ins: int
     avg_factor: float
     own: slice
-    num_shares: int = 1
-    is_complete: bool = True
-
-    def share(self, loss: Tensor) -> Tensor:
-        """This part's share of a loss of the whole batch, of which it has all its gradient."""
-        if self.num_shares == 1:
-            return loss
-        return loss + (loss.detach() / self.num_shares - loss.detach())
 
 
 def join_parts(parts: Sequence[Part], number: int) -> GatheredBatch:

@@ -330,7 +330,7 @@ def test_a_cut_group_stops_training_at_once(ids, num_replicas, stand_ins, found)
     samples = samples_of(ids, num_replicas, stand_ins)
     if found is None:
         for _ in range(20):
-            assert head.loss(feats, samples)['lt_num_pairs'] >= 3
+            assert head.loss(feats, samples)['lt_num_paired'] >= 3
     else:
         with pytest.raises(UnpairedBatchError, match=found) as error:
             head.loss(feats, samples)

@@ -138,7 +138,7 @@ class ClsConsistency(ConsistencyMixin):
         their means into ``gt_score`` of the samples. Otherwise it only looks, at the cost of
         one synchronisation with the device, and of none where the labels cannot be mixed.
         """
-        if 'scores' not in batch.columns or not batch.is_complete:
+        if 'scores' not in batch.columns:
             return
         mixed_alike = 'mix_lambda' in data_samples[0]
         scores, group_ids = batch.columns['scores'], batch.columns['source_ids']

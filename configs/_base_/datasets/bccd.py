@@ -36,7 +36,8 @@ dataset = dict(
 )
 loader = dict(batch_size=4, num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    **loader, dataset=dict(dataset, ann_file='annotations/train_quarter.json', pipeline=train_pipeline)
+    **loader,
+    dataset=dict(dataset, ann_file='annotations/train_quarter.json', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     **loader,

@@ -66,8 +66,8 @@ def measure_consistency(
 
         - what :class:`~lt_mm.evaluation.consistency_metric.ConsistencyMetric` measures, by
           its names: ``mean_kl`` (classifiers) or ``mean_iou``, ``matched_share``,
-          ``score_jitter``, ``mean_kl_bbox`` (detectors), ``agreement``, ``num_images``, ``num_replicas``,
-          ``num_predictions``; None where nothing was found;
+          ``score_jitter``, ``mean_kl_bbox`` (detectors), ``agreement``, ``num_images``,
+          ``num_replicas``, ``num_predictions``; None where nothing was found;
         - ``task``, 'classification' or 'detection'; ``config``, ``checkpoint``,
           ``seed``; ``classes``, the names of all classes;
         - ``per_class``: for each class that was predicted its ``agreement`` and how many

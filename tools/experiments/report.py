@@ -7,7 +7,6 @@ and stays as it is without them.
 
 import argparse
 import runpy
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any

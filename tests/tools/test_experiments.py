@@ -160,9 +160,8 @@ def arguments(tmp_path, **more):
 def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     """Real runs in this process: one goes on from another, and none is done twice."""
     pictures = write_pictures(tmp_path / 'pictures')
-    evaluated = validation(pictures)
-    tested = {name.replace('val_', 'test_'): value for name, value in evaluated.items()}
-    settings = {**evaluated, **tested, 'default_hooks.logger.interval': 1}
+    tested = {name.replace('val_', 'test_'): data for name, data in validation(pictures).items()}
+    settings = {**validation(pictures), **tested, 'default_hooks.logger.interval': 1}
     config = str(write_config(pictures, tmp_path, **settings))
     monkeypatch.setattr(
         run,

@@ -115,7 +115,7 @@ def _copy_images(
 
 
 def _write(out_dir: Path, split: str, coco: dict[str, Any], seed: int) -> CocoSplit:
-    info = dict(description='BCCD, blood cells', generator=GENERATOR, split=split)
+    info: dict[str, Any] = dict(description='BCCD, blood cells', generator=GENERATOR, split=split)
     if split == _QUARTER:
         info['seed'] = seed
     annotations = [{key: each[key] for key in _KEPT} for each in coco['annotations']]

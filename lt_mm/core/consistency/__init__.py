@@ -17,7 +17,15 @@ a segment reduction. ``ValueError`` is raised if shapes do not fit, or if the te
 """
 
 from lt_mm.core.consistency.bernoulli import bernoulli_consistency, mask_consistency
-from lt_mm.core.consistency.boxes import BIN_FLOOR, MIN_BOX_SIDE, box_consistency, side_consistency
+from lt_mm.core.consistency.boxes import (
+    BIN_FLOOR,
+    MIN_BOX_SIDE,
+    box_consistency,
+    box_divergences,
+    compared_axes,
+    compared_sides,
+    side_consistency,
+)
 from lt_mm.core.consistency.categorical import categorical_consistency
 
 __all__ = [
@@ -25,7 +33,10 @@ __all__ = [
     'MIN_BOX_SIDE',
     'bernoulli_consistency',
     'box_consistency',
+    'box_divergences',
     'categorical_consistency',
+    'compared_axes',
+    'compared_sides',
     'mask_consistency',
     'side_consistency',
 ]

@@ -9,6 +9,7 @@ from mmengine.dist import get_dist_info
 from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.models.heads.empty_terms import EmptyTerms
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.mixins import InstanceMixin, mix_in
@@ -42,6 +43,7 @@ class ConsistencyMixin(InstanceMixin):
     lt_key_prefix = ''
     lt_gatherer: Callable[[Part], GatheredBatch] | None = None
     lt_recorder: Callable[[PairRecord], None] | None = None
+    lt_empty_terms: EmptyTerms
     _lt_excess = 0
 
     @classmethod
@@ -59,6 +61,7 @@ class ConsistencyMixin(InstanceMixin):
         """Adds this mixin to a built head without looking at it."""
         mix_in(cls, head)
         head.lt_options = options
+        head.lt_empty_terms = EmptyTerms(cls.lt_key_prefix + type(head).__name__)
         return head
 
     @classmethod
@@ -94,10 +97,27 @@ class ConsistencyMixin(InstanceMixin):
         self, paired: Tensor, share: Tensor, batch: GatheredBatch, losses: dict[str, Any]
     ) -> None:
         """Adds how many predictions of this part are paired, and their share, for the log."""
-        # What MMEngine does not sum is averaged over micro-batches.
-        num_pairs = paired.sum().float() * batch.num_shares
-        losses[f'{self.lt_key_prefix}lt_num_pairs'] = num_pairs
+        self.lt_add_count('num_pairs', paired, batch, losses)
         losses[f'{self.lt_key_prefix}lt_paired_share'] = share
+
+    def lt_add_count(
+        self, name: str, counted: Tensor, batch: GatheredBatch, losses: dict[str, Any]
+    ) -> None:
+        """Adds how many predictions of this part are marked, for the log."""
+        # What MMEngine does not sum is averaged over micro-batches.
+        number = counted.sum().float() * batch.num_shares
+        losses[f'{self.lt_key_prefix}lt_{name}'] = number
+
+    def lt_watch_term(self, kind: str, remaining: dict[str, Tensor], batch: GatheredBatch) -> None:
+        """Has the log say so if a term that has weight compares nothing for long.
+
+        Args:
+            kind: 'cls', 'bbox' or 'mask'.
+            remaining: See :meth:`EmptyTerms.watch`.
+            batch: What the term is computed on.
+        """
+        if batch.is_complete and self.lt_options.rho_now(kind) > 0:
+            self.lt_empty_terms.watch(kind, remaining)
 
     def lt_class_term(
         self, logits: Tensor, group_ids: Tensor, sigmoid: bool, avg_factor: float | None = None

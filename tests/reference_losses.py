@@ -133,9 +133,7 @@ def pixel_divergence(logits, own, detach_mean):
     return total
 
 
-def sides(
-    side_logits, positions, group_ids, whole_sides=None, detach_mean=False, avg_factor=None
-):
+def sides(side_logits, positions, group_ids, whole_sides=None, detach_mean=False, avg_factor=None):
     """``side_logits``, ``positions`` (N, 4, K): log(1 + KL) in the group's bins, summed."""
     p = side_logits.double().softmax(dim=2)
     total = 0 * p.sum()

@@ -193,7 +193,7 @@ def side_positions(center, distances, matrix):
 
 
 def sides_in_source(values, matrix):
-    """What belongs to the left, top, right and bottom side of a replica, for those of the source."""
+    """What belongs to the sides of a replica, for the left, top, right and bottom of the source."""
     _, sides = side_positions((0.0, 0.0), [0.0, 1.0], matrix)
     return [values[side] for side in sides]
 

@@ -1,5 +1,6 @@
 """The consistency term: value, gradient, extremes, invariances and cost."""
 
+import itertools
 import math
 from collections import namedtuple
 
@@ -881,7 +882,7 @@ class TestDamping:
             box_consistency(torch.stack([box, box * 10**power]), _ids(0, 0))
             for power in range(1, 7)
         ]
-        steps = [(b - a).item() for a, b in zip(values, values[1:])]
+        steps = [(b - a).item() for a, b in itertools.pairwise(values)]
         assert all(0 < step <= 2 * 2 * math.log(10) for step in steps)
 
     def test_sides_that_do_not_overlap(self):

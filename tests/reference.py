@@ -192,6 +192,12 @@ def side_positions(center, distances, matrix):
     return (np.array([found[side][0] for side in range(4)]), [found[side][1] for side in range(4)])
 
 
+def sides_in_source(values, matrix):
+    """What belongs to the sides of a replica, for the left, top, right and bottom of the source."""
+    _, sides = side_positions((0.0, 0.0), [0.0, 1.0], matrix)
+    return [values[side] for side in sides]
+
+
 # ---------------------------------------------------------------------------
 # Agreement of the predictions of a group
 # ---------------------------------------------------------------------------

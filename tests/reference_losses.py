@@ -70,22 +70,35 @@ def bernoulli(logits, group_ids, temperature=1.0, **options):
     return discrete(log_p, group_ids, **options)
 
 
-def gaussians(box):
-    """The normal distributions of one box (4,): along x and along y."""
-    x1, y1, x2, y2 = box.unbind()
-    return [
-        Normal((low + high) / 2, (high - low).clamp(min=MIN_BOX_SIDE) / 2)
-        for low, high in ((x1, x2), (y1, y2))
-    ]
+def box(boxes_xyxy, group_ids, whole_sides=None, detach_mean=False, avg_factor=None, damp=True):
+    """``boxes_xyxy`` (N, 4): log(1 + KL) of two normal distributions, for x and for y.
+
+    An axis of a box counts where both of its sides are whole, if another one's are too.
+    """
+    total = 0 * boxes_xyxy.double().sum()
+    for axis in range(2):
+        sides = boxes_xyxy.double()[:, [axis, axis + 2]]
+        for i in range(len(sides)):
+            alike = whole_positives(group_ids, i, whole_sides, [axis, axis + 2])
+            if alike:
+                mean = sum(sides[j] for j in alike) / len(alike)
+                mean = mean.detach() if detach_mean else mean
+                kl = kl_divergence(gaussian(*mean), gaussian(*sides[i]))
+                total = total + (kl.log1p() if damp else kl)
+    return total / (avg_factor or max(len(boxes_xyxy), 1))
 
 
-def box(boxes_xyxy, group_ids, **options):
-    """``boxes_xyxy`` (N, 4): the KL of the two axes' normal distributions, summed."""
+def gaussian(low, high):
+    """The normal distribution of a box along one axis."""
+    return Normal((low + high) / 2, (high - low).clamp(min=MIN_BOX_SIDE) / 2)
 
-    def divergence(mean, row):
-        return sum(kl_divergence(m, p) for m, p in zip(gaussians(mean), gaussians(row)))
 
-    return consistency(boxes_xyxy.double(), group_ids, divergence, **options)
+def whole_positives(group_ids, i, whole_sides, sides):
+    """The positives of i in which all of some sides are whole; none unless i is one of two."""
+    alike = positives(group_ids, i)
+    if whole_sides is not None:
+        alike = [j for j in alike if all(whole_sides[j][side] for side in sides)]
+    return alike if i in alike and len(alike) > 1 else []
 
 
 def masks(mask_logits, inside, group_ids, temperature=1.0, detach_mean=False, avg_factor=None):
@@ -120,16 +133,26 @@ def pixel_divergence(logits, own, detach_mean):
     return total
 
 
-def sides(side_logits, positions, group_ids, detach_mean=False, avg_factor=None, replicas=None):
-    """``side_logits``, ``positions`` (N, 4, K): the KLs in the group's bins, summed.
+def sides(
+    side_logits,
+    positions,
+    group_ids,
+    whole_sides=None,
+    detach_mean=False,
+    avg_factor=None,
+    replicas=None,
+):
+    """``side_logits``, ``positions`` (N, 4, K): log(1 + KL) in the group's bins, summed.
 
     With ``replicas``, between the means of the replicas.
     """
     p = side_logits.double().softmax(dim=2)
     total = 0 * p.sum()
     for i in range(len(p)):
-        alike = positives(group_ids, i)
-        for side in range(4 if alike else 0):
+        for side in range(4):
+            alike = whole_positives(group_ids, i, whole_sides, [side])
+            if not alike:
+                continue
             spread = in_bins(
                 [p[j, side] for j in alike], [positions[j, side].tolist() for j in alike]
             )
@@ -143,7 +166,7 @@ def sides(side_logits, positions, group_ids, detach_mean=False, avg_factor=None,
                 means = spread
             mean = sum(means) / len(means)
             mean = mean.detach() if detach_mean else mean
-            total = total + (mean * (mean / spread[alike.index(i)]).log()).sum()
+            total = total + (mean * (mean / spread[alike.index(i)]).log()).sum().log1p()
     return total / (avg_factor or max(len(p), 1))
 
 

@@ -10,11 +10,6 @@ train_dataloader = dict(
 
 model = dict(
     bbox_head=dict(
-        _delete_=True,
-        type='lt_mm.LossTransformHead',
-        head=_base_.model.bbox_head,
-        rho=1.0,
-        # The first boxes lie far from their objects, where the box term is very large.
-        rho_bbox=dict(type='linear', start=0.0, end=1.0, begin=0.0, finish=0.1),
+        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.bbox_head, rho=1.0
     )
 )

@@ -1,4 +1,5 @@
-# YOLOX-s. The instances of a mosaic carry a matrix each, so they pair one by one.
+# YOLOX-s. The instances of a mosaic carry a matrix each, so they pair one by one. RandomAffine
+# rotates, so that boxes are compared only once YOLOXModeSwitchHook has taken it out.
 _base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
 
 train_dataloader = dict(
@@ -24,11 +25,6 @@ model = dict(
     # BatchSyncRandomResize would resize behind the record's back.
     data_preprocessor=dict(batch_augments=None),
     bbox_head=dict(
-        _delete_=True,
-        type='lt_mm.LossTransformHead',
-        head=_base_.model.bbox_head,
-        rho=1.0,
-        # The first boxes lie far from their objects, where the box term is very large.
-        rho_bbox=dict(type='linear', start=0.0, end=1.0, begin=0.0, finish=0.1),
+        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.bbox_head, rho=1.0
     ),
 )

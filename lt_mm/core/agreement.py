@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lt_mm.core.consistency import box_consistency
+from lt_mm.core.consistency import box_divergences
 from lt_mm.core.pairing import greedy_iou_groups, group_sizes, paired_groups, pairwise_iou
 
 ACTIVATIONS = ('softmax', 'sigmoid')
@@ -219,19 +219,19 @@ def group_iou(boxes_xyxy: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def group_box_kl(boxes_xyxy: Tensor, group_ids: Tensor) -> float | None:
-    """The box term of the paired boxes: its mean over them; None without any.
+    """The mean KL of the paired boxes, not damped as the box term is; None without any.
 
     Args:
         boxes_xyxy: (N, 4), restored to the source image; pixels.
         group_ids: (N,) integer.
 
     Returns:
-        See :func:`lt_mm.core.consistency.box_consistency`; in nats.
+        See :func:`lt_mm.core.consistency.box_divergences`; in nats.
     """
     num_paired = int((group_sizes(group_ids) > 1).sum())
     if not num_paired:
         return None
-    return float(box_consistency(boxes_xyxy.double(), group_ids, avg_factor=num_paired))
+    return float(box_divergences(boxes_xyxy, group_ids).sum() / num_paired)
 
 
 def means_by_key(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:

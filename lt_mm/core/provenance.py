@@ -18,6 +18,7 @@ class Provenance:
             that image's list of annotations.
         source_boxes: (n, 4) float64, the annotated boxes, xyxy in source pixels.
         matrices: (n, 3, 3) float64, from source pixels to current pixels.
+        from_masks: (n,) bool, whether the box was made anew from a mask on the way.
         image_matrix: (3, 3) float64, the same for the image as a whole; None where no
             single matrix describes it (several images were merged, or it is unknown).
         image_id: The id of the image that the box set belongs to.
@@ -26,6 +27,7 @@ class Provenance:
     source_ids: np.ndarray
     source_boxes: np.ndarray
     matrices: np.ndarray
+    from_masks: np.ndarray
     image_matrix: np.ndarray | None
     image_id: int
 
@@ -49,6 +51,7 @@ class Provenance:
             source_ids=source_ids,
             source_boxes=boxes_xyxy.detach().numpy().astype(np.float64).reshape(-1, 4),
             matrices=matrices,
+            from_masks=np.zeros(count, dtype=bool),
             image_matrix=np.eye(3),
             image_id=image_id,
         )
@@ -67,6 +70,7 @@ class Provenance:
             source_ids=self.source_ids[index].reshape(-1, 2),
             source_boxes=self.source_boxes[index].reshape(-1, 4),
             matrices=self.matrices[index].reshape(-1, 3, 3),
+            from_masks=self.from_masks[index].reshape(-1),
         )
 
     def moved(self, matrix: np.ndarray) -> 'Provenance':
@@ -77,6 +81,10 @@ class Provenance:
     def moved_each(self, matrices: np.ndarray) -> 'Provenance':
         """After matrices (n, 3, 3) moved each box by itself; the image stays where it is."""
         return replace(self, matrices=matrices @ self.matrices)
+
+    def made_from_masks(self) -> 'Provenance':
+        """After all boxes were made anew, around the masks of their instances."""
+        return replace(self, from_masks=np.ones_like(self.from_masks))
 
     def with_unknown_image(self) -> 'Provenance':
         """After a transform that may have moved the image unrecorded."""
@@ -100,6 +108,7 @@ class Provenance:
             source_ids=overlay(self.source_ids, other.source_ids),
             source_boxes=overlay(self.source_boxes, other.source_boxes),
             matrices=overlay(self.matrices, other.matrices),
+            from_masks=overlay(self.from_masks, other.from_masks),
             image_id=other.image_id,
         )
 
@@ -119,6 +128,7 @@ class Provenance:
             source_ids=np.concatenate([part.source_ids for part in parts]),
             source_boxes=np.concatenate([part.source_boxes for part in parts]),
             matrices=np.concatenate([part.matrices for part in parts]),
+            from_masks=np.concatenate([part.from_masks for part in parts]),
             image_matrix=images[0] if is_one_image else None,
             image_id=parts[0].image_id,
         )

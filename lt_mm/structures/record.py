@@ -5,6 +5,7 @@ else. The record of the image lies in the metainfo of the data sample and of its
 ``gt_instances``; that of the instances lies beside their boxes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -109,11 +110,14 @@ class InstanceRecord:
             image's list of annotations.
         source_matrices: (n, 3, 3) float64, from pixels of the source to those of the replica.
         visibility: (n,) float32, area inside the image / area of the whole moved box.
+        cut_sides: (n, 4) bool, whether the border, a crop or a paste cut the left, top, right and
+            bottom side of the annotation, as they lie in the source: a flip changes no order.
     """
 
     source_ids: Tensor
     source_matrices: Tensor
     visibility: Tensor
+    cut_sides: Tensor
 
     @classmethod
     def read(cls, instances: InstanceData) -> 'InstanceRecord':
@@ -198,6 +202,19 @@ def image_matrices(records: Sequence[InstanceData], device: torch.device) -> Ten
             )
         matrices.append(torch.as_tensor(record.source_matrix, dtype=torch.float64))
     return torch.stack(matrices).to(device)
+
+
+def image_sizes(records: Sequence[InstanceData], name: str, device: torch.device) -> Tensor:
+    """(B, 2) float64, the (width, height) of each image; infinite where it is not known.
+
+    Args:
+        records: The recorded ``gt_instances`` of each image.
+        name: 'recorded_shape' for the sizes of replicas, 'source_shape' for those of sources.
+        device: Where the sizes are to be.
+    """
+    shapes = [getattr(ImageRecord.read(instances), name) for instances in records]
+    sizes = [(math.inf, math.inf) if shape is None else shape[1::-1] for shape in shapes]
+    return torch.tensor(sizes, dtype=torch.float64, device=device).view(-1, 2)
 
 
 def refuse_moved_image(metainfo: Any) -> None:

@@ -176,7 +176,7 @@ class RecordedBoxes(HorizontalBoxes):
         if replaced.provenance is None or self.mask_count != len(replaced):
             return False
         from_masks = self.mask_rows >= 0
-        inherited = replaced.provenance[self.mask_rows[from_masks]]
+        inherited = replaced.provenance[self.mask_rows[from_masks]].made_from_masks()
         if from_masks.all():
             self.provenance = inherited
         else:

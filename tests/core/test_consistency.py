@@ -1,5 +1,6 @@
 """The consistency term: value, gradient, extremes, invariances and cost."""
 
+import itertools
 import math
 from collections import namedtuple
 
@@ -17,8 +18,11 @@ from lt_mm.core.consistency import (
     MIN_BOX_SIDE,
     bernoulli_consistency,
     box_consistency,
+    box_divergences,
     categorical,
     categorical_consistency,
+    compared_axes,
+    compared_sides,
     mask_consistency,
     side_consistency,
 )
@@ -313,7 +317,10 @@ class TestByHand:
         # Along x the mean has (mu, sigma) = (2, 2), the boxes (1, 1) and (3, 3).
         first = math.log(1 / 2) + (4 + 1) / 2 - 1 / 2
         second = math.log(3 / 2) + (4 + 1) / 18 - 1 / 2
-        assert value.item() == pytest.approx((first + second) / 2, rel=1e-12)
+        expected = (math.log(1 + first) + math.log(1 + second)) / 2
+        assert value.item() == pytest.approx(expected, rel=1e-12)
+        kls = box_divergences(boxes, _ids(4, 4))
+        assert kls.tolist() == pytest.approx([first, second], rel=1e-12)
 
     def test_gradient_of_two_sigmoids(self):
         x = torch.tensor([[2.0], [-2.0]]).double()
@@ -758,6 +765,132 @@ def _at(*rows):
     return torch.tensor(rows, dtype=torch.float64)[:, None].repeat(1, 4, 1)
 
 
+def _damped(p):
+    """The mean of log(1 + KL) of the mean of distributions (n, K) to each."""
+    mean = p.mean(dim=0)
+    return torch.stack([(mean * (mean / own).log()).sum().log1p() for own in p]).mean()
+
+
+def _draw_whole(n, seed):
+    return torch.rand(n, 4, generator=torch.Generator().manual_seed(seed)) < 0.7
+
+
+class TestWholeSides:
+    """Only what nothing cut is compared."""
+
+    @both_means
+    @_some
+    @given(ids=some_ids, seed=st.integers(0, 999), avg_factor=st.none() | st.floats(0.5, 100))
+    def test_boxes_equal_the_reference(self, detach_mean, ids, seed, avg_factor):
+        boxes, ids = _predictions(BOX, len(ids), seed=seed), _ids(*ids)
+        options = dict(
+            detach_mean=detach_mean, avg_factor=avg_factor, whole_sides=_draw_whole(len(ids), seed)
+        )
+        ours = _value_and_gradient(box_consistency, boxes, ids, **options)
+        naive = _value_and_gradient(reference.box, boxes, ids, **options)
+        torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-12)
+
+    @both_means
+    @_some
+    @given(ids=few_ids, seed=st.integers(0, 999))
+    def test_sides_equal_the_reference(self, detach_mean, ids, seed):
+        logits, positions = _draw_sides(len(ids), 4, seed)
+        options = dict(detach_mean=detach_mean, whole_sides=_draw_whole(len(ids), seed))
+        ours = _value_and_gradient(side_consistency, logits, positions, _ids(*ids), **options)
+        naive = _value_and_gradient(reference.sides, logits, positions, _ids(*ids), **options)
+        torch.testing.assert_close(ours, naive, rtol=1e-8, atol=1e-10)
+
+    @_some
+    @given(ids=some_ids, seed=st.integers(0, 999))
+    def test_what_is_compared(self, ids, seed):
+        whole, ids = _draw_whole(len(ids), seed), _ids(*ids)
+        for found, parts in (
+            (compared_axes(ids, whole), [[0, 2], [1, 3]]),
+            (compared_sides(ids, whole), [[0], [1], [2], [3]]),
+        ):
+            for i, row in enumerate(found.tolist()):
+                for own, sides in zip(row, parts):
+                    assert own == bool(reference.whole_positives(ids, i, whole, sides))
+
+    @pytest.mark.parametrize('fill', [1e30, -1e30, math.nan, math.inf])
+    def test_a_cut_axis_influences_nothing(self, fill):
+        boxes, ids = _predictions(BOX, 4, seed=3), _ids(0, 0, 0, 0)
+        whole = torch.ones(4, 4, dtype=torch.bool)
+        whole[1, 2] = False
+        before = _value_and_gradient(box_consistency, boxes, ids, whole_sides=whole)
+        boxes[1, [0, 2]] = fill
+        after = _value_and_gradient(box_consistency, boxes, ids, whole_sides=whole)
+        assert before[0] > 0 and torch.equal(before[0], after[0])
+        assert torch.equal(before[1], after[1]) and not after[1][1, [0, 2]].any()
+
+    def test_two_with_one_whole_each_compare_nothing(self):
+        boxes = _predictions(BOX, 2)
+        whole = torch.tensor([[True, True, False, True], [True] * 4])
+        value, gradient = _value_and_gradient(box_consistency, boxes, _ids(0, 0), whole_sides=whole)
+        assert value > 0 and not gradient[:, [0, 2]].any() and gradient[:, [1, 3]].any()
+        value, gradient = _value_and_gradient(
+            box_consistency, boxes, _ids(0, 0), whole_sides=torch.zeros(2, 4, dtype=torch.bool)
+        )
+        assert value == 0 and not gradient.any()
+
+    @pytest.mark.parametrize(
+        'whole', [torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 4), torch.ones(3, 4).bool()]
+    )
+    def test_of_another_form(self, whole):
+        with pytest.raises(ValueError, match='whole_sides is'):
+            box_consistency(torch.zeros(2, 4), _ids(0, 0), whole_sides=whole)
+
+
+class TestDamping:
+    """The KL near agreement, a logarithm far away."""
+
+    @_some
+    @given(seed=st.integers(0, 99), size=st.floats(1e-3, 3e-2))
+    def test_boxes_near_agreement_have_the_kl(self, seed, size):
+        generator = torch.Generator().manual_seed(seed)
+        change = size * torch.randn(3, 4, dtype=torch.float64, generator=generator)
+        boxes, ids = torch.tensor([10.0, 20, 12, 22]).double() + change, _ids(0, 0, 0)
+        value, gradient = _value_and_gradient(box_consistency, boxes, ids)
+        kl, exact = _value_and_gradient(lambda x: reference.box(x, ids, damp=False), boxes)
+        # The KL is of second order in the change, and the difference of fourth.
+        assert 0 <= kl - value <= 100 * size**4
+        assert (gradient - exact).abs().max() <= 200 * size**3
+        assert kl > size**2 / 1000
+
+    @both_means
+    @_some
+    @given(seed=st.integers(0, 99), factor=st.floats(2, 1e4), start=st.floats(1, 1e3))
+    def test_boxes_far_apart_grow_like_a_logarithm(self, detach_mean, seed, factor, start):
+        boxes, ids = _predictions(BOX, 2, seed=seed), _ids(0, 0)
+        boxes = boxes - ((boxes[:, :2] + boxes[:, 2:]) / 2).repeat(1, 2)
+        direction = torch.tensor([[-1.0], [1.0]]).double()
+
+        def term(distance):
+            return _value_and_gradient(
+                box_consistency, boxes + direction * distance, ids, detach_mean=detach_mean
+            )
+
+        near, far = term(start * 100), term(start * 100 * factor)
+        assert 0 < far[0] - near[0] <= 2 * 2 * math.log(factor) + 1e-6
+        # In units of the smaller box's side, of two axes; the mean is of half the weight.
+        sides = (boxes[:, 2:] - boxes[:, :2]).amin()
+        assert (far[1] * sides).abs().max() < 4
+
+    def test_sizes_far_apart_grow_like_a_logarithm(self):
+        box = torch.tensor([0.0, 0, 1, 1]).double()
+        values = [
+            box_consistency(torch.stack([box, box * 10**power]), _ids(0, 0))
+            for power in range(1, 7)
+        ]
+        steps = [(b - a).item() for a, b in itertools.pairwise(values)]
+        assert all(0 < step <= 2 * 2 * math.log(10) for step in steps)
+
+    def test_sides_that_do_not_overlap(self):
+        logits, positions = _sides_of([1, 0, 0], [1, 0, 0]), _at([0, 1, 2], [90, 91, 92])
+        value = side_consistency(logits, positions, _ids(0, 0))
+        assert 1 < value < 4 * math.log1p(-math.log(BIN_FLOOR / 7))
+
+
 class TestSides:
     @both_means
     @_some
@@ -817,11 +950,11 @@ class TestSides:
         p = [[0.1, 0.2, 0.4, 0.2, 0.1], [0.05, 0.3, 0.3, 0.3, 0.05]]
         positions, ids = _at(*[[0, 1, 2, 3, 4]] * 2), _ids(0, 0)
         value = side_consistency(_sides_of(*p), positions, ids)
-        plain = categorical_consistency(torch.tensor(p).log(), ids)
-        assert value.item() == pytest.approx(4 * plain.item(), rel=0.01)
+        plain = _damped(torch.tensor(p, dtype=torch.float64))
+        assert value.item() == pytest.approx(4 * plain.item(), rel=0.015)
         # The share of all eleven bins and five times nothing around the positions.
         floored = [[(1 - BIN_FLOOR) * x + BIN_FLOOR / 11 for x in [*row, *[0] * 6]] for row in p]
-        exact = categorical_consistency(torch.tensor(floored, dtype=torch.float64).log(), ids)
+        exact = _damped(torch.tensor(floored, dtype=torch.float64))
         torch.testing.assert_close(value, 4 * exact, rtol=1e-12, atol=0)
 
     def test_a_position_between_two_bins_counts_for_both(self):
@@ -830,7 +963,7 @@ class TestSides:
         value = side_consistency(logits, _at([0, 0.5], [0.5, 1.5]), _ids(0, 0))
         rows = torch.tensor([[0, 0.25, 0.75, 0, 0], [0, 0, 0.75, 0.25, 0]]).double()
         floored = (1 - BIN_FLOOR) * rows + BIN_FLOOR / 5
-        expected = 4 * categorical_consistency(floored.log(), _ids(0, 0))
+        expected = 4 * _damped(floored)
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize('away', [3, 50, 1e7])

@@ -17,7 +17,15 @@ a segment reduction. ``ValueError`` is raised if shapes do not fit, or if the te
 """
 
 from lt_mm.core.consistency.bernoulli import bernoulli_consistency, mask_consistency
-from lt_mm.core.consistency.boxes import BIN_FLOOR, MIN_BOX_SIDE, box_consistency, side_consistency
+from lt_mm.core.consistency.boxes import (
+    BIN_FLOOR,
+    MIN_BOX_SIDE,
+    box_consistency,
+    box_divergences,
+    compared_axes,
+    compared_sides,
+    side_consistency,
+)
 from lt_mm.core.consistency.categorical import categorical_consistency
 from lt_mm.core.consistency.common import non_negative
 from lt_mm.core.consistency.replica_means import Cells, replica_cells
@@ -28,7 +36,10 @@ __all__ = [
     'Cells',
     'bernoulli_consistency',
     'box_consistency',
+    'box_divergences',
     'categorical_consistency',
+    'compared_axes',
+    'compared_sides',
     'mask_consistency',
     'non_negative',
     'replica_cells',

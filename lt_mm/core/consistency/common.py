@@ -30,7 +30,7 @@ def group_sum(values: Tensor, groups: PairedGroups) -> Tensor:
 
 
 def average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Tensor:
-    """The sum over the paired of (N,) divergences, divided by n of the formula."""
+    """The sum over the paired of (N,) or (N, D) divergences, divided by n of the formula."""
     if avg_factor is None:
         avg_factor = max(len(divergence), 1)
     return torch.where(paired, divergence, 0).sum() / avg_factor
@@ -49,8 +49,13 @@ def zero_unpaired(paired: Tensor, predictions: Tensor) -> Tensor:
     as a box that no matrix brings back. If it stayed, its overflow would be 0 in the term
     but 0 * inf, which is NaN, in the gradient.
     """
+    return zero_unless(paired[:, None], predictions)
+
+
+def zero_unless(compared: Tensor, predictions: Tensor) -> Tensor:
+    """:func:`zero_unpaired` with an entry for each number that is compared or not."""
     wide = predictions if predictions.dtype == torch.float64 else predictions.float()
-    return torch.where(paired[:, None], wide, 0).clamp(-LARGEST, LARGEST)
+    return torch.where(compared, wide, 0).clamp(-LARGEST, LARGEST)
 
 
 def check_predictions(

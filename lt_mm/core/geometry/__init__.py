@@ -5,8 +5,9 @@ unit square, the image covers ``[0, W] x [0, H]``, a horizontal flip maps ``x`` 
 Matrices are homogeneous and act on column vectors: ``replica ~ M @ source``. They are kept in
 float64; chains of transforms are composed by multiplying from the left.
 
-Data workers, which have few boxes, use numpy arrays: the builders of matrices, :func:`move_boxes`
-and :func:`visible_fraction`. All other functions are batched, differentiable torch functions.
+Data workers, which have few boxes, use numpy arrays: the builders of matrices, :func:`move_boxes`,
+:func:`visible_fraction` and :func:`cut_sides`. All other functions are batched torch functions,
+differentiable unless they say which rows or sides are meant.
 
 No NaN comes out unless a point or a box that goes in holds one. A matrix that cannot be
 used (its entries are not finite, or beyond 1e100) moves everything to the origin.
@@ -17,11 +18,13 @@ boxes must not be paired. Builders raise ``ValueError`` for numbers that are not
 
 from lt_mm.core.geometry.boxes import (
     boxes_to_source,
+    cut_sides,
     map_boxes,
     map_points,
     move_boxes,
     points_to_source,
     side_positions_to_source,
+    sides_at_border,
     visible_fraction,
 )
 from lt_mm.core.geometry.masks import masks_to_source
@@ -39,6 +42,7 @@ from lt_mm.core.geometry.restoration import moved_outlines, restoration_errors
 
 __all__ = [
     'boxes_to_source',
+    'cut_sides',
     'flip_matrix',
     'invert',
     'is_axis_aligned',
@@ -54,6 +58,7 @@ __all__ = [
     'scale_about_matrices',
     'scale_matrix',
     'side_positions_to_source',
+    'sides_at_border',
     'translation_matrix',
     'visible_fraction',
 ]

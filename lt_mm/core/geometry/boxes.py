@@ -7,6 +7,11 @@ from torch import Tensor
 from lt_mm.core.geometry.matrices import LARGEST_ENTRY, collapse_unusable, invert
 
 _PERSPECTIVE_FLOOR = 1e-9
+# A side may differ by so many pixels from where it should be without having been cut: stock
+# transforms compute in float32, and masks know whole pixels, of the source and of the replica.
+ROUNDING, ROUNDING_OF_MASKS = 0.01, 2.0
+# A predicted side lies at the border if it is no further away than this part of the box's side.
+_BORDER_MARGIN = 0.05
 
 
 def map_points(points: Tensor, matrices: Tensor) -> Tensor:
@@ -149,6 +154,67 @@ def visible_fraction(
     seen, area = _areas(low, high), _areas(whole[:, :2], whole[:, 2:])
     fraction = np.divide(seen, area, out=np.zeros_like(seen), where=area > 0)
     return np.fmin(np.fmax(fraction, 0), 1).astype(np.float32)
+
+
+def cut_sides(
+    boxes_xyxy: np.ndarray, whole_xyxy: np.ndarray, matrices: np.ndarray, from_masks: np.ndarray
+) -> np.ndarray:
+    """Which sides of boxes a border, a crop or a paste cut off.
+
+    A side was cut where it is not where the matrix takes it, up to ``ROUNDING`` or, for boxes
+    made from masks, ``ROUNDING_OF_MASKS``; in pixels of the replica, or of the source where
+    these are larger.
+
+    Args:
+        boxes_xyxy: (n, 4), the boxes as they are now; pixels of the replica.
+        whole_xyxy: (n, 4) float64, the annotations moved without clipping; pixels of the replica.
+        matrices: (n, 3, 3) float64, from source to replica; what is found for one that is not
+            axis-aligned (:func:`is_axis_aligned`) has no meaning.
+        from_masks: (n,) bool, whether a box was made from a mask.
+
+    Returns:
+        (n, 4) bool, for the left, top, right and bottom side as they lie in the source.
+    """
+    linear = matrices[:, :2, :2]
+    scales = np.tile(np.abs(linear).sum(axis=2), 2)
+    rounding = np.where(from_masks, ROUNDING_OF_MASKS, ROUNDING)[:, None]
+    # NaN counts as cut.
+    cut = ~(np.abs(boxes_xyxy - whole_xyxy) <= rounding * np.maximum(scales, 1))
+    # The axis of the replica, 0 or 1, along which each axis of the source lies.
+    turned = np.abs(linear[:, 0, 1]) > np.abs(linear[:, 0, 0])
+    axes = np.stack([turned, ~turned], axis=1).astype(np.int64)
+    mirrored = np.take_along_axis(linear, axes[:, None], axis=1)[:, 0] < 0
+    low = axes + 2 * mirrored
+    return np.take_along_axis(cut, np.concatenate([low, (low + 2) % 4], axis=1), axis=1)
+
+
+def sides_at_border(
+    restored_xyxy: Tensor, matrices: Tensor, sizes: Tensor, source_sizes: Tensor
+) -> Tensor:
+    """Which sides of predicted boxes end where their replica does, in the midst of its source.
+
+    What an object shows there was cut off in all likelihood, and the side says where the border
+    is. A border of the replica that is one of the source as well cuts nothing off.
+
+    Args:
+        restored_xyxy: (N, 4), pixels of the source images.
+        matrices: (N, 3, 3), from source to replica, axis-aligned.
+        sizes: (N, 2), (width, height) of the replicas; pixels.
+        source_sizes: (N, 2), likewise of the source images.
+
+    Returns:
+        (N, 4) bool, for the left, top, right and bottom side as they lie in the source.
+    """
+    restored = restored_xyxy.detach().double()
+    borders = boxes_to_source(torch.cat([torch.zeros_like(sizes), sizes], dim=1), matrices)
+    margin = _BORDER_MARGIN * (restored[:, 2:] - restored[:, :2])
+    reaches = [
+        restored[:, :2] <= borders[:, :2] + margin,
+        restored[:, 2:] >= borders[:, 2:] - margin,
+    ]
+    # A pixel less: sizes of resized images are whole numbers.
+    cuts = [borders[:, :2] > 1, borders[:, 2:] < source_sizes - 1]
+    return torch.cat(reaches, dim=1) & torch.cat(cuts, dim=1)
 
 
 def _areas(low: np.ndarray, high: np.ndarray) -> np.ndarray:

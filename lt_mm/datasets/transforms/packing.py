@@ -8,7 +8,7 @@ import torch
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import BaseDataElement, InstanceData
 
-from lt_mm.core.geometry import move_boxes, visible_fraction
+from lt_mm.core.geometry import cut_sides, move_boxes, visible_fraction
 from lt_mm.datasets.transforms.applied_transforms import image_matrix_of
 from lt_mm.datasets.transforms.box_record import is_recorded
 from lt_mm.datasets.transforms.samples import ORIGIN
@@ -65,5 +65,8 @@ def _recorded_fields(instances: InstanceData, shape: tuple[int, int]) -> dict[st
         source_ids=torch.from_numpy(provenance.source_ids.copy()),
         source_matrices=torch.from_numpy(provenance.matrices.copy()),
         visibility=torch.from_numpy(visible_fraction(tensor.numpy(), whole, shape)),
+        cut_sides=torch.from_numpy(
+            cut_sides(tensor.numpy(), whole, provenance.matrices, provenance.from_masks)
+        ),
     )
     return dict(instances.items(), bboxes=HorizontalBoxes(tensor, clone=False), **vars(record))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
 from lt_mm.core.replicas import holds_whole_groups
+from lt_mm.models.heads.empty_terms import EmptyTerms
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.pairing import Pairs
@@ -42,6 +43,7 @@ class ConsistencyMixin(InstanceMixin):
     lt_options: ConsistencyOptions
     lt_key_prefix = ''
     lt_recorder: Callable[[PairRecord], None] | None = None
+    lt_empty_terms: EmptyTerms
     _lt_excess = 0
 
     @classmethod
@@ -60,6 +62,7 @@ class ConsistencyMixin(InstanceMixin):
         mix_in(cls, head)
         comparing_heads.enrol(head)
         head.lt_options = options
+        head.lt_empty_terms = EmptyTerms(cls.lt_key_prefix + type(head).__name__)
         return head
 
     @classmethod
@@ -104,12 +107,24 @@ class ConsistencyMixin(InstanceMixin):
             share = torch.where(term > 0, between / term, 1.0)
             losses[f'{self.lt_key_prefix}lt_between_{kind}'] = share
 
-    def lt_add_counts(
-        self, paired: Tensor, share: Tensor, batch: GatheredBatch, losses: dict[str, Any]
-    ) -> None:
+    def lt_add_counts(self, paired: Tensor, share: Tensor, losses: dict[str, Any]) -> None:
         """Adds how many predictions of this part are paired, and their share, for the log."""
-        losses[f'{self.lt_key_prefix}lt_num_paired'] = paired.sum().float()
+        self.lt_add_count('num_paired', paired, losses)
         losses[f'{self.lt_key_prefix}lt_paired_share'] = share
+
+    def lt_add_count(self, name: str, counted: Tensor, losses: dict[str, Any]) -> None:
+        """Adds how many predictions of this part are marked, for the log."""
+        losses[f'{self.lt_key_prefix}lt_{name}'] = counted.sum().float()
+
+    def lt_watch_term(self, kind: str, remaining: dict[str, Tensor]) -> None:
+        """Has the log say so if a term that has weight compares nothing for long.
+
+        Args:
+            kind: 'cls', 'bbox' or 'mask'.
+            remaining: See :meth:`EmptyTerms.watch`.
+        """
+        if self.lt_options.rho_now(kind) > 0:
+            self.lt_empty_terms.watch(kind, remaining)
 
     def lt_class_term(
         self, logits: Tensor, pairs: Pairs, sigmoid: bool, avg_factor: float | None = None

@@ -14,15 +14,16 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lt_mm.core.consistency import box_consistency
-from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
+from lt_mm.core.consistency import box_consistency, compared_axes
+from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible, sides_at_border
 from lt_mm.core.pairing import distance_to_annotations, is_paired, paired_share
 from lt_mm.models.heads.base import ConsistencyMixin
-from lt_mm.models.heads.gathering import Part
+from lt_mm.models.heads.empty_terms import CUT, INEXACT, NO_PAIR
+from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.pairing import Pairs, form_pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.structures.record import image_matrices, source_ids_of
+from lt_mm.structures.record import image_matrices, image_sizes, source_ids_of
 
 
 @dataclass
@@ -102,6 +103,8 @@ class Candidates:
         matrices: (P, 3, 3) float64, from pixels of the source to those of the replica.
         columns: What pairs and compares them; see :func:`form_pairs`.
         share: Function of which of them are paired, (P,) bool, that gives the logged share.
+        whole_sides: Function of their restored boxes (P, 4) that gives which sides of these
+            nothing cut, (P, 4) bool, as they lie in the source.
         boxes: (P, 4) pixels of the replicas; None for heads without boxes.
     """
 
@@ -110,6 +113,7 @@ class Candidates:
     matrices: Tensor
     columns: dict[str, Tensor]
     share: Callable[[Tensor], Tensor]
+    whole_sides: Callable[[Tensor], Tensor]
     boxes: Tensor | None = None
 
 
@@ -135,22 +139,40 @@ class DetectionConsistency(ConsistencyMixin):
                 batch,
                 losses,
             )
+            self.lt_watch_term('cls', {NO_PAIR: is_paired(pairs.group_ids)})
         if 'restored' in columns:
-            self.lt_add_term(
-                'bbox',
-                lambda pairs: self.lt_box_term(columns, pairs, batch.avg_factor),
-                # Boxes of rotated or sheared replicas are not restored exactly, and left out.
-                pairs.only(columns['exact']),
-                batch,
-                losses,
-            )
+            self._lt_add_box_term(batch, pairs, losses)
         group_ids = pairs.group_ids
         paired = is_paired(group_ids)[batch.own]
-        self.lt_add_counts(paired, candidates.share(paired), batch, losses)
+        self.lt_add_counts(paired, candidates.share(paired), losses)
         if self.lt_recorder is not None and candidates.boxes is not None:
             self.lt_recorder(
                 self._lt_pair_record(detections, candidates, group_ids[batch.own], paired)
             )
+
+    def _lt_add_box_term(self, batch: GatheredBatch, pairs: Pairs, losses: dict[str, Any]) -> None:
+        columns = batch.columns
+        # Boxes of rotated or sheared replicas are not restored exactly, and left out.
+        exact = pairs.only(columns['exact'])
+        self.lt_add_term(
+            'bbox',
+            lambda pairs: self.lt_box_term(columns, pairs, batch.avg_factor),
+            exact,
+            batch,
+            losses,
+        )
+        compared = self.lt_compared_sides(exact.compared_ids, columns['whole_sides']).any(dim=1)
+        self.lt_add_count('num_box_pairs', compared[batch.own], losses)
+        remaining = {
+            NO_PAIR: is_paired(pairs.group_ids),
+            INEXACT: is_paired(exact.group_ids),
+            CUT: compared,
+        }
+        self.lt_watch_term('bbox', remaining)
+
+    def lt_compared_sides(self, group_ids: Tensor, whole_sides: Tensor) -> Tensor:
+        """Which parts of Q boxes :meth:`lt_box_term` compares, (Q, D) bool: axes, or sides."""
+        return compared_axes(group_ids, whole_sides)
 
     def lt_box_columns(self, detections: Detections, candidates: Candidates) -> dict[str, Tensor]:
         """What the box term compares, beside 'restored': columns (P, ...) for the gathering."""
@@ -164,6 +186,7 @@ class DetectionConsistency(ConsistencyMixin):
             pairs.compared_ids,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
+            whole_sides=columns['whole_sides'],
         )
 
     def _lt_candidates(self, detections: Detections) -> Candidates:
@@ -180,6 +203,7 @@ class DetectionConsistency(ConsistencyMixin):
                     boxes = detections.decode(candidates.rows, candidates.labels).float()
                 candidates.boxes = boxes
                 columns['restored'] = boxes_to_source(boxes, candidates.matrices)
+                columns['whole_sides'] = candidates.whole_sides(columns['restored'])
                 columns.update(self.lt_box_columns(detections, candidates))
         if detections.logits is not None:
             with self.lt_with_graph('cls'):
@@ -217,6 +241,7 @@ class DetectionConsistency(ConsistencyMixin):
                 may_pair=annotated.may_pair(self.lt_options.min_visibility),
             ),
             share=annotated.share_of_instances,
+            whole_sides=lambda restored: ~annotated['cut_sides'],
         )
 
     def _lt_confident(self, detections: Detections) -> Candidates:
@@ -232,12 +257,17 @@ class DetectionConsistency(ConsistencyMixin):
         matrices = image_matrices(detections.records, scores.device)[images]
         confident = (best >= self.lt_options.score_threshold).flatten()
         may_pair = confident & is_invertible(matrices)
+        sizes, source_sizes = (
+            image_sizes(detections.records, name, scores.device)[images]
+            for name in ('recorded_shape', 'source_shape')
+        )
         return Candidates(
             rows=rows,
             labels=labels[rows],
             matrices=matrices,
             columns=dict(images=images, labels=labels[rows], may_pair=may_pair),
             share=lambda paired: (paired.sum() / may_pair.sum().clamp(min=1)).float(),
+            whole_sides=lambda restored: ~sides_at_border(restored, matrices, sizes, source_sizes),
         )
 
     @torch.no_grad()

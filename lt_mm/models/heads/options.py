@@ -25,9 +25,7 @@ class ConsistencyOptions:
             without a graph, for the log alone; losses and gradients are those of the stock
             head, bit for bit.
         rho_cls: Weight of the class term; ``rho`` if None.
-        rho_bbox: Weight of the box term; ``rho`` if None. The term is relative to the boxes'
-            own size, so small boxes far from each other make it very large: from random
-            initialisation, FCOS, YOLOX and DETR want a schedule that starts at 0.
+        rho_bbox: Weight of the box term; ``rho`` if None.
         rho_mask: Weight of the mask term; ``rho`` if None.
         detach_mean: Whether the mean prediction counts as constant in the gradient.
         min_visibility: Instances that are less visible than this pair with nothing.

@@ -149,7 +149,9 @@ def det_sample(
     if view is None:
         view = FLIP if flip else IDENTITY
     count = len(instances)
-    boxes = reference.move_boxes([BOXES[i] for i in instances], [view] * count)
+    whole = reference.move_boxes([BOXES[i] for i in instances], [view] * count)
+    boxes = whole.clip(0, [width, height] * 2)
+    cut = [reference.sides_in_source(sides, view) for sides in (boxes != whole).tolist()]
     facts = dict(
         source_id=source_id,
         source_shape=SHAPE,
@@ -162,13 +164,14 @@ def det_sample(
         source_matrix=view,
     )
     gt = InstanceData(
-        bboxes=torch.tensor(boxes.clip(0, [width, height] * 2), dtype=torch.float32),
+        bboxes=torch.tensor(boxes, dtype=torch.float32),
         labels=torch.tensor(LABELS)[list(instances)].reshape(-1),
         source_ids=torch.tensor([[source_id, i] for i in instances], dtype=torch.int64).reshape(
             -1, 2
         ),
         source_matrices=torch.tensor(view).expand(count, 3, 3).clone(),
         visibility=torch.full((count,), visibility),
+        cut_sides=torch.tensor(cut, dtype=torch.bool).reshape(-1, 4),
     )
     gt.set_metainfo(facts)
     gt.masks = _filled(gt.bboxes)

@@ -238,6 +238,7 @@ def naive_terms(
         places = [gts[image].bboxes[k] for image, _, k in found]
         groups = twin.resort(groups, images, list(map(twin.distance, boxes, places)))
     options = dict(detach_mean=detach_mean, avg_factor=_normaliser(kind, targets, positives))
+    whole = [(~gts[image].cut_sides[k]).tolist() for image, _, k in found]
     is_softmax = kind in ('RetinaNet, softmax', 'SSD', 'DETR')
     discrete = twin.categorical if is_softmax else twin.bernoulli
     compared = groups
@@ -255,12 +256,20 @@ def naive_terms(
             torch.stack([logits for logits, _ in sides]),
             torch.stack([places for _, places in sides]),
             groups,
+            whole,
             replicas=images if pairing == 'gt_mean' else None,
             **options,
         )
     else:
-        box_term = twin.box(restored, compared, **options)
-    return cls_term, box_term, groups, share
+        box_term = twin.box(restored, compared, whole, **options)
+    num_boxes = sum(
+        any(
+            twin.whole_positives(compared, i, whole, sides)
+            for sides in ([[0], [1], [2], [3]] if kind == 'GFL' else [[0, 2], [1, 3]])
+        )
+        for i in range(len(groups))
+    )
+    return cls_term, box_term, groups, share, num_boxes
 
 
 def _sides_in_source(head, outputs, image, row, view):
@@ -282,11 +291,12 @@ def check_against_the_loop(kind, samples, change=lambda head: None, **options):
     change(head)
     outputs, leaves = made_outputs(kind, head, len(samples))
     losses = losses_of(kind, head, outputs, samples)
-    cls_term, box_term, groups, share = naive_terms(
+    cls_term, box_term, groups, share, num_boxes = naive_terms(
         kind, outputs, samples, change=change, **options
     )
     paired = sum(len(twin.positives(groups, i)) > 1 for i in range(len(groups)))
     assert pairs_of(losses) == paired
+    assert num_boxes == next(v for key, v in losses.items() if 'lt_num_box_pairs' in key)
     torch.testing.assert_close(
         next(value for key, value in losses.items() if 'lt_paired_share' in key),
         torch.tensor(share),
@@ -718,6 +728,7 @@ def test_whole_detectors(name):
         'lt_kl_cls',
         'lt_kl_bbox',
         'lt_num_paired',
+        'lt_num_box_pairs',
         'lt_paired_share',
     }
     of_rpn = {key.replace('lt_', 'rpn_lt_') for key in of_roi}

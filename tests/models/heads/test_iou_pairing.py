@@ -13,6 +13,7 @@ from tests import reference_losses as twin
 from tests.models.heads import dense_data
 from tests.models.heads.head_data import (
     FLIP,
+    SHAPE,
     ZOOM,
     build_roi_head,
     det_sample,
@@ -81,13 +82,26 @@ def naive_groups(images, threshold):
     return [group for own in groups for group in own]
 
 
+def whole_sides(box, back):
+    """Which sides of a restored box do not reach a border of the replica inside the source."""
+    height, width = SHAPE
+    left, top, right, bottom = reference.move_box((0, 0, width, height), back)
+    dx, dy = 0.05 * (box[2] - box[0]), 0.05 * (box[3] - box[1])
+    return [
+        not (box[0] <= left + dx and left > 1),
+        not (box[1] <= top + dy and top > 1),
+        not (box[2] >= right - dx and right < width - 1),
+        not (box[3] >= bottom - dy and bottom < height - 1),
+    ]
+
+
 def naive_terms(head, logits, decode, samples, sigmoid, avg_factor, options=OPTIONS):
     """Both terms, from the logits (B lists of (n, C)) of all predictions.
 
     Args:
         decode: Function of image, row and label: the box in the replica.
     """
-    images, rows_of, boxes, chosen = [], [], [], []
+    images, rows_of, boxes, chosen, whole = [], [], [], [], []
     for image, (own, sample) in enumerate(zip(logits, samples)):
         probabilities = own.sigmoid() if sigmoid else own.softmax(dim=1)
         scores, labels = probabilities[:, : head.num_classes].max(dim=1)
@@ -105,12 +119,13 @@ def naive_terms(head, logits, decode, samples, sigmoid, avg_factor, options=OPTI
         images.append((sample.source_id, [box.tolist() for box in restored], labels[rows].tolist()))
         rows_of.append(rows)
         boxes += restored
+        whole += [whole_sides(box.tolist(), back) for box in restored]
         chosen += [own[row] for row in rows]
     groups = naive_groups(images, options['iou_threshold'])
     kind = twin.bernoulli if sigmoid else twin.categorical
     return (
         kind(torch.stack(chosen), groups, avg_factor=avg_factor),
-        twin.box(torch.stack(boxes), groups, avg_factor=avg_factor),
+        twin.box(torch.stack(boxes), groups, whole, avg_factor=avg_factor),
         groups,
     )
 

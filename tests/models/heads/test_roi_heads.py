@@ -629,6 +629,7 @@ def test_every_stage_of_a_cascade_has_its_terms(kind, wrap):
         for stage in range(3)
         for key in [
             'lt_num_paired',
+            'lt_num_box_pairs',
             'lt_paired_share',
             *(f'lt_kl_{name}' for name in kinds),
             *(f'loss_lt_{name}' for name in kinds),

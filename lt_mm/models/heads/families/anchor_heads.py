@@ -8,7 +8,7 @@ import torch
 from mmdet.models.dense_heads import AnchorHead, ATSSHead, GFLHead, RetinaHead, RPNHead, SSDHead
 from torch import Tensor
 
-from lt_mm.core.consistency import side_consistency
+from lt_mm.core.consistency import compared_sides, side_consistency
 from lt_mm.core.geometry import side_positions_to_source
 from lt_mm.models.heads.detections import Candidates, Detections
 from lt_mm.models.heads.families.dense_base import (
@@ -138,6 +138,9 @@ class GFLConsistency(ATSSConsistency):
         in_source = in_replica.gather(1, sides[..., None].expand_as(in_replica))
         return dict(side_logits=in_source, side_positions=positions)
 
+    def lt_compared_sides(self, group_ids: Tensor, whole_sides: Tensor) -> Tensor:
+        return compared_sides(group_ids, whole_sides)
+
     def lt_box_term(self, columns: dict[str, Tensor], pairs: Pairs, avg_factor: float) -> Tensor:
         return side_consistency(
             columns['side_logits'],
@@ -145,6 +148,7 @@ class GFLConsistency(ATSSConsistency):
             pairs.group_ids,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
+            whole_sides=columns['whole_sides'],
             cells=pairs.cells,
             compared_ids=pairs.compared_ids,
         )

@@ -86,7 +86,7 @@ class ClsConsistency(ConsistencyMixin):
             losses,
         )
         paired = is_paired(group_ids)[batch.own]
-        self.lt_add_counts(paired, paired.float().mean(), batch, losses)
+        self.lt_add_counts(paired, paired.float().mean(), losses)
         if self.lt_recorder is not None:
             self.lt_recorder(self._lt_pair_record(cls_score, group_ids[batch.own], paired))
         return losses

@@ -12,6 +12,7 @@ from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
 from lt_mm.core.pairing import distance_to_annotations, group_hulls, is_paired
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.detections import Annotated
+from lt_mm.models.heads.empty_terms import NO_PAIR
 from lt_mm.models.heads.families.roi_sampler import records_of
 from lt_mm.models.heads.gathering import Part
 from lt_mm.models.heads.head_families import register_head_family
@@ -63,10 +64,11 @@ class MaskConsistency(ConsistencyMixin):
             batch,
             result['loss_mask'],
         )
+        paired = is_paired(pairs.group_ids)
+        self.lt_watch_term('mask', {NO_PAIR: paired})
         if self.lt_recorder is not None:
-            group_ids = pairs.group_ids
-            paired = is_paired(group_ids)[batch.own]
-            self.lt_recorder(_pair_record(columns, group_ids[batch.own], paired))
+            group_ids = pairs.group_ids[batch.own]
+            self.lt_recorder(_pair_record(columns, group_ids, paired[batch.own]))
         return result
 
     def _lt_columns(

@@ -9,6 +9,7 @@ from mmengine.dist import get_dist_info
 from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.models.heads.class_losses import ClassLoss
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.mixins import InstanceMixin, mix_in
@@ -100,21 +101,40 @@ class ConsistencyMixin(InstanceMixin):
         losses[f'{self.lt_key_prefix}lt_paired_share'] = share
 
     def lt_class_term(
-        self, logits: Tensor, group_ids: Tensor, sigmoid: bool, avg_factor: float | None = None
+        self,
+        logits: Tensor,
+        group_ids: Tensor,
+        sigmoid: bool,
+        avg_factor: float | None = None,
+        positives_each: Tensor | float = 1.0,
     ) -> Tensor:
-        """The class term of logits (N, C), with the activation of the options."""
+        """The class term of logits (N, C), with the activation and the strength of the options.
+
+        Args:
+            logits: (N, C); receives gradient.
+            group_ids: (N,), equal for positives of each other.
+            sigmoid: Whether the stock loss reads the logits as independent Bernoullis.
+            avg_factor: n of the formula; N unless given.
+            positives_each: For how many predictions of the stock loss each paired one stands,
+                a scalar.
+        """
         options = self.lt_options
         activation = options.activation
         if activation == 'auto':
             activation = 'sigmoid' if sigmoid else 'softmax'
-        consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
-        return consistency(
-            logits,
-            group_ids,
-            temperature=options.temperature,
-            detach_mean=options.detach_mean,
-            avg_factor=avg_factor,
+        arguments: dict[str, Any] = dict(
+            temperature=options.temperature, detach_mean=options.detach_mean, avg_factor=avg_factor
         )
+        factor: Tensor | float = 1.0
+        modulation = None
+        if options.strength == 'stock':
+            loss = ClassLoss.read(getattr(self, 'loss_cls', getattr(self, 'loss_module', None)))
+            factor, modulation = loss.weight * positives_each, loss.modulation
+        if activation == 'sigmoid':
+            term = bernoulli_consistency(logits, group_ids, modulation=modulation, **arguments)
+        else:
+            term = categorical_consistency(logits, group_ids, **arguments)
+        return term * factor
 
     def lt_gather(self, part: Part) -> GatheredBatch:
         """The candidates of the whole batch, of which this process holds a part."""

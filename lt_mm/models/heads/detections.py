@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lt_mm.core.consistency import box_consistency
+from lt_mm.core.consistency import box_consistency, positives_each
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
 from lt_mm.core.pairing import UNPAIRED, is_paired, paired_share
 from lt_mm.models.heads.base import ConsistencyMixin
@@ -123,10 +123,15 @@ class DetectionConsistency(ConsistencyMixin):
         group_ids = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
         columns = batch.columns
         if 'logits' in columns:
+            stands_for: Tensor | float = 1.0
+            if 'instances' in columns:  # 'iou' knows no positives
+                stands_for = positives_each(
+                    columns['instances'], columns['images'], is_paired(group_ids)
+                )
             self.lt_add_term(
                 'cls',
                 lambda: self.lt_class_term(
-                    columns['logits'], group_ids, detections.sigmoid, batch.avg_factor
+                    columns['logits'], group_ids, detections.sigmoid, batch.avg_factor, stands_for
                 ),
                 batch,
                 losses,

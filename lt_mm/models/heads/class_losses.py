@@ -10,8 +10,9 @@ from lt_mm.structures.errors import UnsupportedHeadError
 _SIGMOID_LOSSES = ('FocalLoss', 'BCEWithLogitsLoss', 'MultiLabelSoftMarginLoss')
 _SOFTMAX_LOSSES = ('CrossEntropyLoss',)
 
-# Of losses without one: the weight of a class vanishes where all replicas are certain.
-_UNFOCUSED = Modulation(1.0, 1.0)
+# Of losses without a modulation of their own: that of QualityFocalLoss by default. With weights
+# of 1, the many classes that all replicas deny with some noise make up most of the sum.
+_DEFAULT = Modulation(2.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,14 @@ class ClassLoss:
     """
 
     weight: float = 1.0
-    modulation: Modulation = _UNFOCUSED
+    modulation: Modulation = _DEFAULT
 
     @classmethod
     def read(cls, loss: Any) -> 'ClassLoss':
         """Reads a loss module of MMDetection, MMPretrain or torch; None if a head has none.
 
-        Losses without a modulation, such as the binary cross entropy, weigh a class as if
-        gamma were 1 with alphas of 1: its weight vanishes where all replicas are certain, so
-        that the many classes that no replica sees do not make up the sum.
+        Losses without a modulation, such as the binary cross entropy of YOLOX, are given that
+        of QualityFocalLoss, so that classes that no replica sees do not make up the sum.
         """
         weight = float(getattr(loss, 'loss_weight', 1.0))
         if hasattr(loss, 'gamma') and hasattr(loss, 'alpha'):  # FocalLoss

@@ -106,7 +106,7 @@ def _counting_is_free(tensor: Tensor) -> bool:
 
 
 def groups_across_replicas(instance_ids: Tensor, replica_ids: Tensor, keep: Tensor) -> Tensor:
-    """`gt` pairing: predictions assigned to one annotation, in at least two replicas.
+    """Predictions assigned to one annotation, in at least two replicas.
 
     Args:
         instance_ids: (N, k) integer, the source annotation that each prediction was
@@ -133,7 +133,8 @@ def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor, distances: T
     Args:
         group_ids: (N,) int64, predictions grouped by annotation.
         replica_ids: (N,) integer.
-        distances: (N,), of each restored prediction to its annotation; no gradient.
+        distances: (N,), of each prediction to its annotation, such as
+            :func:`distance_to_annotations`; no gradient.
 
     Returns:
         (N,) int64: ``group_ids`` where the prediction is the nearest of its group in
@@ -148,6 +149,28 @@ def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor, distances: T
     candidates = torch.where(distances == least[cells], rows, len(cells))
     winner = torch.full_like(rows, len(cells)).scatter_reduce_(0, cells, candidates, 'amin')
     return torch.where(winner[cells] == rows, group_ids, UNPAIRED)
+
+
+def distance_to_annotations(boxes_xyxy: Tensor, annotations_xyxy: Tensor) -> Tensor:
+    """How far each prediction is from its annotation, for :func:`nearest_in_each_replica`.
+
+    1 - IoU. Boxes that do not overlap their annotation come after all that do, in the order
+    of the distance between the sides of the two boxes.
+
+    Args:
+        boxes_xyxy: (N, 4), pixels of the replica; no gradient flows.
+        annotations_xyxy: (N, 4), the annotation of each as it lies in the replica: what the
+            border cut off is not part of it.
+
+    Returns:
+        (N,) in float32 or wider, in [0, 2]; 2 for boxes that are not finite.
+    """
+    boxes, annotations = _wide(boxes_xyxy.detach()), _wide(annotations_xyxy)
+    iou = pairwise_iou(boxes[:, None], annotations[:, None])[:, 0, 0]
+    size = (annotations[:, 2:] - annotations[:, :2]).sum(dim=1).clamp(min=1)
+    gap = (boxes - annotations).abs().sum(dim=1) / size
+    distance = torch.where(iou > 0, 1 - iou, 1 + gap / (1 + gap))
+    return distance.nan_to_num(nan=2.0)
 
 
 def paired_share(paired: Tensor, instances: Tensor, count: int) -> Tensor:

@@ -92,7 +92,7 @@ def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):
         assert term['cosine'] == pytest.approx(own @ stock / norms[0] / norms[1], abs=1e-4)
     (head,) = found['heads'].values()
     assert list(found['heads']) == ['roi_head.bbox_head']
-    assert head['pairs'] == float(losses['lt_num_pairs'])
+    assert head['pairs'] == float(losses['lt_num_paired'])
     assert 0 < head['score'] < 1 and 0 <= head['unsure'] <= 1
 
 

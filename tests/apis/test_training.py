@@ -27,7 +27,7 @@ def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
     runner = train_demo(shapes, tmp_path)
     outputs = recorded(runner)
     assert len(outputs) == 4  # 8 sources, each twice, in batches of 4
-    assert all(step['lt_num_pairs'] > 0 and step['loss_lt_bbox'] > 0 for step in outputs)
+    assert all(step['lt_num_paired'] > 0 and step['loss_lt_bbox'] > 0 for step in outputs)
     assert 'val/coco/bbox_mAP' in runner.message_hub.log_scalars
     resumed = train_demo(shapes, tmp_path, resume='auto', **{'train_cfg.max_epochs': 2})
     assert (resumed.epoch, resumed.iter, len(recorded(resumed))) == (2, 8, 4)
@@ -109,7 +109,7 @@ def test_classifier_trains(pictures, tmp_path):
     runner.train()
     outputs = recorded(runner)
     assert len(outputs) == 6  # 12 sources four times, in batches of 8
-    assert all(step['lt_num_pairs'] == 8 and step['lt_kl_cls'] > 0 for step in outputs)
+    assert all(step['lt_num_paired'] == 8 and step['lt_kl_cls'] > 0 for step in outputs)
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
 
     assert {key for key in saved['state_dict'] if key.startswith('head.')} == {
@@ -128,7 +128,7 @@ def test_classifier_trains_by_bare_names(pictures, tmp_path):
     cfg.model.head.type = 'LossTransformHead'
     runner = Runner.from_cfg(cfg)
     runner.train()
-    assert recorded(runner)[0]['lt_num_pairs'] == 8
+    assert recorded(runner)[0]['lt_num_paired'] == 8
 
 
 def test_runs_of_one_second_have_logs_of_their_own(pictures, tmp_path, monkeypatch):
@@ -174,7 +174,7 @@ def test_two_processes_train_on_the_cpu(shapes, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
-    steps = [step for step in map(json.loads, scalars) if 'lt_num_pairs' in step]
+    steps = [step for step in map(json.loads, scalars) if 'lt_num_paired' in step]
     assert len(steps) == 2  # 8 sources, each twice, in batches of 4, on two ranks
-    assert all(step['lt_num_pairs'] > 0 for step in steps)
+    assert all(step['lt_num_paired'] > 0 for step in steps)
     assert (tmp_path / 'epoch_1.pth').is_file()

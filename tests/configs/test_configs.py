@@ -180,7 +180,7 @@ def _check_parts(runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool
 
 def _check_terms(outputs, no_pairs: bool, no_terms: bool) -> None:
     terms = [key for key in outputs[0] if 'loss_lt_' in key]
-    pairs = [key for key in outputs[0] if 'lt_num_pairs' in key]
+    pairs = [key for key in outputs[0] if 'lt_num_paired' in key]
     assert terms and pairs
     for keys, may_be_zero in ((terms, no_terms), (pairs, no_pairs)):
         assert may_be_zero or any(output[key] > 0 for output in outputs for key in keys)

@@ -352,7 +352,7 @@ def test_train_step(augments, loss):
     model = classifier(augments, loss=loss)
     before = copy.deepcopy(model.state_dict())
     logged = train_step(model)
-    assert logged['lt_num_pairs'] == 5 and logged['loss_lt_cls'] > 0
+    assert logged['lt_num_paired'] == 5 and logged['loss_lt_cls'] > 0
     # MMEngine logs the classifier's own term 'loss' under the name of the sum.
     assert logged['loss'] == stock['loss']
     for name, value in model.state_dict().items():  # the step changed all weights
@@ -455,7 +455,7 @@ def test_the_runner_trains_a_config(tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     scalars = runner.message_hub.log_scalars
-    paired, _ = scalars['train/lt_num_pairs'].data
+    paired, _ = scalars['train/lt_num_paired'].data
     losses, _ = scalars['train/loss_lt_cls'].data
     assert paired.tolist() == [8] * 4  # 8 images four times, in batches of 8
     assert (losses > 0).all()

@@ -47,7 +47,7 @@ def test_a_run_of_epochs(tmp_path):
         '20250101_000000',
         [
             trained(4, 1, loss=3.0),
-            trained(8, 1, loss=2.5, lt_num_pairs=6.0),
+            trained(8, 1, loss=2.5, lt_num_paired=6.0),
             validated(1, accuracy__top1=20.0),
             trained(14, 2, loss=2.0),
             trained(18, 2, loss=1.5),
@@ -56,7 +56,7 @@ def test_a_run_of_epochs(tmp_path):
     )
     curves = read_curves(tmp_path)
     assert curves['loss'] == ([4, 8, 14, 18], [3.0, 2.5, 2.0, 1.5])
-    assert curves['lt_num_pairs'] == ([8], [6.0])
+    assert curves['lt_num_paired'] == ([8], [6.0])
     assert curves['accuracy/top1'] == ([8, 18], [20.0, 30.0])
     assert curves['time'] == ([4, 8, 14, 18], [0.5] * 4)  # not that of the validation
 
@@ -156,7 +156,7 @@ def two_runs(tmp_path):
                     loss_lt_cls=0.1,
                     loss_rpn_lt_cls=0.1,
                     lt_kl_cls=0.2,
-                    lt_num_pairs=50.0,
+                    lt_num_paired=50.0,
                     lt_paired_share=0.9,
                     grad_norm=7.0,
                 ),

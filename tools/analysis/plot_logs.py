@@ -20,7 +20,7 @@ PANELS = {
     'stock losses': r'(?!.*lt_)(?!d\d|enc_|dn_).*loss_.+',
     'consistency terms, times rho': r'.*loss_(rpn_)?lt_.*',
     'consistency terms (KL)': r'.*lt_kl_.*',
-    'paired predictions a step': r'.*lt_num_pairs',
+    'paired predictions a step': r'.*lt_num_paired',
     'paired share of the instances': r'.*lt_paired_share',
 }
 

@@ -19,16 +19,21 @@ a segment reduction. ``ValueError`` is raised if shapes do not fit, or if the te
 from lt_mm.core.consistency.bernoulli import bernoulli_consistency, mask_consistency
 from lt_mm.core.consistency.boxes import BIN_FLOOR, MIN_BOX_SIDE, box_consistency, side_consistency
 from lt_mm.core.consistency.categorical import categorical_consistency
+from lt_mm.core.consistency.common import non_negative
+from lt_mm.core.consistency.replica_means import Cells, replica_cells
 from lt_mm.core.consistency.strength import Modulation, positives_each
 
 __all__ = [
     'BIN_FLOOR',
     'MIN_BOX_SIDE',
+    'Cells',
     'Modulation',
     'bernoulli_consistency',
     'box_consistency',
     'categorical_consistency',
     'mask_consistency',
+    'non_negative',
     'positives_each',
+    'replica_cells',
     'side_consistency',
 ]

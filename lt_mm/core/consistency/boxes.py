@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lt_mm.core.consistency.common import average, check_predictions, group_mean, zero_unpaired
+from lt_mm.core.consistency.replica_means import Cells
 from lt_mm.core.pairing import PairedGroups, paired_groups
 
 # Smallest side of a box in pixels, so that a collapsed prediction has a finite KL.
@@ -62,6 +63,8 @@ def side_consistency(
     group_ids: Tensor,
     detach_mean: bool = False,
     avg_factor: float | None = None,
+    cells: Cells | None = None,
+    compared_ids: Tensor | None = None,
 ) -> Tensor:
     """Term for boxes whose sides are predicted as distributions (GFL): their true KL.
 
@@ -81,6 +84,10 @@ def side_consistency(
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
+        cells: If given, the distributions are averaged within each cell before they are
+            compared.
+        compared_ids: (N,) integer, the group ids of those that are then compared, such as one
+            prediction of each cell; ``group_ids`` unless given.
     """
     shape = tuple(side_logits.shape)
     if len(shape) != 3 or shape[1] != 4 or not shape[2] or positions.shape != shape:
@@ -94,6 +101,12 @@ def side_consistency(
         wide = zero_unpaired(groups.paired, side_logits.flatten(1)).view_as(side_logits)
         places = zero_unpaired(groups.paired, positions.detach().flatten(1)).view_as(positions)
         spread = _in_common_bins(wide.softmax(dim=2), places, groups)
+        if cells is not None:
+            spread = cells.mean(spread)
+        if compared_ids is not None:
+            groups = paired_groups(compared_ids)
+            # Where nothing is compared, a distribution that has a logarithm.
+            spread = torch.where(groups.paired[:, None, None], spread, 1 / spread.shape[2])
         log_p = spread.log().flatten(1)
         mean = group_mean(spread.flatten(1), groups, detach_mean)
         divergence = (mean * (mean.log() - log_p)).sum(dim=1)

@@ -36,6 +36,12 @@ def average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Ten
     return torch.where(paired, divergence, 0).sum() / avg_factor
 
 
+def non_negative(term: Tensor) -> Tensor:
+    """A term that rounding made slightly negative, or -0, becomes 0; its gradient stays."""
+    value = term.detach()
+    return term + (value.clamp(min=0) - value)
+
+
 def zero_unpaired(paired: Tensor, predictions: Tensor) -> Tensor:
     """Predictions (N, D) in float32 at least, with zeros for the unpaired.
 

@@ -8,10 +8,11 @@ import torch
 from mmengine.dist import get_dist_info
 from torch import Tensor, nn
 
-from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
 from lt_mm.models.heads.class_losses import ClassLoss
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
+from lt_mm.models.heads.pairing import Pairs
 from lt_mm.models.mixins import InstanceMixin, mix_in
 from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError
 from lt_mm.structures.pair_record import PairRecord
@@ -75,66 +76,79 @@ class ConsistencyMixin(InstanceMixin):
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.lt_options.rho_now(kind) > 0)
 
     def lt_add_term(
-        self, kind: str, compute: Callable[[], Tensor], batch: GatheredBatch, losses: dict[str, Any]
+        self,
+        kind: str,
+        compute: Callable[[Pairs], Tensor],
+        pairs: Pairs,
+        batch: GatheredBatch,
+        losses: dict[str, Any],
     ) -> None:
         """Adds rho * term and its unweighted value to the losses.
 
+        With ``pairing='gt_all'`` also the share of the term that lies between replicas; with
+        the others a replica has one prediction, or one mean, in a group, and the share is 1.
+
         Args:
             kind: 'cls', 'bbox' or 'mask'.
-            compute: Gives the term of the whole batch, a scalar.
+            compute: Gives the term of the whole batch, a scalar, for pairs of its candidates.
+            pairs: What is compared.
             batch: What it is computed on.
             losses: The loss dict of the stock head.
         """
         with self.lt_with_graph(kind):
-            term = compute()
+            term = non_negative(compute(pairs))
         weighted = batch.share(term * self.lt_options.rho_now(kind))
         losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = weighted
         losses[f'{self.lt_key_prefix}lt_kl_{kind}'] = term.detach()
+        if self.lt_options.pairing == 'gt_all' and 'instances' in batch.columns:
+            with torch.no_grad():
+                between = compute(pairs.between_replicas(batch.columns['images']))
+            share = torch.where(term > 0, between / term, 1.0)
+            losses[f'{self.lt_key_prefix}lt_between_{kind}'] = share
 
     def lt_add_counts(
         self, paired: Tensor, share: Tensor, batch: GatheredBatch, losses: dict[str, Any]
     ) -> None:
         """Adds how many predictions of this part are paired, and their share, for the log."""
         # What MMEngine does not sum is averaged over micro-batches.
-        num_pairs = paired.sum().float() * batch.num_shares
-        losses[f'{self.lt_key_prefix}lt_num_pairs'] = num_pairs
+        num_paired = paired.sum().float() * batch.num_shares
+        losses[f'{self.lt_key_prefix}lt_num_paired'] = num_paired
         losses[f'{self.lt_key_prefix}lt_paired_share'] = share
 
     def lt_class_term(
         self,
         logits: Tensor,
-        group_ids: Tensor,
+        pairs: Pairs,
         sigmoid: bool,
         avg_factor: float | None = None,
-        positives_each: Tensor | float = 1.0,
+        stands_for: Tensor | float = 1.0,
     ) -> Tensor:
-        """The class term of logits (N, C), with the activation and the strength of the options.
+        """The class term, with the activation and the strength of the options.
 
         Args:
             logits: (N, C); receives gradient.
-            group_ids: (N,), equal for positives of each other.
+            pairs: What is compared.
             sigmoid: Whether the stock loss reads the logits as independent Bernoullis.
             avg_factor: n of the formula; N unless given.
-            positives_each: For how many predictions of the stock loss each paired one stands,
-                a scalar.
+            stands_for: How many predictions of the stock loss each compared one stands for.
         """
         options = self.lt_options
         activation = options.activation
         if activation == 'auto':
             activation = 'sigmoid' if sigmoid else 'softmax'
+        if pairs.cells is not None:
+            logits = pairs.cells.mean_logits(logits, activation == 'sigmoid', options.temperature)
         arguments: dict[str, Any] = dict(
             temperature=options.temperature, detach_mean=options.detach_mean, avg_factor=avg_factor
         )
         factor: Tensor | float = 1.0
-        modulation = None
         if options.strength == 'stock':
             loss = ClassLoss.read(getattr(self, 'loss_cls', getattr(self, 'loss_module', None)))
-            factor, modulation = loss.weight * positives_each, loss.modulation
-        if activation == 'sigmoid':
-            term = bernoulli_consistency(logits, group_ids, modulation=modulation, **arguments)
-        else:
-            term = categorical_consistency(logits, group_ids, **arguments)
-        return term * factor
+            factor = loss.weight * stands_for
+            if activation == 'sigmoid':
+                arguments['modulation'] = loss.modulation
+        consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
+        return factor * consistency(logits, pairs.compared_ids, **arguments)
 
     def lt_gather(self, part: Part) -> GatheredBatch:
         """The candidates of the whole batch, of which this process holds a part."""

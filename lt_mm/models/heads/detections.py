@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lt_mm.core.consistency import box_consistency, positives_each
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible
-from lt_mm.core.pairing import UNPAIRED, is_paired, paired_share
+from lt_mm.core.pairing import distance_to_annotations, is_paired, paired_share
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.gathering import Part
-from lt_mm.models.heads.pairing import form_pairs
+from lt_mm.models.heads.pairing import Pairs, form_pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import image_matrices, source_ids_of
@@ -41,6 +41,8 @@ class Detections:
         annotations: For each image (p,) int64, which annotation.
         sigmoid: Whether the classes are independent Bernoullis.
         avg_factor: n of the formula, as the stock loss counts it.
+        priors: (N, 4) boxes that each prediction is about, pixels of the replicas; for heads
+            without ``decode``.
     """
 
     logits: Tensor | None
@@ -51,6 +53,7 @@ class Detections:
     annotations: list[Tensor]
     sigmoid: bool
     avg_factor: float
+    priors: Tensor | None = None
 
 
 @dataclass
@@ -120,31 +123,32 @@ class DetectionConsistency(ConsistencyMixin):
             Part(candidates.columns, source_ids_of(detections.records), detections.avg_factor)
         )
         # The pairs are formed here.
-        group_ids = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
+        pairs = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
         columns = batch.columns
         if 'logits' in columns:
-            stands_for: Tensor | float = 1.0
-            if 'instances' in columns:  # 'iou' knows no positives
-                stands_for = positives_each(
-                    columns['instances'], columns['images'], is_paired(group_ids)
-                )
             self.lt_add_term(
                 'cls',
-                lambda: self.lt_class_term(
-                    columns['logits'], group_ids, detections.sigmoid, batch.avg_factor, stands_for
+                lambda pairs: self.lt_class_term(
+                    columns['logits'],
+                    pairs,
+                    detections.sigmoid,
+                    batch.avg_factor,
+                    stands_for=_positives_each(columns, pairs),
                 ),
+                pairs,
                 batch,
                 losses,
             )
         if 'restored' in columns:
-            # Boxes of rotated or sheared replicas are not restored exactly, and left out.
-            exact_ids = torch.where(columns['exact'], group_ids, UNPAIRED)
             self.lt_add_term(
                 'bbox',
-                lambda: self.lt_box_term(columns, exact_ids, batch.avg_factor),
+                lambda pairs: self.lt_box_term(columns, pairs, batch.avg_factor),
+                # Boxes of rotated or sheared replicas are not restored exactly, and left out.
+                pairs.only(columns['exact']),
                 batch,
                 losses,
             )
+        group_ids = pairs.group_ids
         paired = is_paired(group_ids)[batch.own]
         self.lt_add_counts(paired, candidates.share(paired), batch, losses)
         if self.lt_recorder is not None and candidates.boxes is not None:
@@ -156,13 +160,12 @@ class DetectionConsistency(ConsistencyMixin):
         """What the box term compares, beside 'restored': columns (P, ...) for the gathering."""
         return {}
 
-    def lt_box_term(
-        self, columns: dict[str, Tensor], group_ids: Tensor, avg_factor: float
-    ) -> Tensor:
+    def lt_box_term(self, columns: dict[str, Tensor], pairs: Pairs, avg_factor: float) -> Tensor:
         """The box term of Q gathered candidates: of their boxes, restored to the source."""
+        restored = columns['restored']
         return box_consistency(
-            columns['restored'],
-            group_ids,
+            restored if pairs.cells is None else pairs.cells.mean(restored),
+            pairs.compared_ids,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
         )
@@ -185,23 +188,24 @@ class DetectionConsistency(ConsistencyMixin):
         if detections.logits is not None:
             with self.lt_with_graph('cls'):
                 columns['logits'] = detections.logits[candidates.rows]
-        if self.lt_options.pairing == 'gt_nearest':
+        if self.lt_options.pairing == 'gt':
             annotated = Annotated(detections.records, detections.annotations)
-            places = boxes_to_source(annotated['bboxes'], candidates.matrices)
-            columns['distances'] = (columns['restored'].detach() - places).norm(dim=1)
+            places = candidates.boxes
+            if places is None:
+                assert detections.priors is not None
+                places = detections.priors[candidates.rows]
+            columns['distances'] = distance_to_annotations(places, annotated['bboxes'])
         return candidates
 
     def _lt_check_pairing(self, detections: Detections) -> None:
-        pairing = self.lt_options.pairing
-        missing = []
-        if pairing == 'iou' and detections.logits is None:
-            missing.append('classes')
-        if pairing in ('iou', 'gt_nearest') and detections.decode is None:
-            missing.append('boxes')
+        if self.lt_options.pairing != 'iou':
+            return
+        needed = dict(classes=detections.logits, boxes=detections.decode)
+        missing = [name for name, found in needed.items() if found is None]
         if missing:
             raise UnsupportedHeadError(
                 f'{type(self).__name__} predicts no {" and no ".join(missing)}, which '
-                f"pairing='{pairing}' compares; use pairing='gt' in the LossTransformHead"
+                "pairing='iou' compares; use pairing='gt' in the LossTransformHead"
             )
 
     def _lt_assigned_to_annotations(self, detections: Detections) -> Candidates:
@@ -276,6 +280,14 @@ class DetectionConsistency(ConsistencyMixin):
             restored=columns['restored'],
         )
         return record.rows(shown.nonzero()[:, 0])
+
+
+def _positives_each(columns: dict[str, Tensor], pairs: Pairs) -> Tensor | float:
+    """For how many positives of the stock loss each compared prediction stands."""
+    if 'instances' not in columns:  # 'iou' knows no positives
+        return 1.0
+    compared = is_paired(pairs.compared_ids)
+    return positives_each(columns['instances'], columns['images'], compared)
 
 
 def rows_of_batch(per_image: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

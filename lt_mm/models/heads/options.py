@@ -9,7 +9,7 @@ from mmengine.logging import MessageHub
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
-_PAIRINGS = ('gt', 'gt_nearest', 'iou')
+_PAIRINGS = ('gt', 'gt_mean', 'gt_all', 'iou')
 _STRENGTHS = ('stock', 'plain')
 _MIXED_LABELS = ('refuse', 'average')
 KINDS = ('cls', 'bbox', 'mask')
@@ -32,10 +32,11 @@ class ConsistencyOptions:
         rho_mask: Weight of the mask term; ``rho`` if None.
         detach_mean: Whether the mean prediction counts as constant in the gradient.
         min_visibility: Instances that are less visible than this pair with nothing.
-        pairing: 'gt': all predictions assigned to one annotation are positives of each
-            other. 'gt_nearest': of those, only the one in each replica whose restored box is
-            nearest to the annotation (the paper's Resort). 'iou', for fine-tuning: no
-            annotation is used; confident predictions of one class are matched greedily by
+        pairing: 'gt': of the predictions assigned to one annotation, the one in each replica
+            that is nearest to the annotation (the paper's Resort), by their IoU in the
+            replica. 'gt_mean': the mean of all of them in each replica, compared between
+            replicas. 'gt_all': all of them, those of one replica too. 'iou', for fine-tuning:
+            no annotation is used; confident predictions of one class are matched greedily by
             the IoU of their restored boxes.
         temperature: Divides the logits in the class and mask terms.
         activation: 'softmax' or 'sigmoid' for the class term; 'auto' follows the stock loss.

@@ -3,37 +3,68 @@
 The mathematics is in :mod:`lt_mm.core.pairing`; here it is given what a batch holds.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lt_mm.core.consistency import Cells, replica_cells
 from lt_mm.core.pairing import UNPAIRED, groups_across_replicas, iou_groups, nearest_in_each_replica
 from lt_mm.models.heads.gathering import GatheredBatch
 
 
-def form_pairs(batch: GatheredBatch, pairing: str, iou_threshold: float) -> Tensor:
+@dataclass
+class Pairs:
+    """The pairs among Q candidates, and what is compared of them.
+
+    Attributes:
+        group_ids: (Q,) int64: equal for positives of each other, negative for the unpaired.
+        cells: The predictions of one group in one replica, if their mean stands for each.
+        one_each: Whether each cell then counts once, or as often as it has predictions.
+    """
+
+    group_ids: Tensor
+    cells: Cells | None = None
+    one_each: bool = True
+
+    @property
+    def compared_ids(self) -> Tensor:
+        """(Q,) group ids of the predictions, or means, that the term compares."""
+        if self.cells is None or not self.one_each:
+            return self.group_ids
+        return self.cells.one_each(self.group_ids)
+
+    def only(self, rows: Tensor) -> 'Pairs':
+        """Without the candidates where rows (Q,) bool are False."""
+        return replace(self, group_ids=torch.where(rows, self.group_ids, UNPAIRED))
+
+    def between_replicas(self, images: Tensor) -> 'Pairs':
+        """What is left of the term between replicas: each prediction is its replica's mean."""
+        return Pairs(self.group_ids, replica_cells(self.group_ids, images), one_each=False)
+
+
+def form_pairs(batch: GatheredBatch, pairing: str, iou_threshold: float) -> Pairs:
     """Forms the pairs among the candidates of a batch.
 
     Args:
         batch: Its columns are, for Q candidates, 'images' (Q,) int64 and 'may_pair' (Q,) bool.
-            For 'gt' and 'gt_nearest' also 'instances' (Q, 2) int64, the source annotation of
-            each, and for 'gt_nearest' 'distances' (Q,) of the restored box from the restored
-            annotation. For 'iou' also 'restored' (Q, 4), boxes in pixels of their sources,
-            and 'labels' (Q,) int64.
+            For 'iou' also 'restored' (Q, 4), boxes in pixels of their sources, and 'labels'
+            (Q,) int64. For the others also 'instances' (Q, 2) int64, the source annotation of
+            each, and for 'gt' also 'distances' (Q,) from the annotation.
         pairing: As in ``ConsistencyOptions``.
         iou_threshold: Likewise.
-
-    Returns:
-        (Q,) int64 group ids: equal for positives of each other, negative for the unpaired.
     """
     columns = batch.columns
     if pairing == 'iou':
-        return _overlapping(batch, iou_threshold)
+        return Pairs(_overlapping(batch, iou_threshold))
     # One annotation, in at least two replicas.
     group_ids = groups_across_replicas(columns['instances'], columns['images'], columns['may_pair'])
-    if pairing == 'gt_nearest':
-        group_ids = nearest_in_each_replica(group_ids, columns['images'], columns['distances'])
-    return group_ids
+    if pairing == 'gt':
+        return Pairs(nearest_in_each_replica(group_ids, columns['images'], columns['distances']))
+    if pairing == 'gt_mean':
+        return Pairs(group_ids, replica_cells(group_ids, columns['images']))
+    return Pairs(group_ids)  # gt_all
 
 
 def _overlapping(batch: GatheredBatch, iou_threshold: float) -> Tensor:

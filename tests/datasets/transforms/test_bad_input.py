@@ -986,7 +986,7 @@ def test_a_detector_trains_on_bad_images_and_annotations(shapes):
     edit(shapes, spoil)
     outputs, text = train(shapes, **{'train_dataloader.num_workers': 2})
     assert_finite(outputs, 4)  # 8 sources, each twice, in batches of 4
-    assert sum(step['lt_num_pairs'] for step in outputs) > 0
+    assert sum(step['lt_num_paired'] for step in outputs) > 0
     assert text.count('left out, and another') == 3
     assert text.count('is not finite; dropped') >= 1
     assert 'nan' not in text.lower().partition('epoch(train)')[2]
@@ -1047,4 +1047,4 @@ def test_a_classifier_trains_on_bad_images(tmp_path):
     runner.train()
     outputs = recorded(runner)
     assert_finite(outputs, 6)
-    assert all(step['lt_num_pairs'] == 8 for step in outputs)
+    assert all(step['lt_num_paired'] == 8 for step in outputs)

@@ -99,7 +99,7 @@ def test_roi_heads_record_boxes_and_masks(pairing):
     assert losses.keys() == expected.keys()
     assert all(torch.equal(losses[key], expected[key]) for key in losses)
     (boxes,), (masks,) = boxes, masks
-    check_boxes(boxes, int(losses['lt_num_pairs']))
+    check_boxes(boxes, int(losses['lt_num_paired']))
     check_boxes(masks, int(masks.paired.sum()))
     assert (boxes.kind, masks.kind) == ('bbox', 'mask')
     assert masks.masks.shape == (len(masks.boxes), 6, 6)
@@ -124,7 +124,7 @@ def test_dense_heads_record_boxes(kind):
     ):
         assert torch.equal(value, other), name
     (record,) = records
-    (pairs,) = [value for name, value in losses.items() if 'lt_num_pairs' in name]
+    (pairs,) = [value for name, value in losses.items() if 'lt_num_paired' in name]
     check_boxes(record, int(pairs))
 
 
@@ -277,7 +277,7 @@ def test_the_hook_draws_and_changes_nothing(shapes, tmp_path):
     plain = train(cfg, tmp_path / 'plain')
     drawn = train(cfg, tmp_path / 'drawn', dict(interval=2))
     assert recorded(plain) == recorded(drawn) and len(recorded(plain)) == 3
-    assert recorded(plain)[1]['lt_num_pairs'] > 0
+    assert recorded(plain)[1]['lt_num_paired'] > 0
     for name, value in plain.model.state_dict().items():
         assert torch.equal(drawn.model.state_dict()[name], value), name
     images = images_in(tmp_path / 'drawn')

@@ -110,7 +110,7 @@ def test_gradient_is_that_of_the_joint_batch(kind, count):
     expected = stock.train_step(batch(kind), optim_of(stock))
     model = built(kind)
     found = joint_step(model, batch(kind), optim_of(model), count)
-    assert expected['lt_num_pairs'] > 0 and expected['loss_lt_cls'] > 0
+    assert expected['lt_num_paired'] > 0 and expected['loss_lt_cls'] > 0
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         # Shares are logged as means over the micro-batches, here unequal ones.
@@ -225,7 +225,7 @@ def test_the_loop_trains_a_classifier_from_a_config(pictures, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     steps = recorded(runner)
-    assert len(steps) == 24 and all(step['lt_num_pairs'] == 8 for step in steps)
+    assert len(steps) == 24 and all(step['lt_num_paired'] == 8 for step in steps)
     losses = [step['loss'] for step in steps]
     assert sum(losses[-8:]) < sum(losses[:8])
 
@@ -256,7 +256,7 @@ def test_the_iteration_loop_trains_a_detector_from_a_config(shapes, tmp_path):
     runner = Runner.from_cfg(cfg)
     before = copy.deepcopy(runner.model.state_dict())
     runner.train()
-    assert all(step['lt_num_pairs'] > 0 for step in recorded(runner))
+    assert all(step['lt_num_paired'] > 0 for step in recorded(runner))
     after = runner.model.state_dict()
     assert not torch.equal(
         before['roi_head.bbox_head.fc_cls.weight'], after['roi_head.bbox_head.fc_cls.weight']

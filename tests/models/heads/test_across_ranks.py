@@ -148,10 +148,10 @@ def test_ranks_together_give_the_loss_and_gradient_of_the_joint_batch(case, on_r
     """Also through the mean, where the other predictions of a group are elsewhere."""
     pairing, found = on_ranks
     expected, gradients = terms(case, list(range(6)), OPTIONS[pairing])
-    assert expected['lt_num_pairs'] > 0 and expected['lt_kl_cls'] > 0
+    assert expected['lt_num_paired'] > 0 and expected['lt_kl_cls'] > 0
     for key, value in expected.items():
         mine = [rank[case][0][key] for rank in found]
-        if key == 'lt_num_pairs':
+        if key == 'lt_num_paired':
             assert sum(mine) == value
         elif key != 'lt_paired_share':
             assert mine[0] == mine[1]
@@ -234,8 +234,8 @@ def test_uneven_ranks_finish():
             assert (logged['lt_kl_cls'] > 0) == (
                 name in ('one rank has no object', 'many and one')
             ), (kind, name)
-    assert second['GFL', 'one rank has no object'][0]['lt_num_pairs'] == 0
-    assert second['GFL', 'many and one'][0]['lt_num_pairs'] > 0
+    assert second['GFL', 'one rank has no object'][0]['lt_num_paired'] == 0
+    assert second['GFL', 'many and one'][0]['lt_num_paired'] > 0
 
 
 def unpaired(rank, across_ranks):
@@ -336,7 +336,7 @@ def gradients_of(kind, images, across_ranks=False, distributed=True):
     loss.backward()
     return (
         float(loss.detach()),
-        float(losses['lt_num_pairs']),
+        float(losses['lt_num_paired']),
         {name: parameter.grad for name, parameter in model.named_parameters()},
     )
 

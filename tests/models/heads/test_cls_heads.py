@@ -119,7 +119,7 @@ def test_loss_is_stock_plus_rho_times_the_term(name):
     torch.testing.assert_close(other_leaf.grad, leaf.grad)
     for mine, theirs in zip(head.parameters(), stock.parameters()):
         torch.testing.assert_close(mine.grad, theirs.grad)
-    assert losses['lt_num_pairs'] == 6 and losses['lt_paired_share'] == 1
+    assert losses['lt_num_paired'] == 6 and losses['lt_paired_share'] == 1
 
 
 def test_the_stock_loss_is_computed_once():
@@ -172,7 +172,7 @@ def test_without_pairs_the_term_is_zero_with_a_graph(ids):
     assert leaf.grad.isfinite().all()
     unpaired = torch.tensor([ids.count(i) == 1 for i in ids])
     assert (leaf.grad[unpaired] == 0).all()
-    assert losses['lt_num_pairs'] == (~unpaired).sum()
+    assert losses['lt_num_paired'] == (~unpaired).sum()
     if unpaired.all():
         assert losses['loss_lt_cls'] == 0
 
@@ -309,7 +309,7 @@ def test_unrepeated_samples_by_intent():
     head = wrapped(LINEAR, allow_unrepeated=True)
     for _ in range(20):
         losses = head.loss(feats, cls_samples([1, 1, 3, 2]))
-    assert losses['lt_num_pairs'] == 2 and losses['loss_lt_cls'] > 0
+    assert losses['lt_num_paired'] == 2 and losses['loss_lt_cls'] > 0
     with pytest.raises(UnpairedBatchError, match='no two samples'):
         for _ in range(10):
             head.loss(feats, cls_samples([1, 2, 3, 4]))
@@ -424,7 +424,7 @@ def test_labels_that_a_grouped_augment_mixed(mixed_labels):
     torch.testing.assert_close(
         losses['lt_kl_cls'], categorical_consistency(head(feats), torch.tensor(IDS))
     )
-    assert losses['lt_num_pairs'] == 6 and leaf.grad.abs().sum() > 0
+    assert losses['lt_num_paired'] == 6 and leaf.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize('mixed_labels', ['refuse', 'average'])

@@ -62,7 +62,7 @@ def term_of(losses, kind):
 
 
 def pairs_of(losses):
-    return next(value for key, value in losses.items() if 'lt_num_pairs' in key)
+    return next(value for key, value in losses.items() if 'lt_num_paired' in key)
 
 
 # ---------------------------------------------------------------------------
@@ -613,7 +613,7 @@ def test_heads_that_change_only_their_layers(name):
             else torch.stack(references[1:]),
         )
     losses = head.loss(*inputs, [det_sample(3), det_sample(3, flip=True)])
-    assert losses['lt_num_pairs'] >= 4
+    assert losses['lt_num_paired'] >= 4
     assert losses['loss_lt_cls'] > 0 and losses['loss_lt_bbox'] > 0
     total(losses).backward()
     assert all(
@@ -717,7 +717,7 @@ def test_whole_detectors(name):
         'loss_lt_bbox',
         'lt_kl_cls',
         'lt_kl_bbox',
-        'lt_num_pairs',
+        'lt_num_paired',
         'lt_paired_share',
     }
     of_rpn = {key.replace('lt_', 'rpn_lt_') for key in of_roi}

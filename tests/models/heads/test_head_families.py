@@ -89,7 +89,7 @@ def test_the_family_of_the_guide_pairs_and_compares(guide, by_config):
     boxes = torch.tensor(np.array(restored))
     term = box_consistency(boxes, groups, avg_factor=count)
     torch.testing.assert_close(losses['loss_lt_bbox'].double(), term, rtol=1e-4, atol=0)
-    assert losses['lt_num_pairs'] == 2 * len(samples[0].gt_instances)
+    assert losses['lt_num_paired'] == 2 * len(samples[0].gt_instances)
     total(losses).backward()
     assert head.conv.weight.grad.abs().sum() > 0
 

@@ -135,7 +135,7 @@ def check(losses, keys, terms, leaves):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
-KEYS = ('loss_lt_cls', 'loss_lt_bbox', 'lt_num_pairs', 'lt_paired_share')
+KEYS = ('loss_lt_cls', 'loss_lt_bbox', 'lt_num_paired', 'lt_paired_share')
 
 
 @pytest.mark.parametrize('sigmoid', [False, True], ids=['softmax', 'sigmoid'])
@@ -240,7 +240,7 @@ def test_annotations_do_not_form_the_pairs():
         gt.visibility[:] = 0
         gt.source_matrices[:] = torch.eye(3, dtype=torch.float64)
     losses, changed = _losses(head, samples), _losses(head, others)
-    assert losses['lt_num_pairs'] == changed['lt_num_pairs'] > 0
+    assert losses['lt_num_paired'] == changed['lt_num_paired'] > 0
     for key in ('loss_lt_cls', 'loss_lt_bbox'):
         torch.testing.assert_close(losses[key], changed[key])
     assert dense_data.total(losses) != dense_data.total(changed)
@@ -264,7 +264,7 @@ def test_without_pairs_the_terms_are_zero_with_a_graph(change):
     samples = replicas()
     outputs, leaves = dense_data.made_outputs('RetinaNet', head, len(samples))
     losses = dense_data.losses_of('RetinaNet', head, outputs, samples)
-    assert losses['lt_num_pairs'] == 0 and losses['lt_paired_share'] == 0
+    assert losses['lt_num_paired'] == 0 and losses['lt_paired_share'] == 0
     term = losses['loss_lt_cls'] + losses['loss_lt_bbox']
     assert term == 0
     grads = torch.autograd.grad(term, leaves, retain_graph=True)
@@ -280,7 +280,7 @@ def test_images_without_annotations_pair_too():
     outputs, _ = dense_data.made_outputs('RetinaNet', head, 2)
     mirrored = dense_data.mirrored('RetinaNet', head, outputs)
     losses = dense_data.losses_of('RetinaNet', head, mirrored, samples)
-    assert losses['lt_num_pairs'] == 2 * OPTIONS['max_candidates']
+    assert losses['lt_num_paired'] == 2 * OPTIONS['max_candidates']
     # The same predictions in a mirror, so nothing is to be pulled together.
     assert losses['loss_lt_cls'].abs() < 1e-5 and losses['loss_lt_bbox'].abs() < 1e-5
 

@@ -160,7 +160,7 @@ def test_terms_against_a_naive_loop(kind, roi):
     box_term = box_consistency(_naive_restored(head.bbox_head, bbox_pred, record), groups)
     torch.testing.assert_close(losses['loss_lt_cls'], 2.0 * cls_term)
     torch.testing.assert_close(losses['loss_lt_bbox'], 0.5 * box_term)
-    assert losses['lt_num_pairs'] == (groups >= 0).sum()
+    assert losses['lt_num_paired'] == (groups >= 0).sum()
     expected, _ = roi_losses(plain, replicas())
     assert torch.equal(losses['loss_bbox'], expected['loss_bbox'])
     weights = list(head.parameters())
@@ -176,7 +176,7 @@ def test_nearest_pairing_keeps_one_prediction_a_replica():
     head = wrapped(pairing='gt_nearest')
     losses, _ = roi_losses(head, replicas())
     # Source 3 has two instances in two replicas, source 8 one: three groups of two.
-    assert losses['lt_num_pairs'] == 6
+    assert losses['lt_num_paired'] == 6
     total(losses).backward()
 
 
@@ -196,7 +196,7 @@ def test_equal_predictions_of_mirrored_replicas_cost_nothing():
     features, _ = roi_inputs(samples)
     proposals = [InstanceData(bboxes=boxes.clone()) for boxes in gts]
     losses = head.loss(features, proposals, samples)
-    assert losses['lt_num_pairs'] >= 4
+    assert losses['lt_num_paired'] >= 4
     torch.testing.assert_close(losses['loss_lt_bbox'], torch.tensor(0.0), atol=1e-6, rtol=0)
     # The same boxes without the flip in the record are misaligned, and it shows.
     wrong = [det_sample(3), det_sample(3, flip=True)]
@@ -209,8 +209,8 @@ def test_equal_predictions_of_mirrored_replicas_cost_nothing():
 def test_hidden_instances_pair_with_nothing():
     samples = [det_sample(3), det_sample(3, flip=True, visibility=0.2)]
     losses, _ = roi_losses(wrapped(min_visibility=0.3), samples)
-    assert losses['lt_num_pairs'] == 0 and losses['loss_lt_cls'] == 0
-    assert roi_losses(wrapped(min_visibility=0.1), samples)[0]['lt_num_pairs'] > 0
+    assert losses['lt_num_paired'] == 0 and losses['loss_lt_cls'] == 0
+    assert roi_losses(wrapped(min_visibility=0.1), samples)[0]['lt_num_paired'] > 0
 
 
 def test_rotated_instances_stay_out_of_the_box_term_only():
@@ -237,7 +237,7 @@ def test_rotated_instances_stay_out_of_the_box_term_only():
 def test_without_pairs_the_terms_are_zero_with_a_graph(samples):
     losses, leaf = roi_losses(wrapped(), samples())
     term = losses['loss_lt_cls'] + losses['loss_lt_bbox']
-    assert term == 0 and losses['lt_num_pairs'] == 0
+    assert term == 0 and losses['lt_num_paired'] == 0
     term.backward(retain_graph=True)
     assert (leaf.grad == 0).all()
     total(losses).backward()
@@ -414,7 +414,7 @@ def test_stock_subclasses_of_the_roi_head(kind):
             iou_topk=10, beta_topk=5, update_iter_interval=100, initial_iou=0.4, initial_beta=1.0
         )
     losses, _ = roi_losses(head, replicas())
-    assert losses['lt_num_pairs'] > 4 and losses['loss_lt_bbox'] > 0
+    assert losses['lt_num_paired'] > 4 and losses['loss_lt_bbox'] > 0
     total(losses).backward()
 
 
@@ -556,7 +556,7 @@ def test_every_stage_of_a_cascade_has_its_terms(kind, wrap):
         f's{stage}.{key}'
         for stage in range(3)
         for key in [
-            'lt_num_pairs',
+            'lt_num_paired',
             'lt_paired_share',
             *(f'lt_kl_{name}' for name in kinds),
             *(f'loss_lt_{name}' for name in kinds),
@@ -595,7 +595,7 @@ def test_box_heads_of_scnet():
     expected, _ = roi_losses(plain, replicas())
     losses, _ = roi_losses(head, replicas())
     for stage, weight in enumerate(STAGE_WEIGHTS):
-        assert losses[f's{stage}.lt_num_pairs'] > 4
+        assert losses[f's{stage}.lt_num_paired'] > 4
         for name in ('cls', 'bbox'):
             assert losses[f's{stage}.lt_kl_{name}'] > 0
             torch.testing.assert_close(
@@ -613,7 +613,7 @@ def test_first_stage_of_a_cascade_against_a_naive_loop(wrap):
     losses, _ = roi_losses(head, replicas())
     cls_score, bbox_pred, record = _predictions_and_record(head, replicas(), stage=0)
     groups = _naive_groups(record)
-    assert (groups >= 0).sum() == losses['s0.lt_num_pairs'] > 10
+    assert (groups >= 0).sum() == losses['s0.lt_num_paired'] > 10
     torch.testing.assert_close(losses['s0.loss_lt_cls'], categorical_consistency(cls_score, groups))
     restored = _naive_restored(head.bbox_head[0], bbox_pred, record)
     torch.testing.assert_close(losses['s0.loss_lt_bbox'], box_consistency(restored, groups))

@@ -58,7 +58,7 @@ def falls(runner, key='loss'):
     outputs = recorded(runner)
     values = [step[key] for step in outputs]
     assert all(torch.tensor(list(step.values())).isfinite().all() for step in outputs)
-    assert sum(step['lt_num_pairs'] > 0 for step in outputs) > len(outputs) / 2
+    assert sum(step['lt_num_paired'] > 0 for step in outputs) > len(outputs) / 2
     assert sum(step['loss_lt_cls'] > 0 for step in outputs) > len(outputs) / 2
     third = len(values) // 3
     return sum(values[-third:]) < sum(values[:third])
@@ -162,7 +162,7 @@ def test_fully_sharded():
         pytest.skip(f'the stock model does not train fully sharded here: {reason}')
     first, second = run_ranks(sharded_losses, 2, True)
     assert first == second  # the same batch on both ranks
-    assert first[0]['lt_num_pairs'] == 4 and first[0]['loss_lt_cls'] > 0
+    assert first[0]['lt_num_paired'] == 4 and first[0]['loss_lt_cls'] > 0
     assert first[-1]['loss'] < first[0]['loss']
 
 
@@ -175,7 +175,7 @@ def test_conversion_to_synchronised_batch_norm():
     assert list(converted.state_dict()) == list(wide_classifier(wrapped=False).state_dict())
     # On the CPU the layer works in evaluation only.
     losses = converted.eval()(**_batch(), mode='loss')
-    assert losses['lt_num_pairs'] == 4 and losses['loss_lt_cls'] > 0
+    assert losses['lt_num_paired'] == 4 and losses['loss_lt_cls'] > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA card')

@@ -19,6 +19,7 @@ from lt_mm.models.heads.families.dense_base import (
     strides_of,
 )
 from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.pairing import Pairs
 
 
 @register_head_family(AnchorHead, RetinaHead, SSDHead)
@@ -80,7 +81,7 @@ class ATSSConsistency(AnchorConsistency):
     lt_place_of_labels = 1
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _SideDetections(Detections):
     """Detections whose box sides are distributions.
 
@@ -137,13 +138,13 @@ class GFLConsistency(ATSSConsistency):
         in_source = in_replica.gather(1, sides[..., None].expand_as(in_replica))
         return dict(side_logits=in_source, side_positions=positions)
 
-    def lt_box_term(
-        self, columns: dict[str, Tensor], group_ids: Tensor, avg_factor: float
-    ) -> Tensor:
+    def lt_box_term(self, columns: dict[str, Tensor], pairs: Pairs, avg_factor: float) -> Tensor:
         return side_consistency(
             columns['side_logits'],
             columns['side_positions'],
-            group_ids,
+            pairs.group_ids,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
+            cells=pairs.cells,
+            compared_ids=pairs.compared_ids,
         )

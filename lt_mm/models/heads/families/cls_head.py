@@ -13,6 +13,7 @@ from lt_mm.models.heads.class_losses import reads_sigmoid
 from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.head_families import register_head_family
 from lt_mm.models.heads.options import ConsistencyOptions
+from lt_mm.models.heads.pairing import Pairs
 from lt_mm.structures.errors import PREPROCESSOR_HINT, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import source_ids_of
@@ -76,7 +77,8 @@ class ClsConsistency(ConsistencyMixin):
         losses = super()._get_loss(cls_score, data_samples, **kwargs)
         self.lt_add_term(
             'cls',
-            lambda: self.lt_class_term(batch.columns['logits'], group_ids, self._lt_is_sigmoid()),
+            lambda pairs: self.lt_class_term(batch.columns['logits'], pairs, self._lt_is_sigmoid()),
+            Pairs(group_ids),
             batch,
             losses,
         )
@@ -120,7 +122,7 @@ class ClsConsistency(ConsistencyMixin):
     def lt_divergence(self, logits: Tensor) -> Tensor:
         """The class term of predictions (n, C) that are all replicas of one source."""
         one_group = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        return self.lt_class_term(logits, one_group, self._lt_is_sigmoid())
+        return self.lt_class_term(logits, Pairs(one_group), self._lt_is_sigmoid())
 
     def _lt_is_sigmoid(self) -> bool:
         if self.lt_options.activation != 'auto':

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lt_mm.core.consistency import mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
-from lt_mm.core.pairing import group_hulls, is_paired
+from lt_mm.core.pairing import distance_to_annotations, group_hulls, is_paired
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.detections import Annotated
 from lt_mm.models.heads.families.roi_sampler import records_of
 from lt_mm.models.heads.gathering import Part
 from lt_mm.models.heads.head_families import register_head_family
-from lt_mm.models.heads.pairing import form_pairs
+from lt_mm.models.heads.pairing import Pairs, form_pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import image_matrices, source_ids_of
@@ -51,16 +51,17 @@ class MaskConsistency(ConsistencyMixin):
         batch = self.lt_gather(
             Part(columns, source_ids_of(annotated.records), max(len(mask_preds), 1))
         )
-        # The pairs are formed here; masks of one annotation all pair, the nearest or not.
-        pairing = 'iou' if self.lt_options.pairing == 'iou' else 'gt'
-        group_ids = form_pairs(batch, pairing, self.lt_options.iou_threshold)
+        # The pairs are formed here.
+        pairs = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
         self.lt_add_term(
             'mask',
-            lambda: self._lt_mask_term(batch.columns, group_ids, batch.avg_factor),
+            lambda pairs: self._lt_mask_term(batch.columns, pairs, batch.avg_factor),
+            pairs,
             batch,
             result['loss_mask'],
         )
         if self.lt_recorder is not None:
+            group_ids = pairs.group_ids
             paired = is_paired(group_ids)[batch.own]
             self.lt_recorder(_pair_record(columns, group_ids[batch.own], paired))
         return result
@@ -97,23 +98,25 @@ class MaskConsistency(ConsistencyMixin):
             columns,
             may_pair=annotated.may_pair(self.lt_options.min_visibility),
             restored=boxes_to_source(annotated['bboxes'], matrices),
+            distances=distance_to_annotations(rois, annotated['bboxes']),
         )
 
-    def _lt_mask_term(
-        self, columns: dict[str, Tensor], group_ids: Tensor, avg_factor: float
-    ) -> Tensor:
+    def _lt_mask_term(self, columns: dict[str, Tensor], pairs: Pairs, avg_factor: float) -> Tensor:
+        temperature = self.lt_options.temperature
         masks, inside = masks_to_source(
             columns['logits'],
             columns['rois'],
             columns['matrices'],
-            group_hulls(columns['restored'], group_ids),
+            group_hulls(columns['restored'], pairs.group_ids),
             self.lt_options.mask_grid,
         )
+        if pairs.cells is not None:
+            masks, inside = pairs.cells.mean_mask_logits(masks, inside, temperature)
         return mask_consistency(
             masks,
             inside,
-            group_ids,
-            temperature=self.lt_options.temperature,
+            pairs.compared_ids,
+            temperature=temperature,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
         )

@@ -98,6 +98,7 @@ class BBoxConsistency(DetectionConsistency):
             annotations=[sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
             sigmoid=self.with_cls and self.loss_cls.use_sigmoid,
             avg_factor=max(len(rois), 1),
+            priors=rois[:, 1:],
         )
         self.lt_add_terms(detections, result['loss_bbox'])
         return result

@@ -51,7 +51,7 @@ def replicas():
 
 
 def wrapped(kind='softmax', roi=True, **options):
-    config = roi_head_config(**KINDS[kind])
+    config, options = roi_head_config(**KINDS[kind]), {'strength': 'plain', **options}
     if roi:
         return build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **options))
     config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'], **options)

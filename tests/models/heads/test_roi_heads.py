@@ -654,7 +654,7 @@ def test_a_cascade_checks_its_samples(wrap):
 
 def test_a_part_of_a_wrapped_head_can_be_frozen():
     """Two mixins on one RoI head."""
-    plain = wrapped('softmax')
+    plain = wrapped('softmax', strength='stock')
     wrap = dict(type='lt_mm.LossTransformHead', head=roi_head_config())
     frozen = build_roi_head(dict(type='lt_mm.Frozen', module=wrap, parts=['bbox_head.shared_fcs']))
     for head in (frozen, copy.deepcopy(frozen)):

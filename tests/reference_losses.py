@@ -120,8 +120,11 @@ def pixel_divergence(logits, own, detach_mean):
     return total
 
 
-def sides(side_logits, positions, group_ids, detach_mean=False, avg_factor=None):
-    """``side_logits``, ``positions`` (N, 4, K): the KLs in the group's bins, summed."""
+def sides(side_logits, positions, group_ids, detach_mean=False, avg_factor=None, replicas=None):
+    """``side_logits``, ``positions`` (N, 4, K): the KLs in the group's bins, summed.
+
+    With ``replicas``, between the means of the replicas.
+    """
     p = side_logits.double().softmax(dim=2)
     total = 0 * p.sum()
     for i in range(len(p)):
@@ -130,7 +133,15 @@ def sides(side_logits, positions, group_ids, detach_mean=False, avg_factor=None)
             spread = in_bins(
                 [p[j, side] for j in alike], [positions[j, side].tolist() for j in alike]
             )
-            mean = sum(spread) / len(spread)
+            if replicas is not None:
+                own = [replicas[j] for j in alike]
+                if alike.index(i) != own.index(replicas[i]):
+                    continue  # the first stands for all of its replica
+                spread = averaged(torch.stack(spread), [0] * len(own), own).unbind()
+                means = [spread[own.index(replica)] for replica in sorted(set(own))]
+            else:
+                means = spread
+            mean = sum(means) / len(means)
             mean = mean.detach() if detach_mean else mean
             total = total + (mean * (mean / spread[alike.index(i)]).log()).sum()
     return total / (avg_factor or max(len(p), 1))
@@ -193,6 +204,50 @@ def resort(group_ids, replicas, distances):
             nearest[cell] = i
     kept = set(nearest.values())
     return [group if i in kept else -1 for i, group in enumerate(group_ids)]
+
+
+def distance(box, annotation):
+    """1 - IoU; of boxes apart 1 + g / (1 + g), with g the distance of the sides over the size."""
+    box, annotation = box.tolist(), annotation.tolist()
+    overlap = iou(box, annotation)
+    if overlap > 0:
+        return 1 - overlap
+    x1, y1, x2, y2 = annotation
+    gap = sum(abs(a - b) for a, b in zip(box, annotation)) / max(x2 - x1 + y2 - y1, 1)
+    return 1 + gap / (1 + gap)
+
+
+def cells(group_ids, replicas):
+    """The rows of each group in each replica, in order of appearance."""
+    found = {}
+    for i, cell in enumerate(zip(group_ids, replicas)):
+        if cell[0] >= 0:
+            found.setdefault(cell, []).append(i)
+    return list(found.values())
+
+
+def one_each(group_ids, replicas):
+    """The ids of the first prediction of each group in each replica; -1 for the others."""
+    kept = {rows[0] for rows in cells(group_ids, replicas)}
+    return [group if i in kept else -1 for i, group in enumerate(group_ids)]
+
+
+def averaged(values, group_ids, replicas):
+    """Each row as the mean of its group's rows in its replica."""
+    rows = list(values.unbind())
+    for cell in cells(group_ids, replicas):
+        mean = sum(values[i] for i in cell) / len(cell)
+        for i in cell:
+            rows[i] = mean
+    return torch.stack(rows)
+
+
+def mean_logits(logits, sigmoid, group_ids, replicas, temperature=1.0):
+    """Logits of the mean probabilities of each group in each replica."""
+    scaled = logits.double() / temperature
+    if sigmoid:
+        return temperature * averaged(scaled.sigmoid(), group_ids, replicas).logit()
+    return temperature * averaged(scaled.softmax(dim=1), group_ids, replicas).log()
 
 
 def iou(a, b):

@@ -66,8 +66,8 @@ def measure_consistency(
 
         - what :class:`~lt_mm.evaluation.consistency_metric.ConsistencyMetric` measures, by
           its names: ``mean_kl`` (classifiers) or ``mean_iou``, ``matched_share``,
-          ``mean_kl_bbox`` (detectors), ``agreement``, ``num_images``, ``num_replicas``,
-          ``num_predictions``; None where nothing was found;
+          ``score_jitter``, ``mean_kl_bbox`` (detectors), ``agreement``, ``num_images``,
+          ``num_replicas``, ``num_predictions``; None where nothing was found;
         - ``task``, 'classification' or 'detection'; ``config``, ``checkpoint``,
           ``seed``; ``classes``, the names of all classes;
         - ``per_class``: for each class that was predicted its ``agreement`` and how many
@@ -201,7 +201,7 @@ def write_consistency(report: Mapping[str, Any], out: str) -> None:
 
 def table_of(report: Mapping[str, Any]) -> str:
     """The numbers of a report as lines of text, name and value."""
-    names = ('mean_kl', 'agreement', 'matched_share', 'mean_iou', 'mean_kl_bbox')
+    names = ('mean_kl', 'agreement', 'matched_share', 'mean_iou', 'score_jitter', 'mean_kl_bbox')
     rows = {
         name: report[name] for name in (*names, 'num_images', 'num_predictions') if name in report
     }

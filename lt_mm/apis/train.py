@@ -10,7 +10,13 @@ from lt_mm.datasets.checks import explained
 from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
-from lt_mm.engine.launch import add_hooks, build_runner, choose_resumed_checkpoint, load_config
+from lt_mm.engine.launch import (
+    add_hooks,
+    average_terms_in_log,
+    build_runner,
+    choose_resumed_checkpoint,
+    load_config,
+)
 
 
 def train(
@@ -54,6 +60,7 @@ def train(
         _enable_auto_scale_lr(cfg)
     choose_resumed_checkpoint(cfg, resume)
     add_hooks(cfg)
+    average_terms_in_log(cfg)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
         with explained(cfg.train_dataloader.dataset):

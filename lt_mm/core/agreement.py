@@ -133,6 +133,27 @@ def pair_agreement(labels: Tensor, group_ids: Tensor) -> Tensor:
     return alike / (groups.sizes * (groups.sizes - 1)).double()
 
 
+def pair_difference(values: Tensor, group_ids: Tensor) -> Tensor:
+    """The mean absolute difference of a value over the pairs of members of each group.
+
+    Args:
+        values: (N,), for example scores.
+        group_ids: (N,) integer.
+
+    Returns:
+        (G,) float64: over the n (n - 1) / 2 pairs of n members.
+    """
+    values, groups = _paired(values.double(), group_ids)
+    values, order = values.sort(stable=True)
+    numbers, inner = groups.numbers[order].sort(stable=True)
+    values, sizes = values[inner], groups.sizes[numbers]
+    rank = torch.arange(len(values)) - torch.searchsorted(numbers, numbers)
+    # In ascending order, member number r is the larger one of r pairs and else the smaller one.
+    signed = values * (2 * rank - (sizes - 1))
+    sums = signed.new_zeros(len(groups.sizes)).index_add_(0, numbers, signed)
+    return 2 * sums / (groups.sizes * (groups.sizes - 1))
+
+
 def common_labels(labels: Tensor, group_ids: Tensor) -> Tensor:
     """The most common label of each group, the smallest one if several are equally common.
 

@@ -4,8 +4,8 @@ A *source* is an item of the data set. A *unit* is ``m`` consecutive samples: a
 *group*, the ``m`` replicas of one source, or (if only a part of the samples is
 repeated) ``m`` different sources. An *order* is an array of the sources of an epoch.
 Which of them a sample shows follows from its position (:class:`Layout`), so the only
-array as long as the epoch is the order, one small integer a source (and in mode
-``'v1'`` the permutation that orders are cut from). Samples are looked up in chunks.
+array as long as the epoch is the order, one small integer a source (in mode ``'v1'``
+it is cut from a permutation of all sources). Samples are looked up in chunks.
 
 Randomness is a function of ``(seed, epoch)`` alone: any epoch can be built without
 those before it, and every rank builds the same order.
@@ -13,10 +13,10 @@ those before it, and every rank builds the same order.
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -28,7 +28,7 @@ _CHUNK = 8192  # samples that are looked up at once
 
 # Keys that keep the two kinds of shuffles of one seed independent.
 _EPOCH_KEY = 0
-_CYCLE_KEY = 1
+_PASS_KEY = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +138,32 @@ def check_batch_size(batch_size: int, num_repeats: int) -> None:
     )
 
 
+def holds_whole_groups(source_ids: Sequence[int], num_repeats: int | None, partly: bool) -> bool:
+    """Whether the groups of a batch are whole, and there is one.
+
+    Args:
+        source_ids: The source of each sample, in the order of the batch.
+        num_repeats: Replicas in a group; None if not known, which leaves more undetected: groups
+            are then whole if all have the same size, or with ``partly`` any size above 1.
+        partly: Whether units of different sources may lie between groups. A source may be in
+            two units where one pass over the data ends in the batch and the next begins, so a
+            single batch of which this function says no proves nothing.
+
+    Returns:
+        False for a batch without any replica; True for an empty one.
+    """
+    sizes = Counter(source_ids)
+    largest = max(sizes.values(), default=num_repeats or 2)
+    if not partly:
+        whole = num_repeats or largest
+        return whole > 1 and all(size % whole == 0 for size in sizes.values())
+    if num_repeats is None or largest < num_repeats:
+        return num_repeats is None and largest > 1
+    starts = range(0, len(source_ids), num_repeats)
+    units = [source_ids[start : start + num_repeats] for start in starts]
+    return all(len(set(unit)) == 1 or all(sizes[source] == 1 for source in unit) for unit in units)
+
+
 def check_start_epoch(start_epoch: int, mode: str) -> None:
     """Raises ``ValueError`` where repetition cannot begin at this epoch."""
     if start_epoch < 0:
@@ -222,55 +248,42 @@ def shuffled_order(num_sources: int, seed: int, epoch: int, shuffle: bool) -> np
     Returns:
         ``(num_sources,)``, a permutation of ``0 ... num_sources - 1``.
     """
-    order = _ascending(num_sources)
-    if shuffle:
-        _generator(seed, _EPOCH_KEY, epoch).shuffle(order)
-    return order
+    return _permutation(num_sources, seed, (_EPOCH_KEY, epoch), shuffle)
 
 
-def balanced_order(
-    num_sources: int, num_drawn: int, num_before: int, seed: int, epoch: int, shuffle: bool
+def short_order(
+    num_sources: int, num_drawn: int, num_epochs: int, seed: int, epoch: int, shuffle: bool
 ) -> np.ndarray:
-    """The sources of one short epoch, drawn without replacement across epochs.
+    """The sources of one short epoch, drawn without replacement within a pass.
 
-    Epochs are consecutive slices of an endless repetition of *one* permutation, which
-    depends on the seed only. Consecutive epochs are then consecutive entries of a cycle,
-    so that they hold every source equally often, within one. Each slice is shuffled anew.
-
-    The price is that sources which share an epoch keep sharing epochs. No construction avoids it.
-    Let ``m`` epochs hold every source exactly once (``m * num_drawn == num_sources``). If this is
-    true of epochs ``e ... e + m - 1`` and of epochs ``e + 1 ... e + m``, then epoch ``e + m`` holds
-    the sources of epoch ``e``. With a new permutation every ``m`` epochs, a source could be seen
-    twice or not at all in ``m`` epochs. (Where ``m * num_drawn`` is not a multiple of
-    ``num_sources``, the slices move along the cycle.)
+    A *pass* is ``num_epochs`` epochs, ``0 ... num_epochs - 1`` and so on. Its epochs are
+    consecutive slices of a permutation, which starts again where it ends, so that a pass holds
+    every source equally often, within one. Each pass has a permutation of its own, so any two
+    sources meet in an epoch sooner or later. In ``num_epochs`` epochs of two passes, a source
+    may be drawn twice or not at all.
 
     Args:
         num_sources: Items in the data set.
-        num_drawn: Sources in the epoch, repeated ones counted once. Another number,
-            for example that of another world size, cuts the same cycle differently.
-        num_before: Sources drawn in the epochs before this one.
+        num_drawn: Sources in the epoch, repeated ones counted once.
+        num_epochs: Epochs in a pass.
         seed: Any integer, the same on all ranks.
         epoch: Not negative.
-        shuffle: Whether to permute; the cycle is ascending otherwise.
+        shuffle: Whether to permute; the sources of a pass ascend otherwise.
 
     Returns:
         ``(num_drawn,)`` sources, distinct if ``num_drawn`` is at most ``num_sources``.
     """
-    cycle = _cycle(num_sources, seed, shuffle)
-    start = num_before % num_sources
-    order = _cyclic_slice(cycle, start, start + num_drawn)
+    number, place = divmod(epoch, num_epochs)
+    permutation = _permutation(num_sources, seed, (_PASS_KEY, number), shuffle)
+    start = place * num_drawn % num_sources
+    return _cyclic_slice(permutation, start, start + num_drawn)
+
+
+def _permutation(num_sources: int, seed: int, key: tuple[int, ...], shuffle: bool) -> np.ndarray:
+    order = _ascending(num_sources)
     if shuffle:
-        _generator(seed, _EPOCH_KEY, epoch).shuffle(order)
+        _generator(seed, *key).shuffle(order)
     return order
-
-
-@functools.lru_cache(maxsize=1)  # all epochs of a run are slices of one
-def _cycle(num_sources: int, seed: int, shuffle: bool) -> np.ndarray:
-    cycle = _ascending(num_sources)
-    if shuffle:
-        _generator(seed, _CYCLE_KEY).shuffle(cycle)
-    cycle.flags.writeable = False
-    return cycle
 
 
 def _ascending(num_sources: int) -> np.ndarray:
@@ -278,11 +291,11 @@ def _ascending(num_sources: int) -> np.ndarray:
     return np.arange(num_sources, dtype=np.int32 if fits else np.int64)
 
 
-def _cyclic_slice(cycle: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """``cycle[start:stop]`` of the endless repetition of ``cycle``, a copy."""
+def _cyclic_slice(order: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """``order[start:stop]`` of the endless repetition of ``order``, a copy."""
     # Slices, since an array of positions would be twice as large as the result.
-    laps = range(0, stop, len(cycle))
-    return np.concatenate([cycle[max(0, start - lap) : stop - lap] for lap in laps])
+    laps = range(0, stop, len(order))
+    return np.concatenate([order[max(0, start - lap) : stop - lap] for lap in laps])
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
@@ -304,7 +317,7 @@ def epoch_chunks(
     """The samples of one rank in one epoch.
 
     The ranks partition the epoch. Units added by ``round_up`` repeat the start of the
-    order (``'full'``) or hold the next sources of the cycle (``'v1'``). With placement
+    order (``'full'``) or hold the next sources of the pass (``'v1'``). With placement
     ``'rank'`` no rank has a source in two groups of one epoch: a repetition comes
     ``num_sources`` groups later, and this is on the same rank only if ``world_size``
     divides ``num_sources``, in which case nothing is added. With ``'spread'``, and with
@@ -328,24 +341,16 @@ def epoch_chunks(
         ValueError: If ``mode`` is unknown, or ``start_epoch`` does not fit it.
     """
     check_start_epoch(start_epoch, mode)
-    before = dataclasses.replace(layout, repeat_fraction=0.0)
     num_units = count_units(num_sources, layout, mode, round_up)
-    present = layout if epoch >= start_epoch else before
-    if mode == 'full':
+    if epoch < start_epoch:
+        layout = dataclasses.replace(layout, repeat_fraction=0.0)
+    if mode == 'full' or epoch < start_epoch:
         order = shuffled_order(num_sources, seed, epoch, shuffle)
     else:
-        units = np.asarray(num_units)
-        early, late = (int(each.sources_before(units)) for each in (before, layout))
-        first_epochs = min(epoch, start_epoch)
-        order = balanced_order(
-            num_sources,
-            late if epoch >= start_epoch else early,
-            early * first_epochs + late * (epoch - first_epochs),
-            seed,
-            epoch,
-            shuffle,
-        )
-    return _look_up(order, count_samples(num_units, present), present)
+        num_drawn = int(layout.sources_before(np.asarray(num_units)))
+        since = epoch - start_epoch
+        order = short_order(num_sources, num_drawn, layout.num_repeats, seed, since, shuffle)
+    return _look_up(order, count_samples(num_units, layout), layout)
 
 
 def _look_up(order: np.ndarray, end: int, layout: Layout) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lt_mm.core.seeds import seeded
+from lt_mm.datasets.source_numbers import number_sources
 from lt_mm.registry import DATASETS, register
 
 
@@ -44,6 +45,7 @@ class ReplicaDataset:
                 'a positive number of copies and a seed >= 0'
             )
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        number_sources(self.dataset)
         self.num_replicas = num_replicas
         self.seed = seed
         self.indices = _chosen(len(self.dataset), indices, max_images)

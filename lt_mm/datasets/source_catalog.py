@@ -4,7 +4,6 @@ What is known of a source comes from the transforms that load it, not from the r
 its replicas: that record is what is examined.
 """
 
-import itertools
 import os.path as osp
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, restoration_er
 from lt_mm.core.seeds import seed_all
 from lt_mm.datasets.checks import innermost_datasets
 from lt_mm.datasets.display import class_name, file_of, rgb_image
+from lt_mm.datasets.source_numbers import number_sources
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
-from lt_mm.structures.errors import RECORD_HINT, SAMPLE_IDX_OFFSET_HINT, MissingRecordError
+from lt_mm.structures.errors import RECORD_HINT, MissingRecordError
 from lt_mm.structures.record import AppliedTransform, ImageRecord, InstanceRecord, source_ids_of
 
 
@@ -139,6 +139,7 @@ class SourceCatalog:
     """
 
     def __init__(self, dataset: Any) -> None:
+        number_sources(dataset)
         self._parts = innermost_datasets(dataset)
         self._starts = [_loading_pipeline(part).sample_idx_offset for part in self._parts]
         self._loaded: dict[int, Source] = {}
@@ -147,13 +148,6 @@ class SourceCatalog:
                 f'{type(dataset).__name__} has no data set in it that loads sources; '
                 'expected one derived from mmengine.dataset.BaseDataset'
             )
-        ends = sorted(zip(self._starts, map(len, self._parts)))
-        for (start, length), (following, _) in itertools.pairwise(ends):
-            if start + length > following:
-                raise MissingRecordError(
-                    f'the source ids from {following} on stand for images of two data sets. '
-                    f'{SAMPLE_IDX_OFFSET_HINT}'
-                )
 
     def __getitem__(self, source_id: int) -> Source:
         if source_id not in self._loaded:
@@ -167,8 +161,8 @@ class SourceCatalog:
         else:
             raise MissingRecordError(
                 f'there is no source {source_id}; the data sets begin at {self._starts} '
-                f'and have {[len(part) for part in self._parts]} images. Give the pipelines '
-                'of a data set that mixes images the same sample_idx_offset'
+                f'and have {[len(part) for part in self._parts]} images; expected samples that '
+                'were loaded after this catalog was made'
             )
         results = _loading_pipeline(part).load(part.get_data_info(source_id - start))
         path, classes = results.get('img_path'), part.metainfo.get('classes')

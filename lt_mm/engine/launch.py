@@ -65,6 +65,15 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
+def average_terms_in_log(cfg: Config) -> None:
+    """Averages what heads log beside the losses (``lt_*``) over the interval, as the losses.
+
+    MMEngine logs the last step's value of everything that ``mean_pattern`` does not name.
+    """
+    log_processor = cfg.setdefault('log_processor', {})
+    log_processor.setdefault('mean_pattern', r'.*(loss|time|data_time|grad_norm|lt_).*')
+
+
 def choose_resumed_checkpoint(cfg: Config, resume: str | None) -> None:
     """Writes into the config which checkpoint a run resumes from, if any.
 

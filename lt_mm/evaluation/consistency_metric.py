@@ -64,6 +64,8 @@ class ConsistencyMetric(BaseMetric):
       object that a crop removed from the other replicas counts as not matched.
     - ``mean_iou``: the mean IoU of a group's boxes with the group's mean box; the mean
       over the groups.
+    - ``score_jitter``: the mean absolute difference of the scores of two boxes of a
+      group, over its pairs; the mean over the groups.
     - ``agreement``: of all pairs of boxes of a group, the share with the same class; the
       mean over the groups.
     - ``mean_kl_bbox``: D_KL(mean box || each) of the matched boxes, as in the term.
@@ -204,7 +206,7 @@ def restoring_matrix(sample: Any) -> Tensor:
 
 
 def _restored(sample: dict, score_threshold: float) -> dict[str, Any]:
-    """Confident boxes (n, 4) of a replica in pixels of its source, and labels (n,)."""
+    """Confident boxes (n, 4) of a replica in pixels of its source, labels and scores (n,)."""
     matrix = restoring_matrix(sample)
     found = sample['pred_instances']
     scores = _numbers(sample, 'scores', found['scores'])
@@ -217,6 +219,7 @@ def _restored(sample: dict, score_threshold: float) -> dict[str, Any]:
     return dict(
         boxes=restored.numpy(),
         labels=found['labels'].cpu()[keep].numpy(),
+        scores=scores[keep.numpy()],
         is_exact=bool(is_axis_aligned(matrix)),
     )
 

@@ -99,7 +99,7 @@ def box_report(results: list[dict], iou_threshold: float) -> ConsistencyReport:
 
     Args:
         results: For each replica ``source_id``, ``img_path``, ``boxes`` (n, 4) in pixels
-            of the source, and their ``labels`` (n,).
+            of the source, and their ``labels`` (n,) and ``scores`` (n,).
         iou_threshold: Smallest IoU of a box with the mean box of its group.
     """
     image_ids = source_ids(results)
@@ -108,7 +108,9 @@ def box_report(results: list[dict], iou_threshold: float) -> ConsistencyReport:
     labels = torch.cat([torch.from_numpy(result['labels']) for result in results])
     box_ids = image_ids.repeat_interleave(torch.tensor([len(part) for part in parts]))
     iou = agreement.group_iou(boxes, groups)
+    scores = torch.cat([torch.from_numpy(result['scores']) for result in results])
     alike = agreement.pair_agreement(labels, groups)
+    score_jitter = agreement.pair_difference(scores, groups)
     matched = is_paired(groups).double()
     sources, counts = image_ids.unique(), Counter(box_ids.tolist())
     # All boxes of a group have the same source.
@@ -119,11 +121,13 @@ def box_report(results: list[dict], iou_threshold: float) -> ConsistencyReport:
         num_predictions=[counts[source] for source in sources.tolist()],
         matched_share=_means_of(sources, box_ids, matched),
         mean_iou=_means_of(sources, group_sources, iou),
+        score_jitter=_means_of(sources, group_sources, score_jitter),
         agreement=_means_of(sources, group_sources, alike),
     )
     numbers = dict(
         matched_share=_mean(matched),
         mean_iou=_mean(iou),
+        score_jitter=_mean(score_jitter),
         agreement=_mean(alike),
         mean_kl_bbox=agreement.group_box_kl(boxes, groups),
         num_images=len(sources),

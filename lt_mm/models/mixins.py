@@ -129,6 +129,11 @@ def mix_in(mixin: type[InstanceMixin], instance: Any) -> Any:
     return instance
 
 
+def stock_class(instance: Any) -> type:
+    """The class that an object had before any mixin."""
+    return instance._stock if isinstance(instance, InstanceMixin) else type(instance)
+
+
 @functools.cache
 def _class_with(mixins: tuple[type[InstanceMixin], ...], stock: type) -> type:
     name = ''.join(mixin.prefix for mixin in mixins) + stock.__name__

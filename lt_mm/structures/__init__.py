@@ -7,7 +7,7 @@ from lt_mm.structures.errors import (
     UnsupportedHeadError,
 )
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.structures.record import AppliedTransform, ImageRecord, InstanceRecord
+from lt_mm.structures.record import AppliedTransform, ImageRecord, InstanceRecord, Origin
 from lt_mm.structures.recorded_boxes import RecordedBoxes
 from lt_mm.structures.recorded_instances import RecordedInstances
 
@@ -17,6 +17,7 @@ __all__ = [
     'InstanceRecord',
     'LostRecordError',
     'MissingRecordError',
+    'Origin',
     'PairRecord',
     'RecordedBoxes',
     'RecordedInstances',

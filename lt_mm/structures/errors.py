@@ -9,8 +9,15 @@ SAMPLER_HINT = (
     "m >= 2 and a train_dataloader.batch_size that m divides; with placement='spread', which puts "
     'replicas on different ranks, also across_ranks=True in the LossTransformHead'
 )
+HEAD_HINT = (
+    "wrap the head: model.head (or bbox_head, or roi_head) = dict(type='lt_mm.LossTransformHead', "
+    'head=<the stock head>); for repetition alone as a baseline with rho=0, which logs the terms '
+    'and leaves the stock loss as it is'
+)
 SAMPLE_IDX_OFFSET_HINT = (
-    'Datasets joined by ConcatDataset count from 0 each; give every one its own range: '
+    'Data sets joined by ConcatDataset count from 0 each. The samplers of lt_mm and ReplicaDataset '
+    'give each a range of its own where no InvertiblePipeline has a sample_idx_offset, so remove '
+    'these; with other samplers, set them: '
     "dict(type='lt_mm.InvertiblePipeline', sample_idx_offset=<sum of the lengths before "
     'it>, transforms=...)'
 )

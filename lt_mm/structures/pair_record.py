@@ -54,11 +54,6 @@ class PairRecord:
         """The same, detached and on the CPU."""
         return _each(lambda value: value.detach().cpu(), [self])
 
-    @staticmethod
-    def join(records: Sequence['PairRecord']) -> 'PairRecord':
-        """The predictions of several records of one head, in their order."""
-        return _each(lambda *values: torch.cat(values), records)
-
 
 def _each(function: Callable, records: Sequence[PairRecord]) -> PairRecord:
     """Applies a function to the corresponding tensors of some records."""

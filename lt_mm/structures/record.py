@@ -37,12 +37,28 @@ class AppliedTransform(NamedTuple):
     image_matrix: np.ndarray | None
 
 
+class Origin(NamedTuple):
+    """Which source a sample shows; known before the sample is loaded.
+
+    Attributes:
+        source_id: Number of the source image.
+        num_replicas: In how many samples the sampler shows a source; None if not known.
+        is_stand_in: Whether the data set put it in the place of another image.
+    """
+
+    source_id: int
+    num_replicas: int | None = None
+    is_stand_in: bool = False
+
+
 @dataclass
 class ImageRecord:
     """Where a replica comes from.
 
     Attributes:
         source_id: Number of the source image.
+        num_replicas: In how many samples the sampler shows a source; None if not known.
+        is_stand_in: Whether the data set put it in the place of another image.
         source_shape: (height, width) of the source image; None if it is not known.
         recorded_shape: (height, width) of the replica as it left the pipeline.
         source_matrix: (3, 3) float64, from pixels of the source to pixels of the replica;
@@ -51,6 +67,8 @@ class ImageRecord:
     """
 
     source_id: int
+    num_replicas: int | None = None
+    is_stand_in: bool = False
     source_shape: tuple[int, int] | None = None
     recorded_shape: tuple[int, int] | None = None
     source_matrix: np.ndarray | None = None
@@ -115,7 +133,12 @@ class InstanceRecord:
 
 
 def source_ids_of(samples: Sequence[Any]) -> list[int]:
-    """The source id of each sample of a batch.
+    """The source id of each sample of a batch; see :func:`origins_of`."""
+    return [origin.source_id for origin in origins_of(samples)]
+
+
+def origins_of(samples: Sequence[Any]) -> list[Origin]:
+    """Which source each sample of a batch shows.
 
     Args:
         samples: Data samples, or the ``gt_instances`` of data samples.
@@ -132,7 +155,8 @@ def source_ids_of(samples: Sequence[Any]) -> list[int]:
             'replicas. Use another detector'
         )
     check_distinct(samples)
-    return [int(sample.source_id) for sample in samples]
+    records = map(ImageRecord.read, samples)
+    return [Origin(int(each.source_id), each.num_replicas, each.is_stand_in) for each in records]
 
 
 def check_distinct(samples: Sequence[Any]) -> None:

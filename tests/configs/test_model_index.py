@@ -17,6 +17,7 @@ CONTENTS = {metafile: mmengine.load(REPOSITORY / metafile) for metafile in METAF
 MODELS = [model for content in CONTENTS.values() for model in content['Models']]
 QUICKSTART = 'configs/faster_rcnn_r18_lt_demo.py'
 TRAINING_DATA = {
+    'data/bccd': 'BCCD',
     'data/cifar10': 'CIFAR-10',
     'data/cifar10_folder/train': 'CIFAR-10',
     'data/cifar100': 'CIFAR-100',

@@ -1,5 +1,6 @@
 """Agreement of replicas: against naive twins, the training term, and at the extremes."""
 
+import itertools
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from lt_mm.core.agreement import (
     match_boxes,
     means_by_key,
     pair_agreement,
+    pair_difference,
     paired_ids,
 )
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
@@ -154,6 +156,7 @@ def test_without_a_pair_there_are_no_values(ids):
         common_labels(group_ids.clamp(min=0), group_ids),
         paired_ids(group_ids),
         group_iou(boxes, group_ids),
+        pair_difference(group_ids.float(), group_ids),
     ):
         assert values.shape == (0,)
     assert group_means(p, group_ids).shape == (0, 3)
@@ -229,6 +232,18 @@ def test_boxes_are_matched_as_the_naive_twin_matches_them(seed):
         for group in split[row]
     ]
     assert reference_losses.same_partition(ours) == [expected.index(own) for own in expected]
+
+
+@_some
+@given(some_ids, seeds)
+def test_difference_of_pairs(ids, seed):
+    values = torch.rand(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    expected = []
+    for rows in reference.groups_of(ids).values():
+        pairs = [abs(values[i] - values[j]) for i, j in itertools.combinations(rows, 2)]
+        expected.append(sum(pairs) / len(pairs))
+    found = pair_difference(torch.tensor(values), _tensor(ids))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @_some

@@ -545,6 +545,40 @@ class TestMasksToSource:
             np.testing.assert_array_equal(inside[row][clear], (depth >= 0)[clear])
 
     @every_replica
+    @pytest.mark.parametrize('max_blur', [0.0, 0.03, 0.1, 0.25, 1.0])
+    def test_cells_read_across_an_edge_are_left_out(self, matrix, max_blur):
+        """Against the naive reading of p and of its square."""
+        roi = _roi(matrix, (3, -2, 4, 5))
+        mask = np.random.default_rng(0).normal(scale=2, size=(9, 7))
+        p = 1 / (1 + np.exp(-mask))
+        arguments = roi, matrix, REGION, 12
+        mean, depth = reference.mask_to_source(p, *arguments)
+        square, _ = reference.mask_to_source(p**2, *arguments)
+        blur = np.sqrt((square - mean**2).clip(0))
+        clear = (np.abs(depth) > 1e-6) & (np.abs(blur - max_blur) > 1e-5)
+        values, inside = geometry.masks_to_source(
+            torch.tensor(mask)[None],
+            _boxes(roi),
+            _tensor([matrix], -1, 3, 3),
+            _boxes(REGION),
+            12,
+            max_blur=max_blur,
+        )
+        expected = (depth >= 0) & (blur <= max_blur)
+        np.testing.assert_array_equal(inside[0].numpy()[clear], expected[clear])
+        alone, _ = _masks_to_source([mask], [roi], [matrix], [REGION], 12)
+        np.testing.assert_array_equal(values.numpy(), alone)
+
+    def test_a_grid_on_the_cells_of_the_mask_is_read_sharply(self):
+        """Whatever the mask holds: nothing is interpolated there."""
+        mask = torch.tensor([[[9.0, -9.0], [-9.0, 9.0]]], requires_grad=True)
+        box = _boxes([10, 20, 30, 50])
+        values, inside = geometry.masks_to_source(
+            mask, box, torch.eye(3)[None], box, 2, max_blur=1e-3
+        )
+        assert inside.all() and torch.equal(values, mask) and not inside.requires_grad
+
+    @every_replica
     def test_restores_a_plane_exactly(self, matrix):
         """A field that bilinear interpolation holds, and RoIs that leave room."""
         roi = _roi(matrix)

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections import Counter
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,13 +12,14 @@ from hypothesis import strategies as st
 from lt_mm.core import replicas
 from lt_mm.core.replicas import (
     Layout,
-    balanced_order,
     check_batch_size,
     check_num_sources,
     count_samples,
     count_units,
     endless_chunks,
     epoch_chunks,
+    holds_whole_groups,
+    short_order,
     shuffled_order,
     sources_of_samples,
 )
@@ -246,7 +246,7 @@ class TestShuffle:
 
     def test_indices_are_small_integers(self):
         assert shuffled_order(10, 0, 0, True).dtype == np.int32
-        assert balanced_order(10, 5, 5, 0, 1, True).dtype == np.int32
+        assert short_order(10, 5, 2, 0, 1, True).dtype == np.int32
 
 
 class TestBalance:
@@ -254,18 +254,18 @@ class TestBalance:
 
     @_many
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SEEDS, EPOCHS, SHUFFLES, st.booleans())
-    def test_consecutive_epochs_count_sources_equally(
-        self, size, num_repeats, world_size, placement, seed, epoch, shuffle, round_up
+    def test_a_pass_counts_sources_equally(
+        self, size, num_repeats, world_size, placement, seed, number, shuffle, round_up
     ):
         counts = np.zeros(size, int)
-        for step in range(num_repeats):
+        for place in range(num_repeats):
             for stream in _all_ranks(
                 world_size,
                 num_repeats,
                 placement,
                 'v1',
                 seed,
-                epoch + step,
+                number * num_repeats + place,
                 shuffle,
                 round_up,
                 size=size,
@@ -277,31 +277,54 @@ class TestBalance:
         assert counts.max() - counts.min() <= 1
 
     @_many
-    @given(SIZES, st.integers(1, 80), SEEDS, EPOCHS, st.integers(1, 12))
-    def test_windows_of_any_length_are_balanced(self, size, groups, seed, epoch, length):
-        window = [
-            balanced_order(size, groups, (epoch + step) * groups, seed, epoch + step, True)
-            for step in range(length)
+    @given(st.integers(1, 12), REPEATS, SEEDS, EPOCHS)
+    def test_a_pass_holds_each_source_once(self, num_drawn, num_epochs, seed, number):
+        size, first = num_drawn * num_epochs, number * num_epochs
+        orders = [
+            short_order(size, num_drawn, num_epochs, seed, first + place, True)
+            for place in range(num_epochs)
         ]
-        counts = np.bincount(np.concatenate(window), minlength=size)
-        assert counts.sum() == length * groups
-        assert counts.max() - counts.min() <= 1
+        assert sorted(np.concatenate(orders).tolist()) == list(range(size))
+
+    @_many
+    @given(SIZES, st.integers(1, 80), REPEATS, SEEDS, EPOCHS)
+    def test_an_epoch_holds_a_source_once(self, size, num_drawn, num_epochs, seed, epoch):
+        order = short_order(size, num_drawn, num_epochs, seed, epoch, True)
+        assert len(order) == num_drawn
+        assert len(set(order.tolist())) == min(size, num_drawn)
 
     def test_unshuffled_by_hand(self):
-        orders = [balanced_order(5, 3, 3 * e, 0, e, False).tolist() for e in range(4)]
-        assert orders == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1]]
+        orders = [short_order(5, 3, 2, 0, epoch, False).tolist() for epoch in range(4)]
+        assert orders == [[0, 1, 2], [3, 4, 0], [0, 1, 2], [3, 4, 0]]
 
     def test_more_groups_than_sources_by_hand(self):
-        orders = [balanced_order(2, 5, 5 * e, 0, e, False).tolist() for e in range(2)]
-        assert orders == [[0, 1, 0, 1, 0], [1, 0, 1, 0, 1]]
+        orders = [short_order(2, 5, 2, 0, epoch, False).tolist() for epoch in range(3)]
+        assert orders == [[0, 1, 0, 1, 0], [1, 0, 1, 0, 1], [0, 1, 0, 1, 0]]
 
-    def test_composition_returns_but_order_does_not(self):
-        first, again = (balanced_order(60, 20, 20 * e, 4, e, True) for e in (1, 4))
-        assert set(first) == set(again)
-        assert first.tolist() != again.tolist()
+    @pytest.mark.parametrize('num_repeats', [2, 3])
+    def test_any_two_sources_meet(self, num_repeats):
+        # 12 sources, 40 passes: a pair fails to meet with a probability below 3e-6.
+        met = np.zeros((12, 12), int)
+        for epoch in range(40 * num_repeats):
+            sources = sorted(set(_epoch(12, Layout(num_repeats), 'v1', epoch=epoch)))
+            met[np.ix_(sources, sources)] += 1
+        assert met.min() > 0
+        # A given pair meets in (drawn - 1) / 11 of the passes, on average.
+        share = met[~np.eye(12, dtype=bool)].mean() / 40
+        assert share == pytest.approx((12 / num_repeats - 1) / 11)
+
+    def test_every_pass_is_cut_differently(self):
+        halves = {frozenset(short_order(60, 30, 2, 4, 2 * number, True)) for number in range(20)}
+        assert len(halves) == 20
+        # The last epoch of a pass does not tell the first one of the next.
+        shared = [
+            len({*short_order(60, 30, 2, 4, n - 1, True)} & {*short_order(60, 30, 2, 4, n, True)})
+            for n in range(2, 42, 2)
+        ]
+        assert 10 < np.mean(shared) < 20
 
     def test_composition_depends_on_the_seed(self):
-        first = [set(balanced_order(60, 20, 0, seed, 0, True).tolist()) for seed in range(10)]
+        first = [set(short_order(60, 20, 3, seed, 0, True).tolist()) for seed in range(10)]
         assert len(set(map(frozenset, first))) == 10
         assert len(set.union(*first)) > 40  # All 60 but one, on average.
 
@@ -362,13 +385,12 @@ class TestPartlyRepeated:
 
     @_many
     @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SHARES, SEEDS, EPOCHS, st.integers(0, 9))
-    def test_v1_draws_sources_without_replacement_across_epochs(
-        self, size, num_repeats, world_size, placement, share, seed, epoch, start
+    def test_v1_draws_sources_without_replacement_in_a_pass(
+        self, size, num_repeats, world_size, placement, share, seed, number, start
     ):
         draws = Counter()
-        for step in range(4):
-            now = epoch + step
-            share_now = share if now >= start else Fraction(0)
+        for step in range(num_repeats):
+            now = start + number * num_repeats + step
             layouts = [
                 Layout(num_repeats, placement, rank, world_size, float(share))
                 for rank in range(world_size)
@@ -383,7 +405,7 @@ class TestPartlyRepeated:
             ]
             assert len(set(map(len, streams))) == 1
             units = count_units(size, layouts[0], 'v1', True)
-            kinds = _reference_kinds(units, share_now, world_size if placement == 'rank' else 1)
+            kinds = _reference_kinds(units, share, world_size if placement == 'rank' else 1)
             # A group shows its source num_repeats times, for one draw.
             grouped = Counter()
             if placement == 'rank':
@@ -419,6 +441,29 @@ class TestPartlyRepeated:
             stream = _epoch(40, Layout(2, 'rank', rank, 2, 0.5), 'v1')
             units = np.reshape(stream, (-1, 2))
             assert (units[:, 0] == units[:, 1]).tolist() == [False, True] * 5
+
+    @_many
+    @given(SIZES, REPEATS, WORLDS, PLACEMENTS, SEEDS, st.integers(1, 9))
+    def test_epochs_before_the_start_hold_every_source(
+        self, size, num_repeats, world_size, placement, seed, start
+    ):
+        orders = []
+        for epoch in range(start):
+            streams = [
+                [
+                    source
+                    for chunk in epoch_chunks(size, layout, 'v1', seed, epoch, True, True, start)
+                    for source in chunk.tolist()
+                ]
+                for layout in (
+                    Layout(num_repeats, placement, rank, world_size) for rank in range(world_size)
+                )
+            ]
+            counts = Counter(itertools.chain(*streams))
+            assert set(counts) == set(range(size))
+            assert max(counts.values()) - min(counts.values()) <= 1
+            orders.append(streams)
+        assert size < 8 or all(first != second for first, second in itertools.pairwise(orders))
 
     def test_repetition_that_starts_later(self):
         layout = Layout(2)
@@ -514,3 +559,66 @@ class TestChecks:
         check_num_sources(1)
         with pytest.raises(ValueError, match='data set is empty'):
             check_num_sources(0)
+
+
+class TestWholeGroups:
+    """Whether a batch cuts groups apart."""
+
+    @_many
+    @given(
+        SIZES,
+        st.integers(2, 6),
+        st.integers(1, 20),
+        st.sampled_from(replicas.MODES),
+        SEEDS,
+        EPOCHS,
+        st.booleans(),
+    )
+    def test_batches_of_a_stream(self, size, num_repeats, batch_size, mode, seed, epoch, is_known):
+        stream = _epoch(size, Layout(num_repeats), mode, seed, epoch)
+        told = num_repeats if is_known else None
+        for start in range(0, len(stream), batch_size):
+            batch = stream[start : start + batch_size]
+            groups = Counter(batch)
+            if all(count % num_repeats == 0 for count in groups.values()):
+                assert holds_whole_groups(batch, num_repeats, False)
+            elif is_known or len(set(groups.values())) > 1 or len(groups) == len(batch):
+                assert not holds_whole_groups(batch, told, False)
+
+    @pytest.mark.parametrize(
+        'num_repeats, batch_size', [(2, 3), (3, 4), (3, 5), (4, 6), (8, 12), (4, 2), (2, 1)]
+    )
+    def test_no_batch_of_another_size_passes(self, num_repeats, batch_size):
+        stream = _epoch(60, Layout(num_repeats))
+        for start in range(0, len(stream) - batch_size, batch_size):
+            assert not holds_whole_groups(stream[start : start + batch_size], num_repeats, False)
+
+    @_many
+    @given(SIZES, st.integers(2, 6), st.integers(1, 4), SHARES, SEEDS, EPOCHS)
+    def test_batches_that_are_partly_repeated(
+        self, size, num_repeats, num_units, share, seed, epoch
+    ):
+        layout = Layout(num_repeats, repeat_fraction=float(share))
+        stream = _epoch(size, layout, 'v1', seed, epoch)
+        batch = stream[: num_units * num_repeats]
+        if len(set(stream)) < size:  # no source is in two units
+            has_group = max(Counter(batch).values()) > 1
+            assert holds_whole_groups(batch, num_repeats, True) == has_group
+
+    @pytest.mark.parametrize(
+        'source_ids, num_repeats, partly, expected',
+        [
+            ([], 3, False, True),
+            ([], 3, True, True),
+            ([], None, False, True),
+            ([5, 5, 5, 5, 5, 5], 3, False, True),  # where two passes meet
+            ([5, 5, 6, 6, 6, 6], None, False, False),
+            ([5, 5, 6, 7], None, True, True),
+            ([5, 6, 7, 8], None, True, False),
+            ([5, 5, 6, 7], 2, True, True),
+            ([6, 5, 5, 7], 2, True, False),  # regrouped
+            ([5, 5, 6, 7], 4, True, False),
+        ],
+    )
+    def test_by_hand(self, source_ids, num_repeats, partly, expected):
+        assert holds_whole_groups(source_ids, num_repeats, partly) is expected

@@ -147,6 +147,7 @@ def test_detector_that_finds_it_elsewhere():
     ]
     assert numbers['mean_iou'] == pytest.approx((sum(iou) / 2 + 1) / 3, abs=1e-4)
     assert numbers['agreement'] == pytest.approx(2 / 3)
+    assert numbers['score_jitter'] == pytest.approx(0, abs=1e-6)
     assert numbers['matched_share'] == pytest.approx(6 / 9)
     rows = {row['source_id']: row for row in report.images}
     assert rows[3]['agreement'] == 0.5 and rows[3]['matched_share'] == 1
@@ -159,6 +160,20 @@ def test_detector_that_finds_it_elsewhere():
     assert loose['matched_share'] == 1
 
 
+def test_scores_that_differ():
+    """Three replicas; the first object is found in all of them, the second one in two."""
+    numbers, report = measured(
+        [
+            detected(3, IDENTITY, scores=(0.9, 0.6)),
+            detected(3, FLIP, scores=(0.5, 0.8)),
+            detected(3, ZOOM, scores=(0.6, 0.1)),
+        ]
+    )
+    expected = ((0.4 + 0.3 + 0.1) / 3 + 0.2) / 2
+    assert numbers['score_jitter'] == pytest.approx(expected, abs=1e-6)
+    assert report.images[0]['score_jitter'] == pytest.approx(expected, abs=1e-6)
+
+
 def test_values_that_nothing_was_found_for_are_left_out_and_logged(monkeypatch):
     logged = []
     monkeypatch.setattr(consistency_metric, 'print_log', lambda message, *_: logged.append(message))
@@ -167,7 +182,7 @@ def test_values_that_nothing_was_found_for_are_left_out_and_logged(monkeypatch):
     assert numbers == dict(num_images=1, num_replicas=2, num_predictions=0)
     assert report.images[0]['matched_share'] is None
     assert 'rotated or sheared' in logged[0]
-    assert 'leaves out matched_share, mean_iou, agreement' in logged[1]
+    assert 'leaves out matched_share, mean_iou, score_jitter, agreement' in logged[1]
 
 
 @pytest.mark.parametrize(

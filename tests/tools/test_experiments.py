@@ -55,7 +55,7 @@ def test_settings_of_a_study_fit_their_configs(study):
 _ADDED = {
     *(
         f'model.{head}.{name}'
-        for head in ('head', 'roi_head')
+        for head in ('head', 'roi_head', 'bbox_head')
         for name in ('detach_mean', 'allow_unrepeated', 'rho_bbox', 'pairing')
     ),
     'model.train_cfg.augments',
@@ -113,7 +113,37 @@ def test_differences_of_means():
     assert error == pytest.approx(np.sqrt(np.var(values, ddof=1) / 3 + np.var(others, ddof=1) / 4))
     difference, error = report.difference_of_means(pd.Series([2.0]), others)
     assert difference == -1 and np.isnan(error)
-    assert report.show_difference(pd.Series([2.0]), others) == '-1.0'
+    assert report.show_difference(difference, error) == '-1.0'
+
+
+def test_differences_that_are_paired_by_seed():
+    """The seeds differ much, and the runs of one seed little; seed 3 has no partner."""
+    values = pd.Series([30.0, 41.0, 54.0, 7.0], index=[0, 1, 2, 3])
+    others = pd.Series([50.0, 29.0, 40.0], index=[2, 0, 1])
+    difference, error = report.paired_difference(values, others)
+    assert difference == pytest.approx((1 + 1 + 4) / 3)
+    assert error == pytest.approx(np.std([1, 1, 4], ddof=1) / np.sqrt(3))
+    assert report.show_difference(difference, error) == '+2.0 (± 1.0)'
+    assert report.show_difference(*report.paired_difference(values, others[[0]])) == '+1.0'
+    assert report.show_difference(*report.paired_difference(values[[3]], others)) == ''
+
+
+def test_table_of_a_paired_study():
+    rows = [('a', 0, 30.0), ('a', 1, 41.0), ('b', 1, 40.0), ('b', 0, 28.0)]
+    runs = pd.DataFrame(rows, columns=['run', 'seed', 'metric']).set_index('run').assign(images=8)
+    consistency = runs.rename(columns=dict(metric='mean_iou'))
+    study = dict(
+        paired=True,
+        metric_name='AP',
+        runs=dict.fromkeys('ab'),
+        measured=dict(mean_iou='IoU'),
+        sections={'All': [('a', 'b')]},
+    )
+    (line,) = [row for row in report.table(study, runs, consistency).splitlines() if '`a`' in row]
+    assert '| `b` | +1.5 (± 0.5) |' in line
+    assert line.endswith('± 7.778, +1.500 (± 0.500) |')
+    assert '| `b` | 34.0 ± 8.5 |' in report.test_table(study, runs[['seed', 'metric']])
+    assert report.test_table(study, pd.DataFrame()) == ''
 
 
 def arguments(tmp_path, **more):
@@ -130,11 +160,9 @@ def arguments(tmp_path, **more):
 def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     """Real runs in this process: one goes on from another, and none is done twice."""
     pictures = write_pictures(tmp_path / 'pictures')
-    config = str(
-        write_config(
-            pictures, tmp_path, **validation(pictures), **{'default_hooks.logger.interval': 1}
-        )
-    )
+    tested = {name.replace('val_', 'test_'): data for name, data in validation(pictures).items()}
+    settings = {**validation(pictures), **tested, 'default_hooks.logger.interval': 1}
+    config = str(write_config(pictures, tmp_path, **settings))
     monkeypatch.setattr(
         run,
         'in_process',
@@ -165,6 +193,10 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     assert list(runs.index) == ['tuned', 'plain']
     measured = report.read(args.results / 'consistency.csv')
     assert 0 <= measured.agreement['plain'] <= 1
+    run.test_runs(study, args)
+    tested = report.read(args.results / 'test.csv')
+    assert sorted(tested.index) == ['plain', 'tuned']
+    assert tested.metric['plain'] == runs.metric['plain']  # the test data are the validation's
     text = report.table(study, runs, measured)
     assert '| `tuned` |' in text and '| `plain` | +0.0 |' in text
     assert text.splitlines()[2].endswith('| Agreement |')

@@ -7,7 +7,6 @@ and stays as it is without them.
 
 import argparse
 import runpy
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,7 +40,8 @@ def main() -> None:
     study = runpy.run_path(str(args.study))
     runs = read(args.results / 'runs.csv')
     consistency = read(args.results / 'consistency.csv')
-    (args.results / 'table.md').write_text(table(study, runs, consistency))
+    text = table(study, runs, consistency) + test_table(study, read(args.results / 'test.csv'))
+    (args.results / 'table.md').write_text(text)
     for name, figure in study['figures'].items():
         out, metric = args.results / f'{name}.png', study['metric_name']
         if figure['kind'] == 'curves':
@@ -75,7 +75,7 @@ def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) 
     for title, entries in study['sections'].items():
         lines += [f'### {title}', '', f'| {" | ".join(headings)} |', '|---' * len(headings) + '|']
         lines += [
-            line(run, reference, runs, consistency, study['measured'])
+            line(study, run, reference, runs, consistency)
             for run, reference in entries
             if run in runs.index
         ]
@@ -83,22 +83,57 @@ def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) 
     return '\n'.join(lines)
 
 
+def test_table(study: dict[str, Any], tested: pd.DataFrame) -> str:
+    """Markdown: the metric on the test data of all runs that have it; empty without any."""
+    if tested.empty:
+        return ''
+    cells = [
+        f'| `{run}` | {show(tested.metric[tested.index == run])} |'
+        for run in study['runs']
+        if run in tested.index
+    ]
+    heading = f'| Run | {study["metric_name"]} on the test data |'
+    return '\n'.join(['', '### Test data', '', heading, '|---|---|', *cells, ''])
+
+
 def line(
+    study: dict[str, Any],
     run: str,
     reference: str | None,
     runs: pd.DataFrame,
     consistency: pd.DataFrame,
-    names: Iterable[str],
 ) -> str:
     own, measured = runs[runs.index == run], consistency[consistency.index == run]
     cells = [f'`{run}`', str(own.images.iloc[0]), str(len(own)), show(own.metric)]
     if reference in runs.index:
-        difference = show_difference(own.metric, runs.metric[runs.index == reference])
-        cells += [f'`{reference}`', difference]
+        cells += [f'`{reference}`', difference_to(study, runs, run, reference, 'metric')]
     else:
         cells += ['', '']
-    cells += [show(measured[name], 3) if len(measured) else '' for name in names]
+    for name in study['measured']:
+        cell = show(measured[name], 3) if len(measured) else ''
+        if cell and study.get('paired') and reference in consistency.index:
+            cell += f', {difference_to(study, consistency, run, reference, name, 3)}'
+        cells.append(cell)
     return '| ' + ' | '.join(cells) + ' |'
+
+
+def difference_to(
+    study: dict[str, Any],
+    rows: pd.DataFrame,
+    run: str,
+    reference: str | None,
+    column: str,
+    digits: int = 1,
+) -> str:
+    """The difference of two runs, with its standard error: paired by seed if the study says so."""
+    own, others = rows[rows.index == run], rows[rows.index == reference]
+    if study.get('paired'):
+        difference = paired_difference(
+            own.set_index('seed')[column], others.set_index('seed')[column]
+        )
+    else:
+        difference = difference_of_means(own[column], others[column])
+    return show_difference(*difference, digits=digits)
 
 
 def show(values: pd.Series, digits: int = 1) -> str:
@@ -119,9 +154,22 @@ def difference_of_means(values: pd.Series, others: pd.Series) -> tuple[float, fl
     return fmean(values) - fmean(others), (values.sem() ** 2 + others.sem() ** 2) ** 0.5
 
 
-def show_difference(values: pd.Series, others: pd.Series) -> str:
-    difference, error = difference_of_means(values, others)
-    return f'{difference:+.1f}' + ('' if pd.isna(error) else f' (± {error:.1f})')
+def paired_difference(values: pd.Series, others: pd.Series) -> tuple[float, float]:
+    """Mean difference of the runs of one seed, and its standard error; indexed by seed.
+
+    Seeds that one of them lacks do not count. The error is NaN with a single seed, and both
+    are with none.
+    """
+    differences = (values - others).dropna()
+    return differences.mean(), differences.sem()
+
+
+def show_difference(difference: float, error: float, digits: int = 1) -> str:
+    """A difference and, where it is known, its standard error; empty without a difference."""
+    if pd.isna(difference):
+        return ''
+    text = f'{difference:+.{digits}f}'
+    return text + ('' if pd.isna(error) else f' (± {error:.{digits}f})')
 
 
 def draw_curves(figure: dict[str, Any], curves: pd.DataFrame, metric: str, out: Path) -> None:

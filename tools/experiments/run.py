@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-MEASURED = ('mean_kl', 'agreement', 'matched_share', 'mean_iou')
+MEASURED = ('mean_kl', 'agreement', 'matched_share', 'mean_iou', 'score_jitter')
 COLUMNS = {
     'runs.csv': ('images', 'metric', 'loss', 'loss_lt', 'paired_share', 'seconds'),
     'curves.csv': ('images', 'metric', 'loss', 'loss_lt'),
     'consistency.csv': MEASURED,
+    'test.csv': ('metric',),
 }
 _WRITING = Lock()
 _INITIAL = Lock()
@@ -54,6 +55,11 @@ def parse_args() -> argparse.Namespace:
         metavar=('RUN', 'SEED'),
         help='trains one run in this process and records nothing',
     )
+    parser.add_argument(
+        '--test',
+        action='store_true',
+        help='trains nothing, and evaluates the finished runs on the test data of their configs',
+    )
     args = parser.parse_args()
     args.results = args.results or Path('docs/studies') / args.study.stem
     args.work_dir = args.work_dir or Path('work_dirs/studies') / args.study.stem
@@ -66,6 +72,9 @@ def main() -> None:
     if args.one:
         name, seed = args.one
         train(study, name, int(seed), args.work_dir)
+        return
+    if args.test:
+        test_runs(study, args)
         return
     pending = pending_runs(study, args)
     print(f'{len(pending)} runs to do', flush=True)
@@ -82,17 +91,37 @@ def main() -> None:
 def pending_runs(study: dict[str, Any], args: argparse.Namespace) -> list[tuple[str, int]]:
     """Runs without a row, in the order of the study."""
     done = set.intersection(*(recorded(args.results / name) for name in tables(study)))
+    return [run for run in chosen_runs(study, args) if run not in done]
+
+
+def chosen_runs(study: dict[str, Any], args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Runs that the arguments ask for, in the order of the study."""
     names = [
         name
         for name in study['runs']
         if any(fnmatch.fnmatch(name, pattern) for pattern in args.only)
     ]
-    return [
-        (name, seed)
-        for name in names
-        for seed in args.seeds or study['seeds']
-        if (name, seed) not in done
-    ]
+    return [(name, seed) for name in names for seed in args.seeds or study['seeds']]
+
+
+def test_runs(study: dict[str, Any], args: argparse.Namespace) -> None:
+    """Records the metric on the test data, for runs that were trained to their end.
+
+    Choices are made on validation data, so this comes once, after the last choice.
+    """
+    from lt_mm.apis import train as api
+
+    path = args.results / 'test.csv'
+    for name, seed in chosen_runs(study, args):
+        checkpoint = last_checkpoint(args.work_dir, name, seed)
+        if not checkpoint or (name, seed) in recorded(path):
+            continue
+        config, settings, _ = definition_of(study, name)
+        work_dir = str(folder_of(args.work_dir, name, seed) / 'test')
+        found = api.test(config, checkpoint, work_dir, cfg_options=settings)
+        metric = round(found[study['metric']] * study.get('scale', 1), 4)
+        append(path, name, seed, pd.DataFrame([dict(metric=metric)]))
+        print(f'{name}, seed {seed}: {metric} on the test data', flush=True)
 
 
 def tables(study: dict[str, Any]) -> list[str]:

@@ -9,7 +9,12 @@ _SMALLEST_SIDE = 1e-6  # pixels; a RoI with a smaller one has no area
 
 
 def masks_to_source(
-    mask_logits: Tensor, rois_xyxy: Tensor, matrices: Tensor, regions_xyxy: Tensor, size: int
+    mask_logits: Tensor,
+    rois_xyxy: Tensor,
+    matrices: Tensor,
+    regions_xyxy: Tensor,
+    size: int,
+    max_blur: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """psi^-1 for masks: resamples them on a canonical grid of the source instance.
 
@@ -26,11 +31,16 @@ def masks_to_source(
         regions_xyxy: (N, 4), region of each instance; pixels of the source image.
             Equal for the masks that are to be compared.
         size: Cells of the grid along each side.
+        max_blur: Cells that are read from probabilities which differ by more, such as those on
+            both sides of an edge, do not count as inside: what is read there is neither, and
+            depends on where the grid of the RoI lies. It is their standard deviation, with the
+            weights of the interpolation: 0 at a mask's own cell, half the step midway
+            between two. Any is allowed by default.
 
     Returns:
         (N, size, size) logits on the grid, in float32 or wider, and (N, size, size)
         bool: whether the cell lies inside the RoI, so that the mask says something
-        about it. No cell lies inside a RoI without area, or with NaN.
+        about it. No cell lies inside a RoI without area, or with NaN. Carries no gradient.
     """
     steps = (torch.arange(size, device=rois_xyxy.device, dtype=torch.float64) + 0.5) / size
     rows, columns = torch.meshgrid(steps, steps, indexing='ij')
@@ -45,7 +55,13 @@ def masks_to_source(
     # In half precision a place would be off by parts of a mask's cell.
     wide = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     grid = (2 * places.clamp(0, 1) - 1).to(wide)
+    probabilities = wide.detach().sigmoid()
     values = torch.nn.functional.grid_sample(
-        wide[:, None], grid.view(-1, size, size, 2), padding_mode='border', align_corners=False
+        torch.stack([wide, probabilities, probabilities.square()], dim=1),
+        grid.view(-1, size, size, 2),
+        padding_mode='border',
+        align_corners=False,
     )
-    return values[:, 0], inside.view(-1, size, size)
+    _, mean, square = values.detach().unbind(dim=1)
+    inside = inside.view(-1, size, size) & (square - mean.square() <= max_blur**2)
+    return values[:, 0], inside

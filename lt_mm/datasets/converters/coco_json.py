@@ -97,7 +97,7 @@ def write_split(
         image_dir: Folder of the images.
         info: The json's `info`; has to name its `generator`.
         images: COCO image entries.
-        annotations: Results of :func:`mask_to_annotation`.
+        annotations: COCO annotations without `id`, such as :func:`mask_to_annotation` gives.
         classes: Names of the categories.
 
     Returns:
@@ -129,13 +129,18 @@ def _generator_of(ann_file: Path) -> Any:
         return None
 
 
-def remove_stale_json(out_dir: Path, generator: str) -> None:
+def remove_stale_json(out_dir: Path, generator: str, splits: Sequence[str] = SPLITS) -> None:
     """Remove the json files of an earlier run, before its images are overwritten.
+
+    Args:
+        out_dir: Root of the data set.
+        generator: What the json files name as their `info.generator`.
+        splits: Names of the splits.
 
     Raises:
         FileExistsError: If a file in their place was written by something else; it is kept.
     """
-    ann_files = [_ann_file_of(out_dir, split) for split in SPLITS]
+    ann_files = [_ann_file_of(out_dir, split) for split in splits]
     ann_files = [path for path in ann_files if path.exists()]
     for path in ann_files:
         found = _generator_of(path)

@@ -23,11 +23,17 @@ from lt_mm.core.replicas import (
     epoch_chunks,
 )
 from lt_mm.datasets.checks import check_annotated
+from lt_mm.datasets.reporting import warn
+from lt_mm.datasets.source_numbers import number_sources
 from lt_mm.registry import DATA_SAMPLERS, register
+from lt_mm.structures import comparing_heads
+from lt_mm.structures.errors import HEAD_HINT
 
 
 class _ReplicaSampler(Sampler):
     """What the samplers below share: their arguments, and which samples this rank gets."""
+
+    _has_looked_for_head = False
 
     def __init__(
         self,
@@ -47,9 +53,20 @@ class _ReplicaSampler(Sampler):
                 'the stock DefaultSampler'
             )
         self.layout = Layout(num_repeats, placement, rank, world_size, repeat_fraction)
+        number_sources(dataset, num_repeats)
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
+
+    def _look_for_head(self) -> None:
+        """Warns once if nothing compares the replicas; the model is built by the first pass."""
+        if not (self._has_looked_for_head or comparing_heads.exist()):
+            warn(
+                f'{type(self).__name__} shows every image {self.layout.num_repeats} times in a '
+                'batch, but no head of this process compares the replicas: this trains '
+                f'repetition alone, not LossTransform; {HEAD_HINT}'
+            )
+        self._has_looked_for_head = True
 
 
 @register(DATA_SAMPLERS)
@@ -65,10 +82,10 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         dataset: The data set.
         num_repeats: Replicas of a source, 2 or more; may be larger than the data set.
         mode: ``'full'``: every source ``num_repeats`` times an epoch. ``'v1'``: as many
-            samples an epoch as without repetition, rounded up to whole groups. Sources are
-            drawn without replacement across epochs: any ``num_repeats`` consecutive epochs
-            hold every source equally often, within one. See
-            :func:`lt_mm.core.replicas.balanced_order` for what this implies.
+            samples an epoch as without repetition, rounded up to whole groups. A pass of
+            ``num_repeats`` epochs draws every source once (the rounding draws some again);
+            each pass has a new permutation, so that any two sources meet sooner or later. See
+            :func:`lt_mm.core.replicas.short_order`.
         placement: ``'rank'``: the replicas of a source are on one rank. ``'spread'``: they
             are on consecutive ranks, and predictions have to be gathered to be paired; the
             batches of all ranks together hold whole groups if ``num_repeats`` divides their
@@ -114,6 +131,7 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank in the current epoch."""
+        self._look_for_head()
         options = self.mode, self.seed, self.epoch, self.shuffle, self.round_up, self.start_epoch
         return _integers(epoch_chunks(len(self.dataset), self.layout, *options))
 
@@ -156,6 +174,7 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank, from where :meth:`skip` set the beginning."""
+        self._look_for_head()
         return _integers(
             endless_chunks(len(self.dataset), self.layout, self.seed, self.shuffle, self._start)
         )

@@ -7,7 +7,7 @@ import numpy as np
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 
 from lt_mm.core.provenance import Provenance, match_rows
-from lt_mm.datasets.transforms.samples import source_shape
+from lt_mm.datasets.transforms.samples import ORIGIN, source_shape
 from lt_mm.datasets.transforms.stock_transforms import (
     IMAGE_ONLY,
     loads,
@@ -17,7 +17,9 @@ from lt_mm.datasets.transforms.stock_transforms import (
 from lt_mm.structures import LostRecordError, RecordedBoxes
 
 # Result keys that a transform need not hand on for the record to stay.
-_OWN_KEYS = frozenset(['sample_idx', 'source_shape', 'applied_transforms', 'annotation_rows'])
+_OWN_KEYS = frozenset(
+    ['sample_idx', ORIGIN, 'source_shape', 'applied_transforms', 'annotation_rows']
+)
 
 
 class RecordedResults(dict):

@@ -24,12 +24,12 @@ from lt_mm.datasets.transforms.box_record import (
 from lt_mm.datasets.transforms.image_loading import BadImageError, load_image, transform_image
 from lt_mm.datasets.transforms.mixing import Mixing
 from lt_mm.datasets.transforms.packing import write_record
-from lt_mm.datasets.transforms.samples import path_of, source_shape
+from lt_mm.datasets.transforms.samples import ORIGIN, path_of, source_key, source_shape
 from lt_mm.datasets.transforms.shared_loading import SharedLoading
 from lt_mm.datasets.transforms.stand_ins import SkippedImages, StandIns
 from lt_mm.datasets.transforms.stock_transforms import can_be_shared, loads, loads_boxes
 from lt_mm.registry import TRANSFORMS, register
-from lt_mm.structures import LostRecordError
+from lt_mm.structures import LostRecordError, Origin
 
 
 @register(TRANSFORMS)
@@ -63,8 +63,9 @@ class InvertiblePipeline(BaseTransform):
         image_only: Class names of further transforms that move no pixel but rebuild
             the boxes from numbers (``'Albu'`` with photometric augmentations alone).
             Their boxes must be found among those before it, to 0.01 px.
-        sample_idx_offset: Added to ``sample_idx``. Datasets joined by
-            ``ConcatDataset`` count from 0 each; give every one its own range.
+        sample_idx_offset: Added to ``sample_idx``, since data sets joined by ``ConcatDataset``
+            count from 0 each. None: 0, until a sampler of this package or a ``ReplicaDataset``
+            gives each data set a range of its own.
         max_refetch: How often augmentation of the same source is tried again where the stock
             pipeline rejects the result (``None``), before the last good image takes its place.
         on_bad_image: ``'skip'`` or ``'raise'``, for files that are there and cannot be
@@ -85,7 +86,7 @@ class InvertiblePipeline(BaseTransform):
         self,
         transforms: Sequence[Any],
         image_only: Sequence[str] = (),
-        sample_idx_offset: int = 0,
+        sample_idx_offset: int | None = None,
         max_refetch: int = 15,
         on_bad_image: str = 'skip',
         on_missing_image: str = 'raise',
@@ -99,7 +100,9 @@ class InvertiblePipeline(BaseTransform):
         self.transforms: list[Callable] = [
             TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms
         ]
-        self.sample_idx_offset = sample_idx_offset
+        self.given_offset = sample_idx_offset
+        self.number(sample_idx_offset or 0)
+        self._rejected_key: tuple | None = None
         self.max_refetch = max_refetch
         self._num_loading = _count_leading(self.transforms, loads)
         self._num_shared = _count_leading(self.transforms, can_be_shared)
@@ -113,6 +116,25 @@ class InvertiblePipeline(BaseTransform):
             # MultiImageMixDataset asks only transforms that have this attribute.
             self.get_indexes = self._mixing.get_indexes
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether it begins with transforms that load."""
+        return self._num_loading > 0
+
+    def number(
+        self, offset: int, num_sources: int | None = None, num_replicas: int | None = None
+    ) -> None:
+        """Sets what the records of its samples say of their sources.
+
+        Args:
+            offset: Added to ``sample_idx``.
+            num_sources: Every ``sample_idx`` must be below it; None for no limit.
+            num_replicas: In how many samples a source is shown; None if not known.
+        """
+        self.sample_idx_offset = offset
+        self._num_sources = num_sources
+        self._num_replicas = num_replicas
+
     def transform(self, results: dict) -> dict | None:
         """Runs the transforms on one sample.
 
@@ -124,9 +146,13 @@ class InvertiblePipeline(BaseTransform):
             the sample cannot be used and no good one came before it.
         """
         check_entry(results)
-        if not self._num_loading:
-            return self._run(self.transforms, enter_loaded(results))
-        return self._stand_ins.replica(results, self._replica)
+        if ORIGIN in results:  # from the pipeline of the data set inside
+            return self._sample(results)
+        key, rejected = source_key(results), self._rejected_key
+        # A data set looks for another image where its pipeline gave None.
+        output = self._sample(self._entering(results, is_stand_in=rejected not in (None, key)))
+        self._rejected_key = None if output is not None else rejected or key
+        return output
 
     def load(self, results: dict) -> dict:
         """A source as the replicas start from it: what the transforms that load give.
@@ -138,7 +164,25 @@ class InvertiblePipeline(BaseTransform):
             BadImageError: The image cannot be used.
             FileNotFoundError: The image does not exist.
         """
-        return self._load(RecordedResults(results), self._num_loading)
+        return self._load(RecordedResults(self._entering(results)), self._num_loading)
+
+    def _entering(self, results: dict, is_stand_in: bool = False) -> dict:
+        """A sample with its origin."""
+        index = int(results['sample_idx'])  # some samplers give tensors
+        if self._num_sources is not None and not 0 <= index < self._num_sources:
+            raise LostRecordError(
+                f'the sample has sample_idx={index}, but its data set has {self._num_sources} '
+                'images and is joined with others, so the number may be that of another image; '
+                'expected the place of the image in its data set, counted from 0'
+            )
+        origin = Origin(index + self.sample_idx_offset, self._num_replicas, is_stand_in)
+        return {**results, ORIGIN: origin}
+
+    def _sample(self, results: dict) -> dict | None:
+        """Runs the transforms on a sample that has its origin."""
+        if not self.is_loading:
+            return self._run(self.transforms, enter_loaded(results))
+        return self._stand_ins.replica(results, self._replica)
 
     def _replica(self, results: dict) -> dict | None:
         """One replica of a source; None where every attempt is rejected."""
@@ -176,15 +220,14 @@ class InvertiblePipeline(BaseTransform):
     def _step(self, transform: Callable, results: dict) -> dict | None:
         """Runs one transform and keeps the record."""
         before, told = self._box_record.before(transform, results), told_by(results)
-        # Some samplers give indices as tensors.
-        source_id = int(results['sample_idx']) + self.sample_idx_offset
+        source_id = results[ORIGIN].source_id
         try:
             output = self._apply(transform, results)
             if output is None:
                 return None
             if 'data_samples' in output:
                 is_untouched = 0 < self._num_loading == len(self.transforms) - 1
-                write_record(output['data_samples'], results, source_id, is_untouched)
+                write_record(output['data_samples'], results, is_untouched)
                 return output
             output = self._box_record.follow(transform, before, results, output, source_id)
         except LostRecordError as error:

@@ -11,18 +11,16 @@ from mmengine.structures import BaseDataElement, InstanceData
 from lt_mm.core.geometry import move_boxes, visible_fraction
 from lt_mm.datasets.transforms.applied_transforms import image_matrix_of
 from lt_mm.datasets.transforms.box_record import is_recorded
+from lt_mm.datasets.transforms.samples import ORIGIN
 from lt_mm.structures import ImageRecord, InstanceRecord, LostRecordError, RecordedInstances
 
 
-def write_record(
-    sample: BaseDataElement | Mapping, results: dict, source_id: int, is_untouched: bool
-) -> None:
+def write_record(sample: BaseDataElement | Mapping, results: dict, is_untouched: bool) -> None:
     """Writes the record into a packed data sample.
 
     Args:
         sample: The data sample.
         results: What was packed.
-        source_id: The source image's id.
         is_untouched: Whether the image is as it was loaded.
 
     Raises:
@@ -34,7 +32,7 @@ def write_record(
     shape = tuple(results['img_shape'] if 'img_shape' in results else results['img'].shape)[:2]
     matrix = np.eye(3) if boxes is None and is_untouched else image_matrix_of(boxes)
     record = ImageRecord(
-        source_id=source_id,
+        **results[ORIGIN]._asdict(),
         source_shape=results.get('source_shape'),
         recorded_shape=shape,
         source_matrix=None if matrix is None else matrix.copy(),

@@ -1,5 +1,14 @@
 """What a sample, the ``results`` of a pipeline, tells of its source image."""
 
+# The results key of a sample's Origin. It travels from the pipeline that loads a sample to
+# the one that packs it.
+ORIGIN = 'source_origin'
+
+
+def as_stand_in(results: dict) -> dict:
+    """A sample that takes the place of another one."""
+    return {**results, ORIGIN: results[ORIGIN]._replace(is_stand_in=True)}
+
 
 def source_key(results: dict) -> tuple:
     """Equal for the replicas of a source, different for different sources."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from lt_mm.datasets.reporting import Tally, warn
 from lt_mm.datasets.transforms.image_loading import BadImageError
-from lt_mm.datasets.transforms.samples import path_of, source_key
+from lt_mm.datasets.transforms.samples import as_stand_in, path_of, source_key
 
 # So many unusable images in a row are not the fault of the images.
 _IN_A_ROW = 20
@@ -115,7 +115,7 @@ class StandIns:
         """Makes a replica of a source, or of its stand-in.
 
         Args:
-            results: The source as the data set gives it.
+            results: The source as the data set gives it, with its Origin.
             make: Makes a replica; gives None where the transforms reject the source.
 
         Returns:
@@ -127,7 +127,7 @@ class StandIns:
             FileNotFoundError: Likewise.
         """
         if self._is_replaced(results):
-            return make(self._stand_in)
+            return make(as_stand_in(self._stand_in))
         try:
             output = make(results)
         except (BadImageError, FileNotFoundError) as error:
@@ -141,7 +141,7 @@ class StandIns:
             self._last_good = results
         elif self._last_good is not None:
             self._stand_in, self._replaced_key = self._last_good, source_key(results)
-            return make(self._stand_in)
+            return make(as_stand_in(self._stand_in))
         return output
 
     def _is_replaced(self, results: dict) -> bool:

@@ -1,6 +1,6 @@
 """``PairVisualizationHook``: pictures of what the heads pair in a training step."""
 
-from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -79,8 +79,7 @@ class PairVisualizationHook(Hook):
         model = _model_of(runner)
         model.lt_passes = None  # the step before may have failed
         if is_main_process() and self.every_n_train_iters(runner, self.interval):
-            num_parts = getattr(runner.train_loop, 'num_micro_batches', 1)
-            model.lt_passes = deque(maxlen=min(num_parts, len(data_batch['data_samples'])))
+            model.lt_passes = []
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -91,11 +90,11 @@ class PairVisualizationHook(Hook):
             return
         classes = getattr(runner.train_dataloader.dataset, 'metainfo', {}).get('classes')
         for name, head in recorded_heads(model).items():
-            parts = [records[name] for records in passes]
-            if not any(parts):  # a RoI head, whose box and mask heads form the pairs
+            found = [record for records in passes for record in records[name]]
+            if not found:  # a RoI head, whose box and mask heads form the pairs
                 continue
             figure = pairs_figure(
-                _of_batch(parts),
+                found[-1].cpu(),
                 data_batch,
                 classes,
                 *self.limits,
@@ -113,29 +112,19 @@ class _RecordedModel(InstanceMixin, nn.Module):
     """
 
     prefix = 'Recorded'
-    lt_passes: deque[dict[str, list[PairRecord]]] | None = None
+    lt_passes: list[dict[str, list[PairRecord]]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.lt_record(super().__call__, *args, **kwargs)
+
+    def lt_record(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function in which heads form pairs, and collects what they record."""
         if self.lt_passes is None:
-            return super().__call__(*args, **kwargs)
+            return function(*args, **kwargs)
         with recording(self) as records:
             self.lt_passes.append(records)
-            return super().__call__(*args, **kwargs)
+            return function(*args, **kwargs)
 
 
 def _model_of(runner: Any) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _of_batch(parts: list[list[PairRecord]]) -> PairRecord:
-    """The record of a batch, from those of its micro-batches; a stock loop has one.
-
-    Micro-batch k of n holds the images k, k + n, ...
-    """
-    found = []
-    for number, records in enumerate(parts):
-        for record in records[-1:]:
-            record = record.cpu()
-            record.images = record.images * len(parts) + number
-            found.append(record)
-    return PairRecord.join(found)

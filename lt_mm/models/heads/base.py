@@ -9,16 +9,18 @@ from mmengine.dist import get_dist_info
 from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
+from lt_mm.core.replicas import holds_whole_groups
 from lt_mm.models.heads.class_losses import ClassLoss
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.pairing import Pairs
 from lt_mm.models.mixins import InstanceMixin, mix_in
+from lt_mm.structures import comparing_heads
 from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError
 from lt_mm.structures.pair_record import PairRecord
 
-# Batches without whole groups, in excess of those with, before training is stopped. A few
-# are normal: a data set replaces an image whose augmentations all fail.
+# Batches in a row without whole groups before training is stopped where nothing tells the
+# number of replicas. A few are normal: a data set may replace an image.
 _PATIENCE = 10
 
 
@@ -32,8 +34,6 @@ class ConsistencyMixin(InstanceMixin):
             :func:`~lt_mm.models.heads.head_families.register_head_family`.
         lt_options: The options of the wrap.
         lt_key_prefix: What the keys of the loss dict begin with, beside ``loss_``.
-        lt_gatherer: Gathers the candidates of a step in the place of :meth:`lt_gather`; set
-            by loops with micro-batches while they run a step.
         lt_recorder: Called with what is paired (:mod:`lt_mm.structures.pair_record`), while
             somebody wants to know.
     """
@@ -42,7 +42,6 @@ class ConsistencyMixin(InstanceMixin):
     lt_heads: tuple[type, ...] = ()
     lt_options: ConsistencyOptions
     lt_key_prefix = ''
-    lt_gatherer: Callable[[Part], GatheredBatch] | None = None
     lt_recorder: Callable[[PairRecord], None] | None = None
     _lt_excess = 0
 
@@ -60,6 +59,7 @@ class ConsistencyMixin(InstanceMixin):
     def lt_add(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
         """Adds this mixin to a built head without looking at it."""
         mix_in(cls, head)
+        comparing_heads.enrol(head)
         head.lt_options = options
         return head
 
@@ -97,8 +97,7 @@ class ConsistencyMixin(InstanceMixin):
         """
         with self.lt_with_graph(kind):
             term = non_negative(compute(pairs))
-        weighted = batch.share(term * self.lt_options.rho_now(kind))
-        losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = weighted
+        losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = term * self.lt_options.rho_now(kind)
         losses[f'{self.lt_key_prefix}lt_kl_{kind}'] = term.detach()
         if self.lt_options.pairing == 'gt_all' and 'instances' in batch.columns:
             with torch.no_grad():
@@ -110,9 +109,7 @@ class ConsistencyMixin(InstanceMixin):
         self, paired: Tensor, share: Tensor, batch: GatheredBatch, losses: dict[str, Any]
     ) -> None:
         """Adds how many predictions of this part are paired, and their share, for the log."""
-        # What MMEngine does not sum is averaged over micro-batches.
-        num_paired = paired.sum().float() * batch.num_shares
-        losses[f'{self.lt_key_prefix}lt_num_paired'] = num_paired
+        losses[f'{self.lt_key_prefix}lt_num_paired'] = paired.sum().float()
         losses[f'{self.lt_key_prefix}lt_paired_share'] = share
 
     def lt_class_term(
@@ -152,44 +149,53 @@ class ConsistencyMixin(InstanceMixin):
 
     def lt_gather(self, part: Part) -> GatheredBatch:
         """The candidates of the whole batch, of which this process holds a part."""
-        if self.lt_gatherer is not None:
-            batch = self.lt_gatherer(part)
-        elif self.lt_options.across_ranks and get_dist_info()[1] > 1:
+        if self.lt_options.across_ranks and get_dist_info()[1] > 1:
             batch = gather_ranks(part)
         else:
             batch = join_parts([part], 0)
-        if batch.is_complete:
-            self._lt_watch_groups(batch.source_ids)
+        self._lt_watch_groups(batch)
         return batch
 
-    def _lt_watch_groups(self, source_ids: list[int]) -> None:
-        """Stops training that holds no replicas to pair, or only parts of groups.
+    def _lt_watch_groups(self, batch: GatheredBatch) -> None:
+        """Stops training that cuts groups apart or holds no replicas to pair.
 
+        Where the sampler's number of replicas is known, at the first batch with a cut group,
+        unless the data set replaced an image in it. Otherwise after some batches in a row.
         Not while rho is 0: then nothing is missed, and repetition may start later. Works on
-        the host: ``source_ids`` are numbers from the metainfo.
+        the host: what the batch tells are numbers from the metainfo.
         """
         if not self.lt_options.is_active():
             return
-        sizes = Counter(source_ids)
-        smallest = max if self.lt_options.allow_unrepeated else min
-        whole = smallest(sizes.values(), default=2) > 1
-        self._lt_excess = 0 if whole else self._lt_excess + 1
-        if self._lt_excess < _PATIENCE:
+        source_ids, num_replicas = batch.source_ids, batch.num_replicas
+        partly = self.lt_options.allow_unrepeated
+        has_fitting_size = num_replicas is None or len(source_ids) % num_replicas == 0
+        if has_fitting_size and batch.num_stand_ins:
             return
-        if max(sizes.values()) == 1:
-            found = 'no two samples of a batch are replicas of one source'
-        else:
-            found = (
-                'the replicas of a source are split between batches (or only a part '
-                'is repeated by intent: allow_unrepeated=True)'
-            )
-        raise UnpairedBatchError(
-            f'in {_PATIENCE} training batches in a row {found} (the last one has '
-            f'{len(source_ids)} samples: {_briefly(sizes)}), so the consistency term '
-            f'has nothing to compare; {SAMPLER_HINT}'
+        # Where ranks gather, the samples of a unit are not consecutive.
+        is_in_order = not (partly and self.lt_options.across_ranks)
+        whole = has_fitting_size and holds_whole_groups(
+            source_ids, num_replicas if is_in_order else None, partly
         )
+        self._lt_excess = 0 if whole else self._lt_excess + 1
+        is_certain = not has_fitting_size or (num_replicas is not None and not partly)
+        if not whole and (is_certain or self._lt_excess >= _PATIENCE):
+            raise UnpairedBatchError(_describe(batch, self._lt_excess))
 
 
-def _briefly(sizes: Counter) -> str:
+def _describe(batch: GatheredBatch, num_batches: int) -> str:
+    sizes = Counter(batch.source_ids)
+    wanted = 'groups' if batch.num_replicas is None else f'groups of {batch.num_replicas}'
+    if max(sizes.values()) == 1:
+        found = 'no two samples of a batch are replicas of one source'
+    else:
+        found = (
+            f'the replicas of a source are split between batches: not all are whole {wanted} '
+            '(if only a part is repeated by intent: allow_unrepeated=True in the head)'
+        )
     shown = ', '.join(f'source {source} x {size}' for source, size in list(sizes.items())[:6])
-    return shown + (', ...' if len(sizes) > 6 else '')
+    return (
+        f'in {num_batches} training batches in a row {found}. The last one has '
+        f'{len(batch.source_ids)} samples: {shown}{", ..." if len(sizes) > 6 else ""}. What is '
+        f'cut off is compared with nothing; {SAMPLER_HINT}. A data set that replaces an image '
+        'has to leave that to InvertiblePipeline, which records it'
+    )

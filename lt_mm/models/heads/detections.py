@@ -120,7 +120,7 @@ class DetectionConsistency(ConsistencyMixin):
         """Pairs and compares the predictions of a batch; adds the terms to the losses."""
         candidates = self._lt_candidates(detections)
         batch = self.lt_gather(
-            Part(candidates.columns, source_ids_of(detections.records), detections.avg_factor)
+            Part.of(candidates.columns, detections.records, detections.avg_factor)
         )
         # The pairs are formed here.
         pairs = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)

@@ -1,16 +1,18 @@
-"""One table of everything that may pair, though the batch lies in several parts.
+"""One table of everything that may pair, though the batch lies on several ranks.
 
-The parts are the ranks of a distributed run (``across_ranks``) or the micro-batches of a
-step (:mod:`lt_mm.engine.loops.micro_batches`). A head gathers its candidates once a step;
-what pairs and compares them sees the whole batch and knows nothing of parts.
+A head gathers its candidates once a step (``across_ranks``); what pairs and compares them
+sees the whole batch and knows nothing of ranks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather, get_dist_info
 from torch import Tensor
+
+from lt_mm.structures.record import origins_of
 
 
 @dataclass
@@ -22,11 +24,32 @@ class Part:
             graph. 'images', (P,) int64, counts the images of this part from 0.
         source_ids: The source of each image of this part.
         avg_factor: What this part adds to the divisor n of the term.
+        num_replicas: Replicas of a source that the sampler makes; None if not known.
+        num_stand_ins: Images that the data set put in the place of others.
     """
 
     columns: dict[str, Tensor]
     source_ids: list[int]
     avg_factor: float
+    num_replicas: int | None = None
+    num_stand_ins: int = 0
+
+    @classmethod
+    def of(cls, columns: dict[str, Tensor], samples: Sequence[Any], avg_factor: float) -> 'Part':
+        """A part whose images are data samples, or the ``gt_instances`` of data samples.
+
+        Raises:
+            MissingRecordError: If one has no record, or if two images have the same id.
+            UnsupportedHeadError: If a sample occurs several times.
+        """
+        origins = origins_of(samples)
+        return cls(
+            columns,
+            [origin.source_id for origin in origins],
+            avg_factor,
+            origins[0].num_replicas if origins else None,
+            sum(origin.is_stand_in for origin in origins),
+        )
 
 
 @dataclass
@@ -37,24 +60,18 @@ class GatheredBatch:
         columns: As of :class:`Part`, (Q, ...), part after part; 'images' counts through the
             whole batch. Only the rows of this part carry a graph.
         source_ids: The source of each image.
+        num_replicas: As of :class:`Part`.
+        num_stand_ins: As of :class:`Part`.
         avg_factor: The divisor n of the term.
         own: The rows of this part.
-        num_shares: In how many parts the losses of one step are computed and then added up.
-        is_complete: False while other parts are not known yet.
     """
 
     columns: dict[str, Tensor]
     source_ids: list[int]
+    num_replicas: int | None
+    num_stand_ins: int
     avg_factor: float
     own: slice
-    num_shares: int = 1
-    is_complete: bool = True
-
-    def share(self, loss: Tensor) -> Tensor:
-        """This part's share of a loss of the whole batch, of which it has all its gradient."""
-        if self.num_shares == 1:
-            return loss
-        return loss + (loss.detach() / self.num_shares - loss.detach())
 
 
 def join_parts(parts: Sequence[Part], number: int) -> GatheredBatch:
@@ -72,6 +89,8 @@ def join_parts(parts: Sequence[Part], number: int) -> GatheredBatch:
     return GatheredBatch(
         columns=columns,
         source_ids=[source for part in parts for source in part.source_ids],
+        num_replicas=parts[number].num_replicas,
+        num_stand_ins=sum(part.num_stand_ins for part in parts),
         avg_factor=sum(part.avg_factor for part in parts),
         own=slice(start, start + counts[number]),
     )
@@ -93,7 +112,13 @@ def gather_ranks(part: Part) -> GatheredBatch:
     device = part.columns['images'].device
     own_bytes = _to_bytes(part)
     header = torch.tensor(
-        [len(part.columns['images']), len(part.source_ids), part.avg_factor, len(own_bytes)],
+        [
+            len(part.columns['images']),
+            len(part.source_ids),
+            part.avg_factor,
+            part.num_stand_ins,
+            len(own_bytes),
+        ],
         dtype=torch.float64,
         device=device,
     )
@@ -102,8 +127,8 @@ def gather_ranks(part: Part) -> GatheredBatch:
     padded = own_bytes.new_zeros(max(1, *(int(size) for *_, size in headers)))
     padded[: len(own_bytes)] = own_bytes
     parts = [
-        _from_bytes(data[: int(size)], part, int(rows), int(images), avg_factor)
-        for data, (rows, images, avg_factor, size) in zip(all_gather(padded), headers)
+        _from_bytes(data[: int(size)], part, int(rows), int(images), avg_factor, int(stand_ins))
+        for data, (rows, images, avg_factor, stand_ins, size) in zip(all_gather(padded), headers)
     ]
     parts[rank].columns = {
         name: _times_gradient(column, world_size) for name, column in part.columns.items()
@@ -118,7 +143,9 @@ def _to_bytes(part: Part) -> Tensor:
     return torch.cat([column.contiguous().flatten().view(torch.uint8) for column in columns])
 
 
-def _from_bytes(data: Tensor, like: Part, rows: int, images: int, avg_factor: float) -> Part:
+def _from_bytes(
+    data: Tensor, like: Part, rows: int, images: int, avg_factor: float, num_stand_ins: int
+) -> Part:
     """The part of another rank, whose columns have the types and shapes of ``like``'s."""
     shapes = {name: (rows, *column.shape[1:]) for name, column in like.columns.items()}
     sizes = [
@@ -137,7 +164,8 @@ def _from_bytes(data: Tensor, like: Part, rows: int, images: int, avg_factor: fl
         name: chunk.clone().view(like.columns[name].dtype).view(shape)
         for chunk, (name, shape) in zip(chunks, shapes.items())
     }
-    return Part(columns, source_ids.clone().view(torch.int64).tolist(), avg_factor)
+    ids = source_ids.clone().view(torch.int64).tolist()
+    return Part(columns, ids, avg_factor, like.num_replicas, num_stand_ins)
 
 
 def _times_gradient(values: Tensor, factor: int) -> Tensor:

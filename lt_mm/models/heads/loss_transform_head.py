@@ -38,8 +38,9 @@ class LossTransformHead:
     The loss gets ``loss_lt_cls``, ``loss_lt_bbox`` and ``loss_lt_mask``, each rho * term.
     Logged beside them and not summed: ``lt_kl_cls``, ``lt_kl_bbox``, ``lt_kl_mask`` (the terms
     without rho), ``lt_num_paired`` (paired predictions), ``lt_paired_share`` (share of the
-    instances, or of the images of a classifier, that have a pair). The stock loss is computed
-    once and stays as it is.
+    instances, or of the images of a classifier, that have a pair), and with
+    ``pairing='gt_all'`` ``lt_between_cls`` and so on (share of the term that lies between
+    replicas; 1 with the other pairings). The stock loss is computed once and stays as it is.
 
     Args:
         head: Config of the stock head (or a built one).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.registry import MODELS, register
+from lt_mm.structures import comparing_heads
 from lt_mm.structures.errors import UnsupportedHeadError
 
 
@@ -71,6 +72,7 @@ class SupConHead(LinearClsHead):
             nn.Linear(hidden_channels, projection_channels),
             init_cfg=dict(type='Kaiming', layer='Linear'),
         )
+        comparing_heads.enrol(self)
         self.supcon_weight = supcon_weight
         self.supcon = _supcon_loss_class()(temperature=temperature)
 

@@ -1,5 +1,6 @@
 """The samplers in loaders, batch samplers, registries and worlds of ranks."""
 
+import gc
 import itertools
 from collections import Counter
 from unittest.mock import patch
@@ -8,6 +9,7 @@ import pytest
 from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiDataAspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, DefaultScope, init_default_scope
+from mmpretrain.models.heads import LinearClsHead
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from lt_mm.datasets.samplers.repeat_aug import (
@@ -15,6 +17,8 @@ from lt_mm.datasets.samplers.repeat_aug import (
     InfiniteGroupedRepeatAugSampler,
     check_train_dataloader,
 )
+from lt_mm.models.heads import wrap_head
+from lt_mm.structures import comparing_heads
 
 BOTH = [GroupedRepeatAugSampler, InfiniteGroupedRepeatAugSampler]
 
@@ -99,9 +103,9 @@ class TestEpoch:
         lengths = [len(s) for s in _world(2, size=25, num_repeats=4, mode='v1')]
         assert lengths == [16, 16]
 
-    def test_v1_covers_the_data_set_in_num_repeats_epochs(self):
+    def test_v1_covers_the_data_set_in_each_pass(self):
         sampler = _sampler(24, num_repeats=4, mode='v1')
-        for first in range(6):
+        for first in range(0, 24, 4):
             seen = Counter()
             for epoch in range(first, first + 4):
                 sampler.set_epoch(epoch)
@@ -140,6 +144,8 @@ class TestEpoch:
             [0, 1, 2, 2, 3, 4, 5, 5],
             [6, 7, 0, 0, 1, 2, 3, 3],
         ]
+        sampler.set_epoch(3)  # another pass
+        assert list(sampler) == epochs[1]
         assert len(sampler) == 8
 
     def test_start_epoch_in_full_mode(self):
@@ -310,6 +316,41 @@ class TestCheckTrainDataloader:
         )
         check_train_dataloader(DataLoader(_Images(3), batch_size=None))
         check_train_dataloader(DataLoader(_Images(3), batch_sampler=[[0, 1], [2]]))
+
+
+class TestWithoutHead:
+    """A sampler whose replicas nobody compares says so, once."""
+
+    @pytest.mark.parametrize('cls', BOTH)
+    def test_warning(self, cls):
+        sampler = _sampler(cls=cls)
+        with (
+            patch('lt_mm.datasets.samplers.repeat_aug.comparing_heads.exist', return_value=False),
+            patch('lt_mm.datasets.samplers.repeat_aug.warn') as warn,
+        ):
+            warn.assert_not_called()  # the model may be built after the loader
+            for _ in range(2):
+                _take(sampler, 3)
+        (message,) = warn.call_args.args
+        warn.assert_called_once()
+        assert f'{cls.__name__} shows every image 3 times' in message
+        assert "type='lt_mm.LossTransformHead'" in message
+
+    @pytest.mark.parametrize('cls', BOTH)
+    def test_with_a_head(self, cls):
+        head = wrap_head(LinearClsHead(3, 4), rho=0)
+        with patch('lt_mm.datasets.samplers.repeat_aug.warn') as warn:
+            _take(_sampler(cls=cls), 3)
+        assert head is not None  # it lives as long as the sampler is used
+        warn.assert_not_called()
+
+    def test_a_head_that_is_gone_does_not_count(self):
+        before = len(comparing_heads._HEADS)
+        head = wrap_head(LinearClsHead(3, 4))
+        assert len(comparing_heads._HEADS) == before + 1
+        del head
+        gc.collect()
+        assert len(comparing_heads._HEADS) <= before
 
 
 class TestRegistry:

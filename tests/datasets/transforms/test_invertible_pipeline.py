@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from lt_mm.core import geometry
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from lt_mm.structures.errors import LostRecordError
+from lt_mm.structures.record import ImageRecord
 from lt_mm.structures.recorded_boxes import RecordedBoxes
 from tests import reference
 from tests.datasets.transforms import transform_cases
@@ -598,6 +599,17 @@ class TestChains:
         assert np.mean([count > 0 for count in counts]) > 0.9
 
 
+class RejectPlaces(BaseTransform):
+    """Rejects some of the samples that arrive, by their place in the order."""
+
+    def __init__(self, places):
+        self.places, self.calls = places, 0
+
+    def transform(self, results):
+        self.calls += 1
+        return None if self.calls - 1 in self.places else results
+
+
 class TestRecord:
     """Fields, types and metainfo of a packed sample."""
 
@@ -673,6 +685,38 @@ class TestRecord:
         sample = outer(run(inner, make_sample(sample_idx=5)))['data_samples']
         assert sample.source_id == 1005
         assert sample.gt_instances.source_ids[:, 0].tolist() == [1005] * 3
+
+    def test_the_offset_of_the_pipeline_that_loads_counts(self):
+        inner = pipeline_of([], pack=None)
+        inner.number(1000, num_replicas=3)
+        sample = InvertiblePipeline([PACK])(run(inner, make_sample(sample_idx=5)))['data_samples']
+        for facts in (sample, sample.gt_instances):
+            record = ImageRecord.read(facts)
+            assert (record.source_id, record.num_replicas, record.is_stand_in) == (1005, 3, False)
+
+    def test_samples_of_the_data_set_stay_as_they_are(self):
+        given = make_sample(sample_idx=5)
+        keys = set(given)
+        pipeline_of([FLIP])(given)
+        assert set(given) == keys
+
+    @pytest.mark.parametrize('loads', [True, False])
+    def test_stand_ins_are_marked(self, loads):
+        """By the pipeline, or where the data set goes on with another image after None."""
+        reject = RejectPlaces([0, 2])
+        if loads:
+            pipeline = InvertiblePipeline([LoadMadeImage(), reject, PACK], max_refetch=0)
+        else:
+            pipeline = InvertiblePipeline([reject, PACK])
+        found = []
+        for index in [0, 1, 1, 2, 4]:
+            sample = make_sample(sample_idx=index)
+            packed = pipeline(sample if loads else LoadMadeImage().transform(sample))
+            record = None if packed is None else ImageRecord.read(packed['data_samples'])
+            found.append(record and (record.source_id, record.is_stand_in))
+        # A pipeline that loads has the last good image take the place of a rejected one.
+        second = (1, True) if loads else None
+        assert found == [None, (1, True), second, (2, not loads), (4, False)]
 
     def test_images_without_annotations(self):
         pipeline = InvertiblePipeline([LoadMadeImage(), PACK])

@@ -77,7 +77,7 @@ def check_boxes(record, num_pairs):
 # -- what heads record ---------------------------------------------------------
 
 
-@pytest.mark.parametrize('pairing', ['gt', 'gt_nearest', 'iou'])
+@pytest.mark.parametrize('pairing', ['gt', 'gt_mean', 'gt_all', 'iou'])
 def test_roi_heads_record_boxes_and_masks(pairing):
     samples = replicas()
     for sample in samples:
@@ -229,13 +229,6 @@ def test_sources_with_pairs_come_first():
         'source 0: restored',
         'image 0 of the batch',
     ]
-
-
-def test_micro_batches_make_one_record():
-    parts = [made_record([0, 1], [0, 1]), made_record([0, 1, -1], [0, 1, 2])]
-    joined = pair_pictures._of_batch([[parts[0]], [parts[0], parts[1]]])
-    assert joined.images.tolist() == [0, 2, 1, 3, 5]
-    assert joined.group_ids.tolist() == [0, 1, 0, 1, -1] and joined.masks is None
 
 
 # -- the hook ------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The joint gradient from micro-batches, against the step on the joint batch."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,14 +10,15 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from lt_mm.engine.loops.micro_batches import _GatheredMicroBatches, joint_step
-from lt_mm.models.heads.gathering import Part
+from lt_mm.engine.loops.micro_batches import joint_step
 from lt_mm.structures.errors import UnsupportedHeadError
+from tests.engine.loops.steps import KeepGradients, assert_joint, gradients_of
 from tests.models.heads.head_data import (
     FLIP,
     MASK_SIDE,
     SHAPE,
     ZOOM,
+    cascade_config,
     cls_samples,
     det_sample,
     mask_roi_head_config,
@@ -26,27 +28,20 @@ from tests.paths import CONFIGS
 from tests.training_data import classifier_config, detector_options, recorded
 
 
-class KeepGradients(OptimWrapper):
-    """Leaves weights and gradients as they are after the backward pass."""
-
-    def step(self, **kwargs):
-        pass
-
-    def zero_grad(self, **kwargs):
-        pass
-
-
 def config_of(kind, draws=False):
     """A narrow stock model; with ``draws`` its RoI sampler or its drop path draws."""
-    if kind != 'Mask R-CNN':
+    if 'Mask' not in kind:
         config = model_config(kind, across_ranks=False)
     else:
         config = model_config('Faster R-CNN', across_ranks=False)
-        roi_head = mask_roi_head_config()
+        cascade = kind == 'Cascade Mask R-CNN'
+        roi_head = cascade_config(masks=True) if cascade else mask_roi_head_config()
         roi_head['bbox_roi_extractor']['featmap_strides'] = [16]
         config['type'] = 'mmdet.MaskRCNN'
         config['roi_head']['head'] = roi_head
         config['train_cfg']['rcnn']['mask_size'] = MASK_SIDE
+        if cascade:
+            config['train_cfg']['rcnn'] = [config['train_cfg']['rcnn']] * 3
     if draws and kind == 'classifier':
         config['backbone'].update(drop_path_rate=0.3)
     elif draws:
@@ -79,44 +74,59 @@ def batch(kind):
     return dict(inputs=inputs, data_samples=samples)
 
 
-def gradients(model):
-    return {
-        name: parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-
-
 def optim_of(model):
     return KeepGradients(torch.optim.SGD(model.parameters(), lr=0.1))
-
-
-def assert_same_gradients(found, expected):
-    assert found.keys() == expected.keys()
-    scale = max(gradient.abs().max() for gradient in expected.values())
-    for name, gradient in expected.items():
-        difference = (found[name] - gradient).abs().max() / scale
-        assert difference <= 1e-5, (name, float(difference))
 
 
 KINDS = ('classifier', 'Faster R-CNN', 'Mask R-CNN')
 
 
-@pytest.mark.parametrize('count', [2, 4, 3])
-@pytest.mark.parametrize('kind', KINDS)
-def test_gradient_is_that_of_the_joint_batch(kind, count):
+@pytest.mark.parametrize('kind', [*KINDS, 'Cascade Mask R-CNN', 'ATSS'])
+def test_gradient_is_that_of_the_joint_batch(kind):
     """Three micro-batches: unequal ones, and replicas that share one."""
-    stock = built(kind)
-    expected = stock.train_step(batch(kind), optim_of(stock))
-    model = built(kind)
-    found = joint_step(model, batch(kind), optim_of(model), count)
-    assert expected['lt_num_paired'] > 0 and expected['loss_lt_cls'] > 0
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        # Shares are logged as means over the micro-batches, here unequal ones.
-        if 'share' not in key and not (key == 'acc' and count == 3):
-            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6, msg=key)
-    assert_same_gradients(gradients(model), gradients(stock))
+    log = assert_joint(built(kind), batch(kind), (2, 4, 3), tolerance=1e-5)
+    prefix = 's0.' if kind.startswith('Cascade') else ''
+    assert log[f'{prefix}lt_num_paired'] > 0 and log[f'{prefix}loss_lt_cls'] > 0
+
+
+@pytest.mark.parametrize('kind', ['Faster R-CNN', 'Mask R-CNN', 'Cascade Mask R-CNN', 'ATSS'])
+@pytest.mark.parametrize('empty', [(1, 3), (0, 2), (1,)], ids=str)
+def test_a_micro_batch_without_an_object(kind, empty):
+    """As ``allow_negative_crop`` makes them: no RoI of a part is positive."""
+    data = batch(kind)
+    for number in empty:
+        source = data['data_samples'][number].source_id
+        data['data_samples'][number] = det_sample(source, instances=())
+    log = assert_joint(built(kind), data, (2, 4), tolerance=1e-5)
+    assert any(log[key] > 0 for key in log if key.endswith('loss_bbox'))
+
+
+def test_a_batch_without_an_object():
+    data = batch('Mask R-CNN')
+    data['data_samples'] = [det_sample(source, instances=()) for source in (3, 3, 8, 8)]
+    assert_joint(built('Mask R-CNN'), data, (2, 4), tolerance=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """Under autocast the gradients are those of the stock step, up to its rounding."""
+
+    class Autocast(KeepGradients):
+        @contextmanager
+        def optim_context(self, model):
+            with super().optim_context(model), torch.autocast('cpu', dtype):
+                yield
+
+    found = []
+    for step in (None, joint_step):
+        model = built('classifier')
+        optim_wrapper = Autocast(torch.optim.SGD(model.parameters(), lr=0.1))
+        if step:
+            step(model, batch('classifier'), optim_wrapper, 2)
+        else:
+            model.train_step(batch('classifier'), optim_wrapper)
+        found.append(torch.cat([each.grad.flatten() for each in model.parameters()]))
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm() and found[0].norm() > 0
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -124,68 +134,30 @@ def test_one_micro_batch_is_the_stock_step_with_its_draws(kind):
     """Its second pass draws what its first one drew; batch norm in training mode."""
     stock, model = (built(kind, draws=True, norm_eval=False) for _ in range(2))
     torch.manual_seed(1)
-    stock.train_step(batch(kind), optim_of(stock))
+    expected, _, buffers = gradients_of(stock, batch(kind), None)
     torch.manual_seed(1)
-    joint_step(model, batch(kind), optim_of(model), 1)
-    assert_same_gradients(gradients(model), gradients(stock))
-    for (name, mine), theirs in zip(model.named_buffers(), stock.buffers()):
-        assert torch.equal(mine, theirs), name
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_second_pass_repeats_the_first(kind, monkeypatch):
-    gather, compared = _GatheredMicroBatches.gather, []
-
-    def compare(self, part):
-        if self.is_complete:
-            first = self._recorded[self.number][self._calls].columns
-            compared.extend(torch.equal(first[name], part.columns[name]) for name in first)
-        return gather(self, part)
-
-    monkeypatch.setattr(_GatheredMicroBatches, 'gather', compare)
-    model = built(kind, draws=True)
-    joint_step(model, batch(kind), optim_of(model), 2)
-    assert len(compared) > 4 and all(compared)
-    assert all(head.lt_gatherer is None for head in model.modules() if hasattr(head, 'lt_options'))
-
-
-def part_of(logits, source):
-    images = torch.zeros(len(logits), dtype=torch.int64)
-    return Part(dict(images=images, logits=logits), [source], avg_factor=len(logits))
+    found, _, own_buffers = gradients_of(model, batch(kind), 1)
+    scale = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * scale, name
+    for name, buffer in buffers.items():
+        assert torch.equal(own_buffers[name], buffer), name
 
 
 def test_other_predictions_in_the_second_pass_are_refused():
-    gathered = _GatheredMicroBatches()
-    for number in range(2):
-        gathered.begin(number)
-        alone = gathered.gather(part_of(torch.full((3,), float(number)), number))
-        assert not alone.is_complete and alone.source_ids == [number]
-    gathered.is_complete = True
-    gathered.begin(1)
-    with pytest.raises(RuntimeError, match='second pass'):
-        gathered.gather(part_of(torch.zeros(2), 1))
-    own = torch.full((3,), 5.0, requires_grad=True)
-    batch = gathered.gather(part_of(own, 1))
-    assert batch.columns['logits'].tolist() == [0.0] * 3 + [5.0] * 3
-    assert batch.columns['images'].tolist() == [0] * 3 + [1] * 3
-    assert batch.source_ids == [0, 1] and batch.avg_factor == 6 and batch.num_shares == 2
-    (gradient,) = torch.autograd.grad(batch.columns['logits'][batch.own].sum(), own)
-    assert gradient.tolist() == [1.0] * 3
-    with pytest.raises(RuntimeError, match='second pass'):
-        gathered.gather(part_of(own, 1))
+    model = built('Faster R-CNN')
+    sample, calls = model.roi_head.bbox_sampler.sample, []
 
+    def sample_less(*args, **kwargs):
+        result = sample(*args, **kwargs)
+        calls.append(result)
+        if len(calls) > len(batch('Faster R-CNN')['data_samples']):
+            result.neg_priors = result.neg_priors[:1]
+        return result
 
-def test_shares_of_a_loss_add_up_and_have_its_gradient():
-    gathered = _GatheredMicroBatches()
-    for number in range(3):
-        gathered.begin(number)
-        gathered.gather(part_of(torch.zeros(1), number))
-    gathered.is_complete = True
-    gathered.begin(0)
-    batch = gathered.gather(part_of(torch.zeros(1), 0))
-    loss = torch.tensor(6.0, requires_grad=True)
-    share = batch.share(2 * loss)
-    assert share == 4.0 and torch.autograd.grad(share, loss)[0] == 2.0
+    model.roi_head.bbox_sampler.sample = sample_less
+    with pytest.raises(RuntimeError, match='second pass'):
+        joint_step(model, batch('Faster R-CNN'), optim_of(model), 2)
 
 
 def test_an_error_leaves_no_trace():
@@ -194,15 +166,14 @@ def test_an_error_leaves_no_trace():
     broken['data_samples'][3].set_metainfo(dict(source_shape=(1, 1)))
     with pytest.raises(ValueError, match='same source_id'):
         joint_step(model, broken, optim_of(model), 1)
-    assert model.head.lt_gatherer is None
-    assert not model.head.loss_module._forward_pre_hooks
-    assert not model.head.loss_module._forward_hooks
+    assert '_get_loss' not in vars(model.head)
+    expected, found = (
+        gradients_of(each, batch('classifier'), 2)[0] for each in (model, built('classifier'))
+    )
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
 def test_refusals():
-    model = built('ATSS')
-    with pytest.raises(UnsupportedHeadError, match='ATSSHead'):
-        joint_step(model, batch('ATSS'), optim_of(model), 2)
     model = built('classifier')
     accumulating = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=2)
     with pytest.raises(ValueError, match='accumulative_counts=1'):
@@ -210,6 +181,37 @@ def test_refusals():
     model.head.lt_options.across_ranks = True
     with pytest.raises(ValueError, match="placement='rank'"):
         joint_step(model, batch('classifier'), optim_of(model), 2)
+
+
+def test_roi_heads_with_losses_of_their_own_are_refused():
+    """They keep a state from pass to pass, or need the losses of one micro-batch."""
+    config = config_of('Faster R-CNN')
+    config.roi_head.head.update(type='mmdet.DynamicRoIHead')
+    config.roi_head.head.bbox_head.loss_bbox = dict(type='SmoothL1Loss')
+    config.train_cfg.rcnn.dynamic_rcnn = dict(
+        iou_topk=10, beta_topk=5, update_iter_interval=100, initial_iou=0.4, initial_beta=1.0
+    )
+    init_default_scope('mmdet')
+    dynamic = config, 'roi_head is a DynamicRoIHead.*EpochBased'
+    config = config_of('Mask R-CNN')
+    config.roi_head.head.update(
+        type='mmdet.MaskScoringRoIHead',
+        mask_iou_head=dict(
+            type='mmdet.MaskIoUHead',
+            num_convs=1,
+            num_fcs=1,
+            roi_feat_size=3,
+            in_channels=8,
+            conv_out_channels=8,
+            fc_out_channels=8,
+            num_classes=3,
+        ),
+    )
+    scoring = config, 'roi_head is a MaskScoringRoIHead.*EpochBased'
+    for refused, message in (dynamic, scoring):
+        model = MODELS.build(refused).train()
+        with pytest.raises(UnsupportedHeadError, match=message):
+            joint_step(model, batch('Mask R-CNN'), optim_of(model), 2)
 
 
 def test_the_loop_trains_a_classifier_from_a_config(pictures, tmp_path):

@@ -128,7 +128,7 @@ def all_terms(rank, cases, options, parts):
 CASES = ('classifier', 'RoI head', *DENSE)
 OPTIONS = {
     'gt': dict(rho=1.0),
-    'gt_nearest': dict(rho=0.7, pairing='gt_nearest', detach_mean=True),
+    'gt_mean': dict(rho=0.7, pairing='gt_mean', detach_mean=True),
     'iou': dict(rho=1.0, pairing='iou', score_threshold=0.3, iou_threshold=0.1, max_candidates=40),
 }
 # Replicas of a source are on different ranks; ranks hold different numbers of images.

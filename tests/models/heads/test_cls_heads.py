@@ -305,6 +305,53 @@ def test_training_without_whole_groups_stops(ids, found):
     assert 'GroupedRepeatAugSampler' in str(error.value)
 
 
+def samples_of(ids, num_replicas, stand_ins=()):
+    """Samples whose record tells what the sampler does."""
+    samples = cls_samples(ids)
+    for place, sample in enumerate(samples):
+        sample.set_metainfo(dict(num_replicas=num_replicas, is_stand_in=place in stand_ins))
+    return samples
+
+
+@pytest.mark.parametrize(
+    'ids, num_replicas, stand_ins, found',
+    [
+        ([1, 1, 2, 2], 2, (), None),
+        ([1, 1, 1, 1], 2, (), None),
+        ([1, 1, 1, 2], 2, (3,), None),  # the data set replaced an image
+        ([1, 1, 1, 2], 2, (), 'are split between batches'),
+        ([1, 1, 2], 2, (), 'are split between batches'),
+        ([1, 1, 2], 2, (2,), 'are split between batches'),
+        ([1, 1], 4, (), 'are split between batches: not all are whole groups of 4'),
+        ([1, 2], 2, (), 'no two samples of a batch are replicas'),
+    ],
+)
+def test_a_cut_group_stops_training_at_once(ids, num_replicas, stand_ins, found):
+    head, (_, feats) = wrapped(LINEAR), feats_for(LINEAR, len(ids))
+    samples = samples_of(ids, num_replicas, stand_ins)
+    if found is None:
+        for _ in range(20):
+            assert head.loss(feats, samples)['lt_num_paired'] >= 3
+    else:
+        with pytest.raises(UnpairedBatchError, match=found) as error:
+            head.loss(feats, samples)
+        assert 'GroupedRepeatAugSampler' in str(error.value)
+    # Without weight nothing is missed.
+    assert wrapped(LINEAR, rho=0.0).loss(feats, samples)['loss_lt_cls'] == 0
+
+
+def test_cut_groups_among_unrepeated_samples():
+    head, (_, feats) = wrapped(LINEAR, allow_unrepeated=True), feats_for(LINEAR, 4)
+    for _ in range(20):
+        head.loss(feats, samples_of([1, 1, 2, 3], 2))
+    with pytest.raises(UnpairedBatchError, match='in 10 training batches in a row'):
+        for _ in range(10):  # a batch sampler that regroups samples
+            head.loss(feats, samples_of([2, 1, 1, 3], 2))
+    _, feats = feats_for(LINEAR, 3)
+    with pytest.raises(UnpairedBatchError, match='are split between batches'):
+        wrapped(LINEAR, allow_unrepeated=True).loss(feats, samples_of([1, 1, 2], 2))
+
+
 def test_unrepeated_samples_by_intent():
     _, feats = feats_for(LINEAR, 4)
     head = wrapped(LINEAR, allow_unrepeated=True)

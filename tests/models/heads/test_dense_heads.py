@@ -230,24 +230,22 @@ def naive_terms(
         sum(len(gt.bboxes) for gt in gts), 1
     )
     logits = torch.stack([logits_at(kind, head, outputs, image, row) for image, row, _ in found])
-    restored = torch.stack(
-        [
-            to_source(box_at(kind, head, outputs, image, row, samples[image].img_shape), view)
-            for (image, row, _), view in zip(found, views)
-        ]
-    )
-    if pairing == 'gt_nearest':
-        annotated = [
-            to_source(gts[image].bboxes[k], view) for (image, _, k), view in zip(found, views)
-        ]
-        groups = twin.resort(
-            groups,
-            images,
-            [float((box - other).norm().detach()) for box, other in zip(restored, annotated)],
-        )
+    boxes = [
+        box_at(kind, head, outputs, image, row, samples[image].img_shape) for image, row, _ in found
+    ]
+    restored = torch.stack([to_source(box, view) for box, view in zip(boxes, views)])
+    if pairing == 'gt':
+        places = [gts[image].bboxes[k] for image, _, k in found]
+        groups = twin.resort(groups, images, list(map(twin.distance, boxes, places)))
     options = dict(detach_mean=detach_mean, avg_factor=_normaliser(kind, targets, positives))
-    discrete = twin.categorical if kind in ('RetinaNet, softmax', 'SSD', 'DETR') else twin.bernoulli
-    cls_term = discrete(logits, groups, temperature=temperature, **options)
+    is_softmax = kind in ('RetinaNet, softmax', 'SSD', 'DETR')
+    discrete = twin.categorical if is_softmax else twin.bernoulli
+    compared = groups
+    if pairing == 'gt_mean':
+        compared = twin.one_each(groups, images)
+        logits = twin.mean_logits(logits, not is_softmax, groups, images, temperature)
+        restored = twin.averaged(restored, groups, images)
+    cls_term = discrete(logits, compared, temperature=temperature, **options)
     if kind == 'GFL':
         sides = [
             _sides_in_source(head, outputs, image, row, view)
@@ -257,10 +255,11 @@ def naive_terms(
             torch.stack([logits for logits, _ in sides]),
             torch.stack([places for _, places in sides]),
             groups,
+            replicas=images if pairing == 'gt_mean' else None,
             **options,
         )
     else:
-        box_term = twin.box(restored, groups, **options)
+        box_term = twin.box(restored, compared, **options)
     return cls_term, box_term, groups, share
 
 
@@ -272,7 +271,8 @@ def _sides_in_source(head, outputs, image, row, view):
 
 CASES = {
     **{(kind, 'gt'): {} for kind in HEADS},
-    **{(kind, 'gt_nearest'): dict(pairing='gt_nearest') for kind in HEADS},
+    **{(kind, 'gt_mean'): dict(pairing='gt_mean') for kind in HEADS},
+    **{(kind, 'gt_all'): dict(pairing='gt_all') for kind in HEADS},
     **{(kind, 'options'): dict(temperature=2.0, detach_mean=True) for kind in FAMILIES},
 }
 
@@ -352,7 +352,7 @@ def test_padding_and_anchors_outside_the_image(kind):
 
 
 def _of_mirrored(kind, samples, mirror=True):
-    head = build(kind, pairing='gt_nearest')
+    head = build(kind, rho=1.0)
     outputs, _ = made_outputs(kind, head, 2)
     if mirror:
         outputs = mirrored(kind, head, outputs)

@@ -130,7 +130,7 @@ def test_what_is_no_family_is_refused(families):
 
 
 def test_wrap_head_takes_the_options_alone():
-    head = wrap_head(retina(RetinaHead), rho=0.5, pairing='gt_nearest', rho_bbox=2)
+    head = wrap_head(retina(RetinaHead), rho=0.5, pairing='gt_mean', rho_bbox=2)
     assert head.lt_options.rho_now('cls') == 0.5 and head.lt_options.rho_now('bbox') == 2
     with pytest.raises(TypeError, match='rhoo'):
         wrap_head(retina(RetinaHead), rhoo=1)
@@ -141,9 +141,9 @@ def test_wrap_head_takes_the_options_alone():
 
 
 def test_a_printed_model_shows_the_options():
-    shown = repr(wrap_head(retina(RetinaHead), rho=0.25, pairing='gt_nearest'))
+    shown = repr(wrap_head(retina(RetinaHead), rho=0.25, pairing='gt_mean'))
     assert shown.startswith('LossTransformRetinaHead(')
-    for text in ('rho=0.25', "pairing='gt_nearest'", 'detach_mean=False', 'mask_grid=28'):
+    for text in ('rho=0.25', "pairing='gt_mean'", 'detach_mean=False', 'mask_grid=28'):
         assert text in shown
     assert '(retina_cls)' in shown
 

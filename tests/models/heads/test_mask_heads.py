@@ -1,15 +1,20 @@
 """LossTransformHead on MMDetection's mask heads: contracts with the stock, the term."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
+from mmdet.structures.mask import PolygonMasks
+from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
+from lt_mm.models.heads.families import mask_head
 from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
 from tests import reference
 from tests import reference_losses as twin
@@ -118,16 +123,19 @@ def _read(mask, x, y):
 def _in_source(mask, roi, view, region):
     """A mask read cell by cell on the grid of a source region: logits, and inside."""
     x1, y1, x2, y2 = roi.tolist()
-    values, inside = [], []
+    values, inside, probabilities = [], [], mask.detach().double().sigmoid()
     for point in reference.cell_centers(region, GRID, GRID).reshape(-1, 2):
         x, y = reference.move_point(*point, view)
         across, down = (x - x1) / (x2 - x1), (y - y1) / (y2 - y1)
         values.append(_read(mask, across * mask.shape[1], down * mask.shape[0]))
-        inside.append(bool(0 <= across <= 1 and 0 <= down <= 1))
+        place = across * mask.shape[1], down * mask.shape[0]
+        mean = _read(probabilities, *place)
+        blur = _read((probabilities - mean).square(), *place).sqrt()
+        inside.append(bool(0 <= across <= 1 and 0 <= down <= 1 and blur <= 0.1))
     return (torch.stack(values).view(GRID, GRID), torch.tensor(inside).view(GRID, GRID))
 
 
-def _naive_term(head, samples, agnostic, **options):
+def _naive_term(head, samples, agnostic, pairing='gt', **options):
     features, results = sampled_rois(head, samples)
     if head.share_roi_extractor:
         rois = bbox2roi([result.priors for result in results])
@@ -159,20 +167,42 @@ def _naive_term(head, samples, agnostic, **options):
     groups = twin.across_replicas(instances, images, keep)
     regions = twin.hulls([to_source(box, view).tolist() for box, view in zip(boxes, views)], groups)
     read = [_in_source(*row) for row in zip(masks, rois, views, regions)]
-    term = twin.masks(
-        torch.stack([values for values, _ in read]),
-        torch.stack([inside for _, inside in read]),
-        groups,
-        **options,
-    )
+    masks = torch.stack([values for values, _ in read])
+    inside = torch.stack([inside for _, inside in read])
+    compared = groups
+    if pairing == 'gt':
+        compared = twin.resort(groups, images, list(map(twin.distance, rois, boxes)))
+    if pairing == 'gt_mean':
+        compared = twin.one_each(groups, images)
+        masks, inside = _means(masks, inside, twin.cells(groups, images), options)
+    term = twin.masks(masks, inside, compared, **options)
     return term, groups, torch.stack([inside for _, inside in read])
+
+
+def _means(masks, inside, cells, options):
+    """Logits of the mean masks of each cell, pixel by pixel, and where there is one."""
+    temperature = options.get('temperature', 1)
+    masks, inside = masks.clone(), inside.clone()
+    for cell in cells:
+        seen = inside[cell].double()
+        p = (masks[cell] / temperature).sigmoid()
+        mean = (seen * p).sum(0) / seen.sum(0).clamp(min=1)
+        masks[cell] = temperature * torch.where(seen.sum(0) > 0, mean, 0.5).logit()
+        inside[cell] = seen.sum(0) > 0
+    return masks, inside
 
 
 @pytest.mark.parametrize('roi', [True, False], ids=['roi_head', 'mask_head'])
 @pytest.mark.parametrize(
     'kind, options',
-    [*((kind, {}) for kind in KINDS), ('each class', dict(temperature=2.0, detach_mean=True))],
-    ids=[*KINDS, 'options'],
+    [
+        *((kind, {}) for kind in KINDS),
+        *(
+            ('each class', dict(temperature=2.0, detach_mean=True, pairing=pairing))
+            for pairing in ('gt', 'gt_mean', 'gt_all')
+        ),
+    ],
+    ids=[*KINDS, 'options', 'gt_mean', 'gt_all'],
 )
 def test_term_against_a_naive_loop(kind, roi, options):
     head = wrapped(kind, roi, rho_mask=0.5, mask_grid=GRID, **options)
@@ -183,7 +213,7 @@ def test_term_against_a_naive_loop(kind, roi, options):
     assert len(set(groups) - {-1}) == 3 and -1 in groups
     assert not inside.all() and inside.any()
     torch.testing.assert_close(losses['loss_lt_mask'].double(), 0.5 * term, rtol=1e-4, atol=1e-7)
-    assert term > 5e-4 and losses['loss_lt_mask'].dtype == torch.float32
+    assert term > 2e-5 and losses['loss_lt_mask'].dtype == torch.float32
     weights = list(head.mask_head.parameters())
     for mine, theirs in zip(
         torch.autograd.grad(losses['loss_lt_mask'], weights),
@@ -219,7 +249,7 @@ def _term_of_source_function(samples, change=lambda masks: masks):
         change: Is applied to the masks (p, classes, h, w) of the second replica.
     """
     side = 56
-    head = wrapped(rho=1.0, mask_grid=28)
+    head = wrapped(rho=1.0, mask_grid=28, pairing='gt_all')
     head.train_cfg.mask_size = side
     _, results = sampled_rois(head, samples)
     predicted = []
@@ -253,6 +283,82 @@ def test_a_mask_that_is_right_in_every_replica_costs_nothing(view):
     forgotten = copy.deepcopy(samples)
     forgotten[1].gt_instances.source_matrices[:] = torch.tensor(IDENTITY)
     assert _term_of_source_function(forgotten) > 100 * right
+
+
+def _outlined(seed, bitmap):
+    """Two replicas of a source with one object, whose outline is a random polygon."""
+    random = np.random.default_rng(seed)
+    angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
+    outline = 128 + (random.uniform(20, 90) * random.uniform(0.5, 1, 10)) * np.array(
+        [np.cos(angles), np.sin(angles)]
+    )
+    samples = []
+    for mirrored in (False, True):
+        scale = random.uniform(0.6, 1.6)
+        view = np.array(
+            [[scale, 0, random.uniform(0, 30)], [0, scale, random.uniform(0, 30)], [0, 0, 1]]
+        )
+        if mirrored:
+            view = np.array([[-1.0, 0, 512], [0, 1, 0], [0, 0, 1]]) @ view
+        points = view[:2, :2] @ outline + view[:2, 2:]
+        sample = det_sample(3, instances=(0,))
+        sample.gt_instances.source_matrices = torch.tensor(view)[None]
+        box = np.concatenate([points.min(axis=1), points.max(axis=1)])
+        masks = PolygonMasks([[points.T.reshape(-1)]], 512, 512)
+        sample.gt_instances.bboxes = torch.tensor(box[None], dtype=torch.float32)
+        sample.gt_instances.masks = masks.to_bitmap() if bitmap else masks
+        sides = np.tile(box[2:] - box[:2], 2)
+        roi = (box + random.uniform(-0.15, 0.15, 4) * sides).clip(0, 512)
+        sample.roi = torch.tensor(roi[None], dtype=torch.float32)
+        samples.append(sample)
+    return samples
+
+
+def _terms_of_targets(p, bitmap, change=lambda masks: masks):
+    """Terms of masks that are the stock targets with probability p; mean and largest one."""
+    terms = []
+    for seed in range(12):
+        samples = _outlined(seed, bitmap)
+        head = wrapped(rho=1.0).mask_head
+        results = []
+        for sample in samples:
+            gt = sample.gt_instances
+            result = SamplingResult.random()
+            result.pos_priors, result.pos_assigned_gt_inds = sample.roi, torch.zeros(1).long()
+            result.pos_gt_labels, result.gt_record = gt.labels, gt
+            results.append(result)
+        config = ConfigDict(mask_size=28)
+        gts = [sample.gt_instances for sample in samples]
+        targets = head.get_targets(copy.deepcopy(results), gts, config)
+        logits = (2 * change(targets) - 1) * math.log(p / (1 - p))
+        leaf = logits[:, None].repeat(1, 3, 1, 1).requires_grad_()
+        term = head.loss_and_target(leaf, results, gts, config)['loss_mask']['loss_lt_mask']
+        term.backward()
+        assert leaf.grad.isfinite().all()
+        terms.append(float(term.detach()))
+    return sum(terms) / len(terms), max(terms)
+
+
+def _moved(masks):
+    """The second mask three cells off, of 28."""
+    return torch.stack([masks[0], masks[1].roll(3, dims=-1)])
+
+
+def _cut(masks):
+    """The second mask without its lower half."""
+    return masks * torch.tensor([[1] * 28, [1] * 14 + [0] * 14])[:, :, None]
+
+
+@pytest.mark.parametrize('bitmap', [False, True], ids=['polygons', 'bitmaps'])
+@pytest.mark.parametrize('p, bound', [(0.65, 1e-4), (0.88, 1e-3), (0.98, 3e-3)])
+def test_perfect_masks_of_rois_that_lie_differently_cost_nothing(p, bound, bitmap, monkeypatch):
+    """Each is what the stock head is trained to, and different ones keep most of the term."""
+    mean, largest = _terms_of_targets(p, bitmap)
+    moved, cut = (_terms_of_targets(p, bitmap, change)[0] for change in (_moved, _cut))
+    monkeypatch.setattr(mask_head, '_MAX_BLUR', 1.0)
+    assert largest < bound and mean < _terms_of_targets(p, bitmap)[0] / 10
+    assert moved > 0.7 * _terms_of_targets(p, bitmap, _moved)[0]
+    assert cut > 0.9 * _terms_of_targets(p, bitmap, _cut)[0]
 
 
 def test_hidden_instances_pair_with_nothing():

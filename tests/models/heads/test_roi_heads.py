@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from mmengine.structures import InstanceData
 
 from lt_mm.core.consistency import bernoulli_consistency, box_consistency, categorical_consistency
 from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
+from tests import reference_losses as twin
 from tests.models.heads.head_data import (
     STAGE_WEIGHTS,
     build_roi_head,
@@ -150,7 +152,7 @@ def _naive_restored(bbox_head, bbox_pred, record):
 @pytest.mark.parametrize('roi', [True, False], ids=['roi_head', 'bbox_head'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_terms_against_a_naive_loop(kind, roi):
-    plain, head = stock(kind), wrapped(kind, roi, rho_cls=2.0, rho_bbox=0.5)
+    plain, head = stock(kind), wrapped(kind, roi, rho_cls=2.0, rho_bbox=0.5, pairing='gt_all')
     losses, _ = roi_losses(head, replicas())
     cls_score, bbox_pred, record = _predictions_and_record(head, replicas())
     groups = _naive_groups(record)
@@ -173,11 +175,81 @@ def test_terms_against_a_naive_loop(kind, roi):
 
 
 def test_nearest_pairing_keeps_one_prediction_a_replica():
-    head = wrapped(pairing='gt_nearest')
+    head = wrapped()
     losses, _ = roi_losses(head, replicas())
     # Source 3 has two instances in two replicas, source 8 one: three groups of two.
     assert losses['lt_num_paired'] == 6
     total(losses).backward()
+
+
+@pytest.mark.parametrize('reg', [True, False], ids=['boxes', 'no boxes'])
+def test_the_nearest_overlaps_its_annotation_most_in_the_replica(reg):
+    """Of a head without boxes, the RoIs are ranked."""
+    config = roi_head_config(**{} if reg else dict(with_reg=False))
+    head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
+    records = []
+    head.bbox_head.lt_recorder = records.append
+    losses, _ = roi_losses(head, replicas())
+    assert ('loss_lt_bbox' in losses) == reg
+    _, bbox_pred, record = _predictions_and_record(head, replicas())
+    best = {}
+    annotations = [sample.gt_instances for sample in replicas()]
+    for row, entry in enumerate(record):
+        if entry is None:
+            continue
+        image, source, instance, label, box, _ = entry
+        if reg:
+            deltas = bbox_pred[row].view(-1, 4)[label]
+            box = head.bbox_head.bbox_coder.decode(box[None], deltas[None])[0]
+        gt = annotations[image]
+        (k,) = (gt.source_ids == torch.tensor([source, instance])).all(1).nonzero()[0].tolist()
+        distance = twin.distance(box, gt.bboxes[k])
+        key = (source, instance, image)
+        if key not in best or distance < best[key][0]:
+            best[key] = (distance, box)
+    replicas_of = Counter(key[:2] for key in best)
+    expected = sorted(key for key in best if replicas_of[key[:2]] > 1)
+    assert losses['lt_num_paired'] == len(expected) == 6
+    if reg:
+        (found,) = records
+        shown = found.boxes[found.paired]
+        for key in expected:
+            assert (shown - best[key][1]).abs().sum(dim=1).min() < 1e-3
+
+
+def test_means_of_replicas_against_a_naive_loop():
+    head = wrapped(rho=1.0, pairing='gt_mean')
+    losses, _ = roi_losses(head, replicas())
+    cls_score, bbox_pred, record = _predictions_and_record(head, replicas())
+    groups = _naive_groups(record).tolist()
+    images = [entry[0] if entry else -1 for entry in record]
+    compared = twin.one_each(groups, images)
+    logits = twin.mean_logits(cls_score, False, groups, images)
+    boxes = twin.averaged(_naive_restored(head.bbox_head, bbox_pred, record), groups, images)
+    for name, term in (
+        ('cls', twin.categorical(logits, compared)),
+        ('bbox', twin.box(boxes, compared)),
+    ):
+        assert term > 1e-4
+        torch.testing.assert_close(losses[f'loss_lt_{name}'].double(), term, rtol=1e-4, atol=1e-6)
+    total(losses).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+def test_the_share_between_replicas_is_logged_where_it_is_not_one():
+    losses, _ = roi_losses(wrapped(rho=1.0, pairing='gt_all'), replicas())
+    assert not [key for key in roi_losses(wrapped(), replicas())[0] if 'between' in key]
+    head = wrapped(rho=1.0, pairing='gt_all')
+    cls_score, bbox_pred, record = _predictions_and_record(head, replicas())
+    groups = _naive_groups(record).tolist()
+    images = [entry[0] if entry else -1 for entry in record]
+    means = twin.mean_logits(cls_score, False, groups, images)
+    share = twin.categorical(means, groups) / twin.categorical(cls_score, groups)
+    assert 0 < share < 1
+    torch.testing.assert_close(losses['lt_between_cls'].double(), share, rtol=1e-3, atol=1e-5)
+    restored = _naive_restored(head.bbox_head, bbox_pred, record)
+    share = twin.box(twin.averaged(restored, groups, images), groups) / twin.box(restored, groups)
+    torch.testing.assert_close(losses['lt_between_bbox'].double(), share, rtol=1e-3, atol=1e-5)
 
 
 def test_paired_share_counts_instances():
@@ -609,7 +681,7 @@ def test_box_heads_of_scnet():
 
 @pytest.mark.parametrize('wrap', ['roi_head', 'bbox_head'])
 def test_first_stage_of_a_cascade_against_a_naive_loop(wrap):
-    head = cascade('with masks', wrap, rho=1.0)
+    head = cascade('with masks', wrap, rho=1.0, pairing='gt_all')
     losses, _ = roi_losses(head, replicas())
     cls_score, bbox_pred, record = _predictions_and_record(head, replicas(), stage=0)
     groups = _naive_groups(record)

@@ -89,18 +89,17 @@ class ClsConsistency(ConsistencyMixin):
         return losses
 
     def _lt_part(self, cls_score: Tensor, data_samples: list[Any]) -> Part:
-        source_ids = source_ids_of(data_samples)
         with self.lt_with_graph('cls'):
             logits = cls_score.view_as(cls_score)
         columns = dict(
             images=torch.arange(len(logits), device=logits.device),
-            source_ids=torch.tensor(source_ids, device=logits.device),
+            source_ids=torch.tensor(source_ids_of(data_samples), device=logits.device),
             logits=logits,
         )
         scores = _soft_labels(data_samples)
         if scores is not None:
             columns['scores'] = scores
-        return Part(columns, source_ids, avg_factor=len(logits))
+        return Part.of(columns, data_samples, avg_factor=len(logits))
 
     @torch.no_grad()
     def _lt_pair_record(self, cls_score: Tensor, sources: Tensor, paired: Tensor) -> PairRecord:
@@ -136,7 +135,7 @@ class ClsConsistency(ConsistencyMixin):
         their means into ``gt_score`` of the samples. Otherwise it only looks, at the cost of
         one synchronisation with the device, and of none where the labels cannot be mixed.
         """
-        if 'scores' not in batch.columns or not batch.is_complete:
+        if 'scores' not in batch.columns:
             return
         mixed_alike = 'mix_lambda' in data_samples[0]
         scores, group_ids = batch.columns['scores'], batch.columns['source_ids']

@@ -1,5 +1,6 @@
 """What the consistency terms do to the gradient of the stock losses, on a checkpoint."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import build_runner, load_config
 from lt_mm.structures.pair_record import PairRecord, recorded_heads, recording
 
-_TERM = 'loss_lt_'
+# Such as loss_lt_cls, s0.loss_lt_cls of a cascade, loss_rpn_lt_cls of an RPN.
+_TERM = re.compile(r'loss_(rpn_)?lt_(cls|bbox|mask)$')
 
 
 def measure_term_gradients(
@@ -46,10 +48,13 @@ def measure_term_gradients(
         ``config``, ``checkpoint``, ``seed``, ``num_batches``, and:
 
         - ``terms``: for each term its mean ``value`` (rho times the term), the mean
-          ``ratio`` of the norm of its gradient to that of the stock losses, and the mean
-          ``cosine`` between them over the batches where it has a gradient; None without
-          such a batch. Below 0, the term works against the stock losses. Batches without
-          the term do not count, such as those that leave a cascade before a later stage.
+          ``ratio`` of the norm of its gradient to that of all stock losses, the mean
+          ``own_ratio`` to that of the stock loss of the same predictions and kind
+          (``loss_cls`` for ``loss_lt_cls``, ``loss`` of a classifier; None if that has no
+          gradient), and the mean ``cosine`` with all stock losses over the batches where the
+          term has a gradient; None without such a batch. Below 0, the term works against
+          the stock losses. Batches without the term do not count, such as those that leave
+          a cascade before a later stage.
         - ``heads``: for each wrapped head that pairs, by its name in the model, the mean
           number of ``pairs`` a batch (predictions that have a positive), and of those
           the mean ``score`` (probability of the most probable class, background apart)
@@ -93,7 +98,12 @@ def measure_term_gradients(
 
 def table_of(report: Mapping[str, Any]) -> str:
     """The numbers of :func:`measure_term_gradients` as lines of text."""
-    columns = dict(ratio='gradient / stock', pairs='paired a batch', unsure='below 1/2')
+    columns = dict(
+        ratio='gradient / stock',
+        own_ratio='/ its own stock loss',
+        pairs='paired a batch',
+        unsure='below 1/2',
+    )
     tables = [
         pd.DataFrame.from_dict(report[key], orient='index', dtype=float)
         .rename(columns=columns)
@@ -127,23 +137,36 @@ def _steps(runner: Runner, cfg: Config, num_batches: int) -> list[dict[str, Any]
 
 
 def _step(model: Any, data_batch: Any) -> dict[str, Any]:
-    """The value of each term, and its gradient compared with that of the stock losses."""
+    """The value of each term, and its gradient compared with those of stock losses."""
     data = model.data_preprocessor(data_batch, training=True)
     losses = model(**data, mode='loss')
-    terms = {
-        name: model.parse_losses({name: value})[0]
-        for name, value in losses.items()
-        if _TERM in name
-    }
-    stock = model.parse_losses(
-        {name: value for name, value in losses.items() if name not in terms}
-    )[0]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    reference = _gradients(stock, weights)
-    return {
-        name: (float(value.detach()), compare_gradients(_gradients(value, weights), reference))
-        for name, value in terms.items()
-    }
+
+    def gradient(*names: str) -> tuple[float, list[Tensor | None]]:
+        loss = model.parse_losses({name: losses[name] for name in names})[0]
+        return float(loss.detach()), _gradients(loss, weights)
+
+    terms = [name for name in losses if _TERM.search(name)]
+    _, of_all = gradient(*(name for name in losses if name not in terms))
+    found = {}
+    for name in terms:
+        value, own = gradient(name)
+        stock = [key for key in _stock_keys(name) if key in losses][:1]
+        of_same = gradient(*stock)[1] if stock else []
+        found[name] = value, compare_gradients(own, of_all), _ratio(own, of_same)
+    return found
+
+
+def _stock_keys(term: str) -> tuple[str, str]:
+    """What the stock loss may be called that has the predictions and the kind of a term."""
+    return term.replace('lt_', ''), _TERM.sub('loss', term)
+
+
+def _ratio(own: list[Tensor | None], stock: list[Tensor | None]) -> float | None:
+    """None where the stock loss has no gradient, such as that of boxes without an object."""
+    if not any(each is not None and bool(each.any()) for each in stock):
+        return None
+    return compare_gradients(own, stock).ratio
 
 
 def _gradients(loss: Tensor, weights: list[nn.Parameter]) -> list[Tensor | None]:
@@ -153,10 +176,12 @@ def _gradients(loss: Tensor, weights: list[nn.Parameter]) -> list[Tensor | None]
 
 
 def _term_of(found: list[Any]) -> dict[str, float | None]:
-    values, compared = zip(*found)
-    cosines = [each.cosine for each in compared if each.ratio]
+    values, compared, own_ratios = zip(*found)
     return dict(
-        value=_mean(values), ratio=_mean([each.ratio for each in compared]), cosine=_mean(cosines)
+        value=_mean(values),
+        ratio=_mean([each.ratio for each in compared]),
+        own_ratio=_mean([ratio for ratio in own_ratios if ratio is not None]),
+        cosine=_mean([each.cosine for each in compared if each.ratio]),
     )
 
 

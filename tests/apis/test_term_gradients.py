@@ -85,10 +85,14 @@ def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):
     assert set(found['terms']) == {'loss_lt_cls', 'loss_lt_bbox'}
     for name, term in found['terms'].items():
         _, own = gradient(name)
+        _, counterpart = gradient(name.replace('lt_', ''))
         norms = np.linalg.norm(own), np.linalg.norm(stock)
         assert term['value'] == pytest.approx(float(losses[name].detach()), rel=1e-5)
         assert term['value'] > 0
         assert term['ratio'] == pytest.approx(norms[0] / norms[1], rel=1e-4)
+        own_ratio = norms[0] / np.linalg.norm(counterpart)
+        assert term['own_ratio'] == pytest.approx(own_ratio, rel=1e-4)
+        assert term['own_ratio'] > term['ratio'] > 0
         assert term['cosine'] == pytest.approx(own @ stock / norms[0] / norms[1], abs=1e-4)
     (head,) = found['heads'].values()
     assert list(found['heads']) == ['roi_head.bbox_head']
@@ -103,9 +107,56 @@ def test_ratios_are_proportional_to_rho(measure):
     cls, bbox = (more['terms'][f'loss_lt_{kind}'] for kind in ('cls', 'bbox'))
     assert cls['ratio'] == pytest.approx(4 * once['loss_lt_cls']['ratio'], rel=1e-4)
     assert cls['cosine'] == pytest.approx(once['loss_lt_cls']['cosine'], abs=1e-4)
-    assert bbox == dict(value=0, ratio=0, cosine=None)
+    assert cls['own_ratio'] == pytest.approx(4 * once['loss_lt_cls']['own_ratio'], rel=1e-4)
+    assert bbox == dict(value=0, ratio=0, own_ratio=0, cosine=None)
     (row,) = (line for line in table_of(more).splitlines() if 'loss_lt_bbox' in line)
-    assert row.split() == ['loss_lt_bbox', '0.0000', '0.0000', '-']
+    assert row.split() == ['loss_lt_bbox', '0.0000', '0.0000', '0.0000', '-']
+
+
+class Losses(torch.nn.Module):
+    """A model whose losses are given by its one weight w = 2: their gradients are known."""
+
+    def __init__(self, **factors):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0))
+        self.factors = factors
+
+    def data_preprocessor(self, data, training):
+        return data
+
+    def forward(self, mode):
+        return {name: factor * self.weight for name, factor in self.factors.items()}
+
+    def parse_losses(self, losses):
+        return sum(losses.values()), {}
+
+
+@pytest.mark.parametrize(
+    'factors, found',
+    [
+        # Term, all stock losses, the stock loss of the same kind and predictions.
+        (dict(loss_cls=4.0, loss_bbox=6.0, loss_lt_cls=1.0), dict(loss_lt_cls=(0.1, 0.25))),
+        (
+            {'s0.loss_cls': 4.0, 's1.loss_cls': 6.0, 's1.loss_lt_cls': 3.0},
+            {'s1.loss_lt_cls': (0.3, 0.5)},
+        ),
+        (
+            dict(loss_rpn_cls=8.0, loss_cls=2.0, loss_rpn_lt_cls=1.0, loss_lt_cls=3.0),
+            dict(loss_rpn_lt_cls=(0.1, 0.125), loss_lt_cls=(0.3, 1.5)),
+        ),
+        (dict(loss=5.0, loss_lt_cls=1.0), dict(loss_lt_cls=(0.2, 0.2))),
+        (dict(loss_mask=5.0, loss_lt_mask=1.0), dict(loss_lt_mask=(0.2, 0.2))),
+        ({'loss_cls': 1.0, 'd0.loss_cls': 3.0, 'loss_lt_cls': 2.0}, dict(loss_lt_cls=(0.5, 2.0))),
+        (dict(loss_cls=5.0, loss_bbox=0.0, loss_lt_bbox=1.0), dict(loss_lt_bbox=(0.2, None))),
+        (dict(loss_other=5.0, loss_lt_cls=1.0), dict(loss_lt_cls=(0.2, None))),
+    ],
+    ids=['head', 'cascade', 'RPN', 'classifier', 'masks', 'DETR', 'no boxes', 'no counterpart'],
+)
+def test_terms_are_compared_with_their_own_stock_loss(factors, found):
+    """That of an RPN's term was once counted among the stock losses."""
+    step = term_gradients._step(Losses(**factors), {})
+    ratios = {name: (compared.ratio, own_ratio) for name, (_, compared, own_ratio) in step.items()}
+    assert ratios == {name: pytest.approx(pair) for name, pair in found.items()}
 
 
 def test_batches_without_a_term_do_not_count(measure, monkeypatch):

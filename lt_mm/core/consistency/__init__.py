@@ -29,11 +29,13 @@ from lt_mm.core.consistency.boxes import (
 from lt_mm.core.consistency.categorical import categorical_consistency
 from lt_mm.core.consistency.common import non_negative
 from lt_mm.core.consistency.replica_means import Cells, replica_cells
+from lt_mm.core.consistency.strength import Modulation, positives_each
 
 __all__ = [
     'BIN_FLOOR',
     'MIN_BOX_SIDE',
     'Cells',
+    'Modulation',
     'bernoulli_consistency',
     'box_consistency',
     'box_divergences',
@@ -42,6 +44,7 @@ __all__ = [
     'compared_sides',
     'mask_consistency',
     'non_negative',
+    'positives_each',
     'replica_cells',
     'side_consistency',
 ]

@@ -11,6 +11,7 @@ from lt_mm.core.consistency.common import (
     group_sum,
     zero_unpaired,
 )
+from lt_mm.core.consistency.strength import Modulation
 from lt_mm.core.pairing import PairedGroups, paired_groups
 
 
@@ -20,6 +21,7 @@ def bernoulli_consistency(
     temperature: float = 1.0,
     detach_mean: bool = False,
     avg_factor: float | None = None,
+    modulation: Modulation | None = None,
 ) -> Tensor:
     """Term for sigmoid classifiers: the sum of the Bernoulli KLs of all classes.
 
@@ -29,12 +31,17 @@ def bernoulli_consistency(
         temperature: Divides the logits before the sigmoid.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
+        modulation: If given, the KL of each class is weighted by its ``weights`` at the
+            mean, which count as constant: the gradient is still 0 where predictions agree.
     """
     check_predictions(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
         scaled = zero_unpaired(groups.paired, logits) / temperature
         divergence = _bernoulli_divergence(scaled, groups, detach_mean)
+        if modulation is not None:
+            mean = group_mean(scaled.sigmoid(), groups, detach=True)
+            divergence = divergence * modulation.weights(mean)
         return average(divergence.sum(dim=1), groups.paired, avg_factor)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
 from lt_mm.core.replicas import holds_whole_groups
+from lt_mm.models.heads.class_losses import ClassLoss
 from lt_mm.models.heads.empty_terms import EmptyTerms
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
@@ -127,23 +128,39 @@ class ConsistencyMixin(InstanceMixin):
             self.lt_empty_terms.watch(kind, remaining)
 
     def lt_class_term(
-        self, logits: Tensor, pairs: Pairs, sigmoid: bool, avg_factor: float | None = None
+        self,
+        logits: Tensor,
+        pairs: Pairs,
+        sigmoid: bool,
+        avg_factor: float | None = None,
+        stands_for: Tensor | float = 1.0,
     ) -> Tensor:
-        """The class term of logits (N, C), with the activation of the options."""
+        """The class term, with the activation and the strength of the options.
+
+        Args:
+            logits: (N, C); receives gradient.
+            pairs: What is compared.
+            sigmoid: Whether the stock loss reads the logits as independent Bernoullis.
+            avg_factor: n of the formula; N unless given.
+            stands_for: How many predictions of the stock loss each compared one stands for.
+        """
         options = self.lt_options
         activation = options.activation
         if activation == 'auto':
             activation = 'sigmoid' if sigmoid else 'softmax'
-        consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
         if pairs.cells is not None:
             logits = pairs.cells.mean_logits(logits, activation == 'sigmoid', options.temperature)
-        return consistency(
-            logits,
-            pairs.compared_ids,
-            temperature=options.temperature,
-            detach_mean=options.detach_mean,
-            avg_factor=avg_factor,
+        arguments: dict[str, Any] = dict(
+            temperature=options.temperature, detach_mean=options.detach_mean, avg_factor=avg_factor
         )
+        factor: Tensor | float = 1.0
+        if options.strength == 'stock':
+            loss = ClassLoss.read(getattr(self, 'loss_cls', getattr(self, 'loss_module', None)))
+            factor = loss.weight * stands_for
+            if activation == 'sigmoid':
+                arguments['modulation'] = loss.modulation
+        consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
+        return factor * consistency(logits, pairs.compared_ids, **arguments)
 
     def lt_gather(self, part: Part) -> GatheredBatch:
         """The candidates of the whole batch, of which this process holds a part."""

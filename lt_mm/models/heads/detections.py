@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lt_mm.core.consistency import box_consistency, compared_axes
+from lt_mm.core.consistency import box_consistency, compared_axes, positives_each
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible, sides_at_border
 from lt_mm.core.pairing import distance_to_annotations, is_paired, paired_share
 from lt_mm.models.heads.base import ConsistencyMixin
@@ -133,7 +133,11 @@ class DetectionConsistency(ConsistencyMixin):
             self.lt_add_term(
                 'cls',
                 lambda pairs: self.lt_class_term(
-                    columns['logits'], pairs, detections.sigmoid, batch.avg_factor
+                    columns['logits'],
+                    pairs,
+                    detections.sigmoid,
+                    batch.avg_factor,
+                    stands_for=_positives_each(columns, pairs),
                 ),
                 pairs,
                 batch,
@@ -306,6 +310,14 @@ class DetectionConsistency(ConsistencyMixin):
             restored=columns['restored'],
         )
         return record.rows(shown.nonzero()[:, 0])
+
+
+def _positives_each(columns: dict[str, Tensor], pairs: Pairs) -> Tensor | float:
+    """For how many positives of the stock loss each compared prediction stands."""
+    if 'instances' not in columns:  # 'iou' knows no positives
+        return 1.0
+    compared = is_paired(pairs.compared_ids)
+    return positives_each(columns['instances'], columns['images'], compared)
 
 
 def rows_of_batch(per_image: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

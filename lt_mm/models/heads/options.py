@@ -10,6 +10,7 @@ from lt_mm.core.schedules import RhoConfig, RhoSchedule
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 _PAIRINGS = ('gt', 'gt_mean', 'gt_all', 'iou')
+_STRENGTHS = ('stock', 'plain')
 _MIXED_LABELS = ('refuse', 'average')
 KINDS = ('cls', 'bbox', 'mask')
 
@@ -37,6 +38,10 @@ class ConsistencyOptions:
             the IoU of their restored boxes.
         temperature: Divides the logits in the class and mask terms.
         activation: 'softmax' or 'sigmoid' for the class term; 'auto' follows the stock loss.
+        strength: 'stock': the class term is scaled as the stock class loss is, by its
+            ``loss_weight``, its focal modulation and the number of its predictions that each
+            paired one stands for, so that rho means about the same for every loss. 'plain':
+            the formula of the paper, KL / n.
         mixed_labels: What a classifier does where stock batch augments (Mixup, CutMix) mix
             each replica with another image: 'refuse' raises; 'average' trains all replicas
             of a source on the mean of their soft labels.
@@ -67,6 +72,7 @@ class ConsistencyOptions:
     pairing: str = 'gt'
     temperature: float = 1.0
     activation: str = 'auto'
+    strength: str = 'stock'
     mixed_labels: str = 'refuse'
     iou_threshold: float = 0.5
     score_threshold: float = 0.5
@@ -79,6 +85,7 @@ class ConsistencyOptions:
     def __post_init__(self) -> None:
         _check_choice('pairing', self.pairing, _PAIRINGS)
         _check_choice('activation', self.activation, _ACTIVATIONS)
+        _check_choice('strength', self.strength, _STRENGTHS)
         _check_choice('mixed_labels', self.mixed_labels, _MIXED_LABELS)
         if not self.temperature > 0:
             raise ValueError(f'temperature is {self.temperature}; expected a number > 0')

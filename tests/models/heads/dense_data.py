@@ -232,7 +232,7 @@ DN_META = dict(num_denoising_queries=DENOISING, num_denoising_groups=1)
 
 
 def build(kind: str, **options: Any) -> nn.Module:
-    """The stock head; wrapped where there are options."""
+    """The stock head; wrapped where there are options, with the plain formula of the paper."""
     init_default_scope('mmdet')
     config = ConfigDict(copy.deepcopy(HEADS[kind]))
     config.setdefault(
@@ -246,7 +246,9 @@ def build(kind: str, **options: Any) -> nn.Module:
         ),
     )
     if options:
-        config = dict(type='lt_mm.LossTransformHead', head=config, **options)
+        config = dict(
+            type='lt_mm.LossTransformHead', head=config, **{'strength': 'plain', **options}
+        )
     head = MODELS.build(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from lt_mm.models.heads import wrap_head
-from lt_mm.models.heads.families.cls_head import reads_sigmoid
+from lt_mm.models.heads.class_losses import reads_sigmoid
 from lt_mm.structures.errors import UnsupportedHeadError
 
 LOGITS = torch.tensor([[1.5, -0.5, 0.3], [-1.0, 0.2, 2.0]])

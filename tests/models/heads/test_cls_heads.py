@@ -41,6 +41,7 @@ HEADS = {
 
 
 def wrapped(head, **options):
+    options = {'strength': 'plain', **options}
     return build_cls_head(dict(type='lt_mm.LossTransformHead', head=head, **options))
 
 

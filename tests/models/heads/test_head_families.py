@@ -63,10 +63,10 @@ def test_the_family_of_the_guide_pairs_and_compares(guide, by_config):
     config = dict(type='CellHead', num_classes=3, in_channels=4, stride=8)
     torch.manual_seed(0)
     if by_config:
-        head = MODELS.build(dict(type='lt_mm.LossTransformHead', head=config))
+        head = MODELS.build(dict(type='lt_mm.LossTransformHead', head=config, strength='plain'))
     else:
         del config['type']
-        head = wrap_head(guide['CellHead'](**config), rho=1.0)
+        head = wrap_head(guide['CellHead'](**config), rho=1.0, strength='plain')
     samples = [det_sample(3), det_sample(3, view=FLIP), det_sample(8)]
     height, width = (side // 8 for side in SHAPE)
     features = (torch.randn(3, 4, height, width),)

@@ -24,7 +24,9 @@ from tests.models.heads.head_data import (
     total,
 )
 
-OPTIONS = dict(pairing='iou', iou_threshold=0.3, score_threshold=0.45, max_candidates=7)
+OPTIONS = dict(
+    pairing='iou', iou_threshold=0.3, score_threshold=0.45, max_candidates=7, strength='plain'
+)
 
 
 def replicas():

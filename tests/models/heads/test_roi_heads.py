@@ -53,7 +53,7 @@ def replicas():
 
 
 def wrapped(kind='softmax', roi=True, **options):
-    config = roi_head_config(**KINDS[kind])
+    config, options = roi_head_config(**KINDS[kind]), {'strength': 'plain', **options}
     if roi:
         return build_roi_head(dict(type='lt_mm.LossTransformHead', head=config, **options))
     config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'], **options)
@@ -727,7 +727,7 @@ def test_a_cascade_checks_its_samples(wrap):
 
 def test_a_part_of_a_wrapped_head_can_be_frozen():
     """Two mixins on one RoI head."""
-    plain = wrapped('softmax')
+    plain = wrapped('softmax', strength='stock')
     wrap = dict(type='lt_mm.LossTransformHead', head=roi_head_config())
     frozen = build_roi_head(dict(type='lt_mm.Frozen', module=wrap, parts=['bbox_head.shared_fcs']))
     for head in (frozen, copy.deepcopy(frozen)):

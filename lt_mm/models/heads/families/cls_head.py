@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
 from lt_mm.core.pairing import is_paired
 from lt_mm.models.heads.base import ConsistencyMixin
+from lt_mm.models.heads.class_losses import reads_sigmoid
 from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.head_families import register_head_family
 from lt_mm.models.heads.options import ConsistencyOptions
@@ -16,10 +17,6 @@ from lt_mm.models.heads.pairing import Pairs
 from lt_mm.structures.errors import PREPROCESSOR_HINT, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import source_ids_of
-
-# Losses that say nothing of their activation, by what they read the logits as.
-_SIGMOID_LOSSES = ('FocalLoss', 'BCEWithLogitsLoss', 'MultiLabelSoftMarginLoss')
-_SOFTMAX_LOSSES = ('CrossEntropyLoss',)
 
 
 @register_head_family(ClsHead, MultiLabelClsHead)
@@ -154,31 +151,6 @@ class ClsConsistency(ConsistencyMixin):
         else:
             # A multi-label target sums to anything, so there only a difference tells.
             _refuse_mixed(scores, group_ids, one_hot=not isinstance(self, MultiLabelClsHead))
-
-
-def reads_sigmoid(loss: Any) -> bool:
-    """Whether a classification loss reads its logits as independent Bernoullis.
-
-    Args:
-        loss: A loss module of MMPretrain or torch.
-
-    Raises:
-        UnsupportedHeadError: If nothing tells.
-    """
-    # LabelSmoothLoss and its like keep the loss that reads the logits.
-    reader: Any = getattr(loss, 'ce', loss)
-    for each in (loss, reader):
-        if hasattr(each, 'use_sigmoid'):
-            return bool(each.use_sigmoid)
-    name = type(loss).__name__
-    if name not in (*_SIGMOID_LOSSES, *_SOFTMAX_LOSSES):
-        raise UnsupportedHeadError(
-            f'{name} does not say whether it reads the logits as a softmax or as independent '
-            'sigmoids (use_sigmoid), and the consistency term has to read them alike; name '
-            "it: head=dict(type='lt_mm.LossTransformHead', activation='softmax', ...), or "
-            "activation='sigmoid'"
-        )
-    return name in _SIGMOID_LOSSES
 
 
 def _soft_labels(data_samples: list[Any]) -> Tensor | None:

@@ -125,7 +125,7 @@ class Absent:
             return None
         return PathFinder.find_spec(name, path, target)
 
-sys.meta_path[:] = [each for each in sys.meta_path if each is not PathFinder] + [Absent]
+sys.meta_path[:] = [Absent if each is PathFinder else each for each in sys.meta_path]
 """
 
 

@@ -265,7 +265,7 @@ def read_curve(folder: Path, metric: str, scale: float) -> pd.DataFrame:
     steps = steps.drop_duplicates('iter', keep='last')
     steps = steps.assign(
         images=steps['iter'].astype(int) * summary_of(folder)['images_per_step'],
-        loss_lt=steps.filter(like='loss_lt_').sum(axis=1),
+        loss_lt=steps.filter(regex=r'loss_(rpn_)?lt_').sum(axis=1),
         paired_share=steps.filter(items=['lt_paired_share']).sum(axis=1),
     )
     # Which validation comes next after each step; none after the last steps of some runs.

@@ -229,8 +229,13 @@ def resort(group_ids, replicas, distances):
     return [group if i in kept else -1 for i, group in enumerate(group_ids)]
 
 
-def distance(box, annotation):
-    """1 - IoU; of boxes apart 1 + g / (1 + g), with g the distance of the sides over the size."""
+def distance(box, annotation, given=False):
+    """1 - IoU; of boxes apart 1 + g / (1 + g), with g the distance of the sides over the size.
+
+    Given ones come after all others.
+    """
+    if given:
+        return 3 + distance(box, annotation)
     box, annotation = box.tolist(), annotation.tolist()
     overlap = iou(box, annotation)
     if overlap > 0:

@@ -151,26 +151,28 @@ def nearest_in_each_replica(group_ids: Tensor, replica_ids: Tensor, distances: T
     return torch.where(winner[cells] == rows, group_ids, UNPAIRED)
 
 
-def distance_to_annotations(boxes_xyxy: Tensor, annotations_xyxy: Tensor) -> Tensor:
+def distance_to_annotations(
+    boxes_xyxy: Tensor, annotations_xyxy: Tensor, given: Tensor | None = None
+) -> Tensor:
     """How far each prediction is from its annotation, for :func:`nearest_in_each_replica`.
 
-    1 - IoU. Boxes that do not overlap their annotation come after all that do, in the order
-    of the distance between the sides of the two boxes.
+    1 - IoU. Boxes that do not overlap come after all that do, ordered by the distance between
+    the sides of the two boxes. Given ones come last.
 
     Args:
         boxes_xyxy: (N, 4), pixels of the replica; no gradient flows.
-        annotations_xyxy: (N, 4), the annotation of each as it lies in the replica: what the
-            border cut off is not part of it.
+        annotations_xyxy: (N, 4), the annotation of each as it lies in the replica.
+        given: (N,) bool, which predictions were told the annotation.
 
     Returns:
-        (N,) in float32 or wider, in [0, 2]; 2 for boxes that are not finite.
+        (N,) in float32 or wider, in [0, 2], 2 for boxes that are not finite; given ones above.
     """
     boxes, annotations = _wide(boxes_xyxy.detach()), _wide(annotations_xyxy)
     iou = pairwise_iou(boxes[:, None], annotations[:, None])[:, 0, 0]
     size = (annotations[:, 2:] - annotations[:, :2]).sum(dim=1).clamp(min=1)
     gap = (boxes - annotations).abs().sum(dim=1) / size
-    distance = torch.where(iou > 0, 1 - iou, 1 + gap / (1 + gap))
-    return distance.nan_to_num(nan=2.0)
+    distance = torch.where(iou > 0, 1 - iou, 1 + gap / (1 + gap)).nan_to_num(nan=2.0)
+    return distance if given is None else distance + 3 * given
 
 
 def paired_share(paired: Tensor, instances: Tensor, count: int) -> Tensor:

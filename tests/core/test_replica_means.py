@@ -151,6 +151,9 @@ def test_a_box_that_is_not_finite_is_the_farthest():
     boxes = torch.tensor([[0.0, 0, 10, 10], [float('nan')] * 4, [500.0, 500, 510, 510]])
     distances = distance_to_annotations(boxes, torch.tensor([[0.0, 0, 10, 10]] * 3))
     assert distances.argsort().tolist() == [0, 2, 1]
+    given = torch.tensor([True, False, False])
+    again = distance_to_annotations(boxes, torch.tensor([[0.0, 0, 10, 10]] * 3), given)
+    assert again.argsort().tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize('value', [-0.0, -1e-9, 0.0, 0.25])

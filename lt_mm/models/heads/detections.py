@@ -44,6 +44,10 @@ class Detections:
         avg_factor: n of the formula, as the stock loss counts it.
         priors: (N, 4) boxes that each prediction is about, pixels of the replicas; for heads
             without ``decode``.
+        given: For each image (p,) bool, which positives were made from the annotation itself
+            (``add_gt_as_proposals`` of RoI samplers). They see the object in exactly the same
+            frame in all replicas, as no prediction of the detector does, so they are the
+            nearest of an annotation only where it has no other positive.
     """
 
     logits: Tensor | None
@@ -55,6 +59,7 @@ class Detections:
     sigmoid: bool
     avg_factor: float
     priors: Tensor | None = None
+    given: list[Tensor] | None = None
 
 
 @dataclass
@@ -218,7 +223,8 @@ class DetectionConsistency(ConsistencyMixin):
             if places is None:
                 assert detections.priors is not None
                 places = detections.priors[candidates.rows]
-            columns['distances'] = distance_to_annotations(places, annotated['bboxes'])
+            given = None if detections.given is None else torch.cat(detections.given)
+            columns['distances'] = distance_to_annotations(places, annotated['bboxes'], given)
         return candidates
 
     def _lt_check_pairing(self, detections: Detections) -> None:

@@ -171,7 +171,8 @@ def _naive_term(head, samples, agnostic, pairing='gt', **options):
     inside = torch.stack([inside for _, inside in read])
     compared = groups
     if pairing == 'gt':
-        compared = twin.resort(groups, images, list(map(twin.distance, rois, boxes)))
+        given = map(torch.equal, rois, boxes)
+        compared = twin.resort(groups, images, list(map(twin.distance, rois, boxes, given)))
     if pairing == 'gt_mean':
         compared = twin.one_each(groups, images)
         masks, inside = _means(masks, inside, twin.cells(groups, images), options)
@@ -325,6 +326,7 @@ def _terms_of_targets(p, bitmap, change=lambda masks: masks):
             gt = sample.gt_instances
             result = SamplingResult.random()
             result.pos_priors, result.pos_assigned_gt_inds = sample.roi, torch.zeros(1).long()
+            result.pos_is_gt = torch.zeros(1)
             result.pos_gt_labels, result.gt_record = gt.labels, gt
             results.append(result)
         config = ConfigDict(mask_size=28)

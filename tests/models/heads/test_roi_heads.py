@@ -192,7 +192,7 @@ def test_the_nearest_overlaps_its_annotation_most_in_the_replica(reg):
     losses, _ = roi_losses(head, replicas())
     assert ('loss_lt_bbox' in losses) == reg
     _, bbox_pred, record = _predictions_and_record(head, replicas())
-    best = {}
+    best, given = {}, []
     annotations = [sample.gt_instances for sample in replicas()]
     for row, entry in enumerate(record):
         if entry is None:
@@ -203,13 +203,17 @@ def test_the_nearest_overlaps_its_annotation_most_in_the_replica(reg):
             box = head.bbox_head.bbox_coder.decode(box[None], deltas[None])[0]
         gt = annotations[image]
         (k,) = (gt.source_ids == torch.tensor([source, instance])).all(1).nonzero()[0].tolist()
-        distance = twin.distance(box, gt.bboxes[k])
+        # A RoI that is the annotation itself is no prediction of the detector.
+        is_given = torch.equal(record[row][4], gt.bboxes[k])
+        given.append(is_given)
+        distance = twin.distance(box, gt.bboxes[k], is_given)
         key = (source, instance, image)
         if key not in best or distance < best[key][0]:
             best[key] = (distance, box)
     replicas_of = Counter(key[:2] for key in best)
     expected = sorted(key for key in best if replicas_of[key[:2]] > 1)
     assert losses['lt_num_paired'] == len(expected) == 6
+    assert any(given) and all(distance < 3 for distance, _ in best.values())
     if reg:
         (found,) = records
         shown = found.boxes[found.paired]

@@ -53,7 +53,8 @@ class MaskConsistency(ConsistencyMixin):
             records_of(sampling_results),
             [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
         )
-        columns = self._lt_columns(mask_preds, rois, annotated)
+        given = torch.cat([sampled.pos_is_gt.bool() for sampled in sampling_results])
+        columns = self._lt_columns(mask_preds, rois, annotated, given)
         batch = self.lt_gather(Part.of(columns, annotated.records, max(len(mask_preds), 1)))
         # The pairs are formed here.
         pairs = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
@@ -72,7 +73,7 @@ class MaskConsistency(ConsistencyMixin):
         return result
 
     def _lt_columns(
-        self, mask_preds: Tensor, rois: Tensor, annotated: Annotated
+        self, mask_preds: Tensor, rois: Tensor, annotated: Annotated, given: Tensor
     ) -> dict[str, Tensor]:
         """What pairs and compares the P masks, each of an annotation.
 
@@ -103,7 +104,7 @@ class MaskConsistency(ConsistencyMixin):
             columns,
             may_pair=annotated.may_pair(self.lt_options.min_visibility),
             restored=boxes_to_source(annotated['bboxes'], matrices),
-            distances=distance_to_annotations(rois, annotated['bboxes']),
+            distances=distance_to_annotations(rois, annotated['bboxes'], given),
         )
 
     def _lt_mask_term(self, columns: dict[str, Tensor], pairs: Pairs, avg_factor: float) -> Tensor:

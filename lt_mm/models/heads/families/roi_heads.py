@@ -99,6 +99,7 @@ class BBoxConsistency(DetectionConsistency):
             sigmoid=self.with_cls and self.loss_cls.use_sigmoid,
             avg_factor=max(len(rois), 1),
             priors=rois[:, 1:],
+            given=[sampled.pos_is_gt.bool() for sampled in sampling_results],
         )
         self.lt_add_terms(detections, result['loss_bbox'])
         return result

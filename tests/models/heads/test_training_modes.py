@@ -68,7 +68,7 @@ def falls(runner, key='loss'):
 _COMPILED_APPEND = pytest.mark.filterwarnings('ignore:Dynamo does not know how to trace')
 
 
-@pytest.mark.parametrize('mode', _marked('compile'))
+@pytest.mark.parametrize('mode', _marked('compile', 'float16'))
 @_COMPILED_APPEND
 def test_classifier(mode, pictures, tmp_path):
     torch._dynamo.reset()

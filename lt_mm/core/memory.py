@@ -62,8 +62,8 @@ class Memory:
 
     Args:
         codes: How each kind of values is stored, by name.
-        momentum: Weight of the earlier mean, 0 <= momentum <= ``LARGEST_MOMENTUM``; the mean of
-            the present predictions of an instance has the rest. The first ones are taken as they are.
+        momentum: Weight of the earlier mean, 0 to ``LARGEST_MOMENTUM``; the mean of the present
+            predictions of an instance has the rest. The first ones are taken as they are.
         max_age: An entry that was not updated for more epochs is not used, and begun anew.
         device: Where the memory is held.
 
@@ -290,7 +290,7 @@ def instance_means(values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor,
 
 
 def running_means(stored: Tensor, present: Tensor, momentum: float) -> Tensor:
-    """momentum * stored + (1 - momentum) * present; the one that is known where one is NaN."""
+    """The mean moved towards the present: the one that is known, where the other is NaN."""
     mixed = momentum * stored + (1 - momentum) * present
     return torch.where(stored.isnan(), present, torch.where(present.isnan(), stored, mixed))
 

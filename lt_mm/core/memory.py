@@ -65,7 +65,7 @@ class Memory:
         momentum: Weight of the earlier mean, 0 to ``LARGEST_MOMENTUM``; the mean of the present
             predictions of an instance has the rest. The first ones are taken as they are.
         max_age: An entry that was not updated for more epochs is not used, and begun anew.
-        device: Where the memory is held.
+        device: Where the memory is held, and what it is asked with.
 
     Raises:
         ValueError: If momentum or max_age are out of range.

@@ -37,8 +37,8 @@ def categorical_consistency(
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
         target: (N, C), if given, the mean that each prediction is compared with in place of that
-            of its group; a row of NaN compares with nothing. It counts as constant. Its probabilities are of the
-            same temperature.
+            of its group; a row of NaN compares with nothing. It counts as constant. Its
+            probabilities are those of the same temperature.
 
     Raises:
         NotImplementedError: In the backward pass, if the gradient is to have a gradient, unless

@@ -298,6 +298,33 @@ def test_predictions_that_are_not_finite_are_not_taken_in():
     torch.testing.assert_close(target, good.double(), rtol=1e-3, atol=0)
 
 
+def test_an_instance_of_two_visits_has_one_entry():
+    memory = Memory({'boxes': BoxCode()}, MOMENTUM)
+    ids, keep = torch.tensor([[5, 0], [5, 1]]), torch.tensor([True, True])
+    visits = [memory.visit(each, keep, 0) for each in (ids, ids.flip(0))]
+    for visit, value in zip(visits, (10.0, 20.0)):
+        memory.update(visit, boxes=torch.full((2, 4), value))
+    assert len(memory) == 2
+    target = memory.target(memory.visit(ids, keep, 1), 'boxes', torch.zeros(2, 4))
+    torch.testing.assert_close(target, torch.full((2, 4), 13.0).double())
+
+
+def test_thousands_of_instances_are_found_again():
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(5000, generator=generator)
+    memory, keep = Memory({'boxes': BoxCode()}, MOMENTUM), torch.ones(100, dtype=torch.bool)
+    for epoch in range(2):
+        for batch in order.view(50, 100).flip(epoch):
+            ids = torch.stack([batch // 7, batch % 7], dim=1)
+            boxes = batch[:, None] + torch.arange(4.0)
+            visit = memory.visit(ids, keep, epoch)
+            target = memory.target(visit, 'boxes', boxes)
+            expected = boxes.double() if epoch else torch.full((100, 4), math.nan).double()
+            torch.testing.assert_close(target, expected, equal_nan=True)
+            memory.update(visit, boxes=boxes)
+    assert len(memory) == 5000
+
+
 def test_joined_means_of_one_prediction_are_the_earlier_ones():
     stored, present = torch.tensor([2.0, math.nan, 2.0]), torch.tensor([5.0, 5.0, 5.0])
     alone = joined_means(stored, present, torch.ones(3))

@@ -65,7 +65,8 @@ class ClassCode:
             raise ValueError(
                 f'num_classes is {num_classes} and num_kept is {num_kept}; expected 1 or more'
             )
-        self.shape, self.sigmoid = (num_classes,), sigmoid
+        self.shape: tuple[int, ...] = (num_classes,)
+        self.sigmoid = sigmoid
         self.num_kept = min(num_kept, num_classes)
 
     @property
@@ -113,7 +114,8 @@ class BoxCode:
     In float32: a float16 beyond 512 pixels is half a pixel off, much for a small box.
     """
 
-    shape, whole = (4,), False
+    shape: tuple[int, ...] = (4,)
+    whole = False
 
     def fields(self) -> Fields:
         return {'sides': ((4,), torch.float32)}
@@ -139,7 +141,7 @@ class MaskCode:
     whole = False
 
     def __init__(self, size: int) -> None:
-        self.shape = (size, size)
+        self.shape: tuple[int, ...] = (size, size)
 
     def fields(self) -> Fields:
         return {'cells': (self.shape, torch.uint8)}

@@ -8,6 +8,7 @@ from lt_mm.core.consistency.common import (
     check_predictions,
     group_mean,
     group_sum,
+    known_targets,
     zero_unless,
 )
 from lt_mm.core.consistency.replica_means import Cells
@@ -28,6 +29,7 @@ def box_consistency(
     detach_mean: bool = False,
     avg_factor: float | None = None,
     whole_sides: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Term for boxes: the KL between the axis-aligned Gaussians of two boxes, damped.
 
@@ -54,9 +56,13 @@ def box_consistency(
         whole_sides: (N, 4) bool, whether the left, top, right and bottom side is whole; all are
             unless given. A box takes part in an axis, in the mean as well, where both of its
             sides are whole (:func:`compared_axes`).
+        target: (N, 4), if given, the mean box that each is compared with, NaN for sides that it
+            does not know; see :func:`categorical_consistency`.
     """
     check_predictions(boxes_xyxy, group_ids, avg_factor)
-    divergences, compared = _axis_divergences(boxes_xyxy, group_ids, detach_mean, whole_sides)
+    divergences, compared = _axis_divergences(
+        boxes_xyxy, group_ids, detach_mean, whole_sides, target
+    )
     term = average(divergences.log1p(), compared, avg_factor)
     return term if boxes_xyxy.dtype == torch.float64 else term.float()
 
@@ -160,7 +166,11 @@ def side_consistency(
 
 
 def _axis_divergences(
-    boxes_xyxy: Tensor, group_ids: Tensor, detach_mean: bool, whole_sides: Tensor | None
+    boxes_xyxy: Tensor,
+    group_ids: Tensor,
+    detach_mean: bool,
+    whole_sides: Tensor | None,
+    target: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The KL of each box and axis, (N, 2) float64, and which of them are compared, (N, 2) bool."""
     if boxes_xyxy.shape[1] != 4:
@@ -170,15 +180,21 @@ def _axis_divergences(
         )
     groups = paired_groups(group_ids)
     whole = _checked_sides(whole_sides, boxes_xyxy)
-    compared = _compared(groups, whole[:, :2] & whole[:, 2:])
+    if target is None:
+        compared = _compared(groups, whole[:, :2] & whole[:, 2:])
+    else:
+        known = whole & known_targets(target, boxes_xyxy, group_ids)
+        compared = known[:, :2] & known[:, 2:]
     sides = compared.repeat(1, 2)
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
         # Squares, and the gradients of quotients, leave float32 long before boxes do.
         boxes = zero_unless(sides, boxes_xyxy).double()
         center, sigma = _gaussians(boxes)
-        mean_center, mean_sigma = _gaussians(
-            group_mean(boxes, groups, detach_mean, sides.to(boxes))
-        )
+        if target is None:
+            mean = group_mean(boxes, groups, detach_mean, sides.to(boxes))
+        else:
+            mean = zero_unless(sides, target.detach()).double()
+        mean_center, mean_sigma = _gaussians(mean)
         ratio = mean_sigma / sigma
         offset = ((mean_center - center) / sigma).clamp(-_LARGEST_RATIO, _LARGEST_RATIO)
         squares = ratio.clamp(max=_LARGEST_RATIO).square() + offset.square()

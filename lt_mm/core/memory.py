@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lt_mm.core.memory_codes import Code
-from lt_mm.core.pairing import UNPAIRED
+from lt_mm.core.pairing import UNPAIRED, compact_rows
 
 # An instance has one integer as its key: so many bits are for its place in the annotations.
 _PLACE_BITS = 20
@@ -46,6 +46,7 @@ class Visit(NamedTuple):
         checks: (U,) int64.
         rows: (U,) int64, rows of the memory; ``UNPAIRED`` where it knows nothing of the instance.
         usable: (U,) bool, whether there is an entry, not too old, of the same data.
+        changed: (U,) bool, whether there is an entry of other data.
         epoch: The present epoch.
     """
 
@@ -54,6 +55,7 @@ class Visit(NamedTuple):
     checks: Tensor
     rows: Tensor
     usable: Tensor
+    changed: Tensor
     epoch: int
 
 
@@ -132,7 +134,7 @@ class Memory:
         if checks is not None:  # they are equal; the largest is the same in any order
             own.scatter_reduce_(0, inverse, checks[kept].long(), 'amax', include_self=False)
             own = own.to(torch.int16).long()
-        return self._find(Visit(numbers, keys, own, keys, keys, epoch))
+        return self._find(Visit(numbers, keys, own, keys, keys, keys, epoch))
 
     def target(self, visit: Visit, name: str, values: Tensor) -> Tensor:
         """What each prediction is to be compared with; see :func:`joined_means`.
@@ -227,14 +229,15 @@ class Memory:
         keys = visit.keys
         if not len(self):
             unknown = torch.full_like(keys, UNPAIRED)
-            return visit._replace(rows=unknown, usable=unknown >= 0)
+            return visit._replace(rows=unknown, usable=unknown >= 0, changed=unknown >= 0)
         places = torch.searchsorted(self._keys, keys).clamp(max=len(self) - 1)
         rows = torch.where(self._keys[places] == keys, self._rows[places].long(), UNPAIRED)
         some = rows.clamp(min=0)
-        usable = (rows >= 0) & (self._columns['checks'][some] == visit.checks)
+        same = self._columns['checks'][some] == visit.checks
+        usable = (rows >= 0) & same
         if self.max_age is not None:
             usable &= visit.epoch - self._columns['epochs'][some].long() <= self.max_age
-        return visit._replace(rows=rows, usable=usable)
+        return visit._replace(rows=rows, usable=usable, changed=(rows >= 0) & ~same)
 
     def _stored(self, visit: Visit, name: str, present: Tensor) -> Tensor:
         """The means (U, ...) of earlier predictions, NaN where there are none."""
@@ -269,6 +272,21 @@ class Memory:
         keys[places], owners[places] = visit.keys[new], fresh.int()
         self._keys, self._rows = keys, owners
         return rows
+
+
+def instance_groups(instance_ids: Tensor, keep: Tensor) -> Tensor:
+    """Group ids of predictions assigned to one annotation, in one replica or in several.
+
+    What :func:`~lt_mm.core.pairing.groups_across_replicas` gives, for pairs with earlier epochs.
+
+    Args:
+        instance_ids: (N, k) integer, the source annotation of each prediction.
+        keep: (N,) bool, those that may pair.
+
+    Returns:
+        (N,) int64 below N; ``UNPAIRED`` where ``keep`` is False.
+    """
+    return torch.where(keep, compact_rows(instance_ids), UNPAIRED)
 
 
 def instance_means(values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -330,6 +348,11 @@ def fingerprints(*facts: Tensor) -> Tensor:
         mixed = (mixed + fact.long() + 1) * 0x2545F4914F6CDD1D
         mixed = mixed ^ (mixed >> 29)
     return mixed
+
+
+def instance_of_key(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The source and the place of the instances with keys, as in :attr:`Visit.keys`."""
+    return keys >> _PLACE_BITS, keys & (2**_PLACE_BITS - 1)
 
 
 def _keys_of(instance_ids: Tensor) -> Tensor:

@@ -108,6 +108,12 @@ class ClassCode:
         return mean.clamp(max=1) if self.sigmoid else mean / mean.sum(dim=1, keepdim=True)
 
 
+def class_probabilities(logits: Tensor, sigmoid: bool, temperature: float = 1.0) -> Tensor:
+    """The probabilities (N, C) that a :class:`ClassCode` stores, in float64, of logits (N, C)."""
+    scaled = logits.double() / temperature
+    return scaled.sigmoid() if sigmoid else scaled.softmax(dim=1)
+
+
 class BoxCode:
     """The sides of boxes, in pixels of the source, each known or not.
 

@@ -87,16 +87,20 @@ def compared_sides(group_ids: Tensor, whole_sides: Tensor) -> Tensor:
     return _compared(paired_groups(group_ids), whole_sides)
 
 
-def compared_axes(group_ids: Tensor, whole_sides: Tensor) -> Tensor:
+def compared_axes(group_ids: Tensor, whole_sides: Tensor, target: Tensor | None = None) -> Tensor:
     """Which axes of boxes are compared: both sides are whole, in another member of the group too.
 
     Args:
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         whole_sides: (N, 4) bool, for the left, top, right and bottom side.
+        target: As in :func:`box_consistency`; both sides have to be known there instead.
 
     Returns:
         (N, 2) bool, for x and y.
     """
+    if target is not None:
+        known = whole_sides & known_targets(target, whole_sides, group_ids)
+        return known[:, :2] & known[:, 2:]
     return compared_sides(group_ids, whole_sides[:, :2] & whole_sides[:, 2:])
 
 
@@ -183,8 +187,7 @@ def _axis_divergences(
     if target is None:
         compared = _compared(groups, whole[:, :2] & whole[:, 2:])
     else:
-        known = whole & known_targets(target, boxes_xyxy, group_ids)
-        compared = known[:, :2] & known[:, 2:]
+        compared = compared_axes(group_ids, whole, target)
     sides = compared.repeat(1, 2)
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
         # Squares, and the gradients of quotients, leave float32 long before boxes do.

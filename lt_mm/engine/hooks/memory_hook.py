@@ -12,11 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
-from lt_mm.engine.checkpoints import (
-    AtomicBackend,
-    UntrustedCheckpointError,
-    load_weights_only,
-)
+from lt_mm.engine.checkpoints import AtomicBackend, UntrustedCheckpointError, load_weights_only
 from lt_mm.models.memory import HeadMemory
 from lt_mm.registry import HOOKS, register
 

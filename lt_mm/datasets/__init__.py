@@ -1,5 +1,6 @@
 """Replicas of the source images: the pipeline that records, the samplers that repeat."""
 
+from lt_mm.datasets.labelled_and_unlabelled import LabelledAndUnlabelled
 from lt_mm.datasets.replica_dataset import ReplicaDataset
 from lt_mm.datasets.samplers import GroupedRepeatAugSampler, InfiniteGroupedRepeatAugSampler
 from lt_mm.datasets.transforms import InvertiblePipeline
@@ -8,5 +9,6 @@ __all__ = [
     'GroupedRepeatAugSampler',
     'InfiniteGroupedRepeatAugSampler',
     'InvertiblePipeline',
+    'LabelledAndUnlabelled',
     'ReplicaDataset',
 ]

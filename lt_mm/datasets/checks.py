@@ -73,6 +73,8 @@ def check_annotated(dataset: Any) -> None:
 
 def innermost_datasets(dataset: Any) -> list[BaseDataset]:
     """The data sets that load annotations, inside wrappers and concatenations."""
+    if hasattr(dataset, 'labelled'):
+        return innermost_datasets(dataset.labelled)  # nobody annotated the others
     parts = getattr(dataset, 'datasets', None)
     if parts is None and hasattr(dataset, 'dataset'):
         parts = [dataset.dataset]

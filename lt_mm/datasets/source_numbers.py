@@ -51,6 +51,17 @@ def number_sources(dataset: Any, num_replicas: int | None = None) -> None:
             pipeline.number(start, end - start if len(parts) > 1 else None, num_replicas)
 
 
+def pipelines_of(dataset: Any) -> list[InvertiblePipeline]:
+    """The recording pipelines of all data sets in a data set."""
+    return [pipeline for _, pipelines in _parts_of(dataset, {}) for pipeline in pipelines]
+
+
+def set_num_replicas(dataset: Any, num_replicas: int) -> None:
+    """Has the records of a numbered data set say in how many samples a source is shown."""
+    for pipeline in pipelines_of(dataset):
+        pipeline.num_replicas = num_replicas
+
+
 def _parts_of(dataset: Any, known: dict[int, list[_Part]]) -> list[_Part]:
     """The data sets in which samples start, with their pipelines, inner ones first."""
     if id(dataset) not in known:

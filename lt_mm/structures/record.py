@@ -45,11 +45,13 @@ class Origin(NamedTuple):
         source_id: Number of the source image.
         num_replicas: In how many samples the sampler shows a source; None if not known.
         is_stand_in: Whether the data set put it in the place of another image.
+        is_labelled: Whether the annotations of its data set count.
     """
 
     source_id: int
     num_replicas: int | None = None
     is_stand_in: bool = False
+    is_labelled: bool = True
 
 
 @dataclass
@@ -60,6 +62,8 @@ class ImageRecord:
         source_id: Number of the source image.
         num_replicas: In how many samples the sampler shows a source; None if not known.
         is_stand_in: Whether the data set put it in the place of another image.
+        is_labelled: Whether the annotations of its data set count; the stock loss does not see an
+            image of which they do not.
         source_shape: (height, width) of the source image; None if it is not known.
         recorded_shape: (height, width) of the replica as it left the pipeline.
         source_matrix: (3, 3) float64, from pixels of the source to pixels of the replica;
@@ -70,6 +74,7 @@ class ImageRecord:
     source_id: int
     num_replicas: int | None = None
     is_stand_in: bool = False
+    is_labelled: bool = True
     source_shape: tuple[int, int] | None = None
     recorded_shape: tuple[int, int] | None = None
     source_matrix: np.ndarray | None = None
@@ -162,7 +167,10 @@ def origins_of(samples: Sequence[Any]) -> list[Origin]:
         )
     check_distinct(samples)
     records = map(ImageRecord.read, samples)
-    return [Origin(int(each.source_id), each.num_replicas, each.is_stand_in) for each in records]
+    return [
+        Origin(int(each.source_id), each.num_replicas, each.is_stand_in, each.is_labelled)
+        for each in records
+    ]
 
 
 def check_distinct(samples: Sequence[Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from lt_mm.core.partly_labelled import PartlyLabelled, check_mixed_batch_size
 from lt_mm.core.replicas import (
     Layout,
     check_batch_size,
@@ -24,7 +25,7 @@ from lt_mm.core.replicas import (
 )
 from lt_mm.datasets.checks import check_annotated
 from lt_mm.datasets.reporting import warn
-from lt_mm.datasets.source_numbers import number_sources
+from lt_mm.datasets.source_numbers import number_sources, set_num_replicas
 from lt_mm.registry import DATA_SAMPLERS, register
 from lt_mm.structures import comparing_heads
 from lt_mm.structures.errors import HEAD_HINT
@@ -101,6 +102,10 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
             ``AspectRatioBatchSampler``, would cut groups apart: use ``batch_sampler=None``.
         start_epoch: In the epochs before it, counted from 0, nothing is repeated. Needs
             ``mode='v1'``, and a schedule that keeps the head's rho at 0 until then.
+        unlabelled_share: For a :class:`~lt_mm.datasets.LabelledAndUnlabelled` data set, the share
+            of every batch that is unlabelled, in (0, 1). Labelled images are then shown once, and
+            unlabelled ones in groups; an epoch is a pass over the labelled images. None: both
+            parts are repeated as one data set.
 
     Raises:
         ValueError: If the data set is empty, or if an argument is out of its range or does
@@ -119,6 +124,7 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         round_up: bool = True,
         repeat_fraction: float = 1.0,
         start_epoch: int = 0,
+        unlabelled_share: float | None = None,
     ) -> None:
         super().__init__(dataset, num_repeats, placement, shuffle, seed, repeat_fraction)
         check_start_epoch(start_epoch, mode)
@@ -126,12 +132,21 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         self.round_up = round_up
         self.start_epoch = start_epoch
         self.epoch = 0
+        self.unlabelled_share = unlabelled_share
+        self.partly_labelled: PartlyLabelled | None = None
+        if unlabelled_share is not None:
+            _check_partly_labelled(dataset, placement, mode, start_epoch, repeat_fraction)
+            self.partly_labelled = self._order_of_parts(dataset, unlabelled_share)
+            self.num_samples = len(self.partly_labelled)
+            return
         num_units = count_units(len(dataset), self.layout, mode, round_up)
         self.num_samples = count_samples(num_units, self.layout)
 
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank in the current epoch."""
         self._look_for_head()
+        if self.partly_labelled is not None:
+            return _integers(self.partly_labelled.chunks(self.epoch))
         options = self.mode, self.seed, self.epoch, self.shuffle, self.round_up, self.start_epoch
         return _integers(epoch_chunks(len(self.dataset), self.layout, *options))
 
@@ -146,6 +161,19 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
             epoch: Counted from 0.
         """
         self.epoch = epoch
+
+    def _order_of_parts(self, dataset: Any, share: float) -> PartlyLabelled:
+        set_num_replicas(dataset.labelled, 1)
+        return PartlyLabelled(
+            len(dataset.labelled),
+            len(dataset.unlabelled),
+            self.layout.num_repeats,
+            share,
+            self.seed,
+            self.shuffle,
+            self.layout.rank,
+            self.layout.world_size,
+        )
 
 
 @register(DATA_SAMPLERS)
@@ -203,6 +231,23 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         """Does nothing: iteration-based loops have no epochs."""
 
 
+def _check_partly_labelled(
+    dataset: Any, placement: str, mode: str, start_epoch: int, repeat_fraction: float
+) -> None:
+    if not hasattr(dataset, 'unlabelled'):
+        raise ValueError(
+            f'unlabelled_share is set, but {type(dataset).__name__} does not tell which images are '
+            "unlabelled: use train_dataloader.dataset = dict(type='lt_mm.LabelledAndUnlabelled', "
+            'labelled=<stock data set>, unlabelled=<stock data set, or a folder>)'
+        )
+    if (placement, mode, start_epoch, repeat_fraction) != ('rank', 'full', 0, 1):
+        raise ValueError(
+            f'unlabelled_share does not go with placement={placement!r}, mode={mode!r}, '
+            f'start_epoch={start_epoch} and repeat_fraction={repeat_fraction}: leave these four '
+            'out of the sampler, since labelled images are shown once'
+        )
+
+
 def _integers(chunks: Iterable[np.ndarray]) -> Iterator[int]:
     # Data sets need plain ints; one list of them for a whole epoch would be huge.
     return itertools.chain.from_iterable(chunk.tolist() for chunk in chunks)
@@ -220,19 +265,25 @@ def check_train_dataloader(dataloader: DataLoader) -> None:
 
     Raises:
         ValueError: If ``num_repeats`` does not divide the batch size, or if only a part of
-            the samples is repeated and the batch sampler is not torch's own.
+            the samples is repeated and the batch sampler is not torch's own, or if batches would
+            differ in their share of unlabelled samples.
     """
     batch_sampler: Any = dataloader.batch_sampler
     sampler = getattr(batch_sampler, 'sampler', None)
     if not isinstance(sampler, _ReplicaSampler) or sampler.layout.placement != 'rank':
         return
-    if sampler.layout.repeat_fraction < 1 and type(batch_sampler) is not BatchSampler:
+    share = getattr(sampler, 'unlabelled_share', None)
+    is_partial = sampler.layout.repeat_fraction < 1 or share is not None
+    if is_partial and type(batch_sampler) is not BatchSampler:
         raise ValueError(
-            f'repeat_fraction={sampler.layout.repeat_fraction} with a '
+            f'repeat_fraction={sampler.layout.repeat_fraction} and unlabelled_share={share} with a '
             f'{type(batch_sampler).__name__}, which regroups single samples and so cuts groups '
-            'apart. Set `train_dataloader.batch_sampler` to None, or `repeat_fraction` to 1'
+            'apart. Set `train_dataloader.batch_sampler` to None, or `repeat_fraction` to 1 and '
+            '`unlabelled_share` to None'
         )
     sizes = batch_sampler.batch_size
     # MMDetection's multi-source batch samplers have one size for each source.
     for size in sizes if isinstance(sizes, Sequence) else [sizes]:
         check_batch_size(size, sampler.layout.num_repeats)
+        if share is not None:
+            check_mixed_batch_size(size, sampler.layout.num_repeats, share)

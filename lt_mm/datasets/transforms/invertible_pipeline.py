@@ -24,7 +24,13 @@ from lt_mm.datasets.transforms.box_record import (
 from lt_mm.datasets.transforms.image_loading import BadImageError, load_image, transform_image
 from lt_mm.datasets.transforms.mixing import Mixing
 from lt_mm.datasets.transforms.packing import write_record
-from lt_mm.datasets.transforms.samples import ORIGIN, path_of, source_key, source_shape
+from lt_mm.datasets.transforms.samples import (
+    ORIGIN,
+    path_of,
+    source_key,
+    source_shape,
+    without_annotations,
+)
 from lt_mm.datasets.transforms.shared_loading import SharedLoading
 from lt_mm.datasets.transforms.stand_ins import SkippedImages, StandIns
 from lt_mm.datasets.transforms.stock_transforms import can_be_shared, loads, loads_boxes
@@ -101,6 +107,8 @@ class InvertiblePipeline(BaseTransform):
             TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms
         ]
         self.given_offset = sample_idx_offset
+        # A LabelledAndUnlabelled data set clears it.
+        self.is_labelled = True
         self.number(sample_idx_offset or 0)
         self._rejected_key: tuple | None = None
         self.max_refetch = max_refetch
@@ -133,7 +141,7 @@ class InvertiblePipeline(BaseTransform):
         """
         self.sample_idx_offset = offset
         self._num_sources = num_sources
-        self._num_replicas = num_replicas
+        self.num_replicas = num_replicas
 
     def transform(self, results: dict) -> dict | None:
         """Runs the transforms on one sample.
@@ -175,8 +183,11 @@ class InvertiblePipeline(BaseTransform):
                 'images and is joined with others, so the number may be that of another image; '
                 'expected the place of the image in its data set, counted from 0'
             )
-        origin = Origin(index + self.sample_idx_offset, self._num_replicas, is_stand_in)
-        return {**results, ORIGIN: origin}
+        origin = Origin(
+            index + self.sample_idx_offset, self.num_replicas, is_stand_in, self.is_labelled
+        )
+        entering = results if self.is_labelled else without_annotations(results)
+        return {**entering, ORIGIN: origin}
 
     def _sample(self, results: dict) -> dict | None:
         """Runs the transforms on a sample that has its origin."""

@@ -38,6 +38,9 @@ def write_record(sample: BaseDataElement | Mapping, results: dict, is_untouched:
         source_matrix=None if matrix is None else matrix.copy(),
         applied_transforms=results.get('applied_transforms', []),
     )
+    if not record.is_labelled and hasattr(sample, 'set_gt_label'):
+        # MMPretrain's preprocessor wants the field in all samples, or in none.
+        sample.set_gt_label(torch.zeros(0, dtype=torch.int64))
     metainfo = record.metainfo()
     for name, value in metainfo.items():  # set_metainfo makes deep copies
         sample.set_field(value, name, field_type='metainfo')

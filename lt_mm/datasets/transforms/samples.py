@@ -4,6 +4,9 @@
 # the one that packs it.
 ORIGIN = 'source_origin'
 
+# By these names stock data sets give annotations.
+_ANNOTATIONS = ('gt_label', 'gt_score', 'seg_map_path', 'sem_seg', 'segments_info')
+
 
 def as_stand_in(results: dict) -> dict:
     """A sample that takes the place of another one."""
@@ -26,3 +29,9 @@ def source_shape(results: dict) -> tuple[int, int] | None:
 def path_of(results: dict) -> str:
     """The path of the image, or words for one that has none."""
     return results.get('img_path') or f'the image of sample_idx {results["sample_idx"]}'
+
+
+def without_annotations(results: dict) -> dict:
+    """A sample as its data set would give it if nobody had annotated the image."""
+    kept = {name: value for name, value in results.items() if name not in _ANNOTATIONS}
+    return {**kept, 'instances': []} if 'instances' in kept else kept

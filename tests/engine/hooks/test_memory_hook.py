@@ -94,7 +94,9 @@ def test_checkpoints_are_those_of_the_stock_head_and_few_files_are_kept(pictures
 
 
 @pytest.mark.parametrize('fault', ['missing', 'damaged', 'unnamed'])
-def test_without_the_file_the_memory_begins_empty_and_says_so(fault, pictures, tmp_path, capfd):
+def test_without_the_file_the_memory_begins_empty_and_says_so(
+    fault, pictures, tmp_path, monkeypatch
+):
     run(memory_config(pictures, tmp_path, **{'train_cfg.max_epochs': 2}))
     for file in tmp_path.glob('*.memory'):
         if fault == 'missing':
@@ -105,10 +107,13 @@ def test_without_the_file_the_memory_begins_empty_and_says_so(fault, pictures, t
         checkpoint = torch.load(tmp_path / 'iter_6.pth', weights_only=False)
         del checkpoint['meta']['lt_memory']
         torch.save(checkpoint, tmp_path / 'iter_6.pth')
-    capfd.readouterr()
+    said = []
+    monkeypatch.setattr(
+        'lt_mm.engine.hooks.memory_hook.print_log', lambda message, *_: said.append(message)
+    )
     resumed = run(memory_config(pictures, tmp_path), resume=str(tmp_path / 'iter_6.pth'))
     assert [step['lt_num_paired'] for step in recorded(resumed)] == [0, 0, 0]
-    said = ' '.join(''.join(capfd.readouterr()).split())
+    (said,) = said
     reason = dict(missing='there is no iter_6_', damaged='cannot be loaded', unnamed='names no')
     assert 'The memory begins empty' in said and reason[fault] in said
 

@@ -1,0 +1,71 @@
+"""Why a checkpoint is not loaded: it is damaged, or it would run code."""
+
+import os.path as osp
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+
+class UntrustedCheckpointError(RuntimeError):
+    """A checkpoint was refused, because loading it would run code from the file."""
+
+
+class DamagedCheckpointError(RuntimeError):
+    """A file cannot be read as a checkpoint."""
+
+
+def is_complete(path: str | Path) -> bool:
+    """Whether a file is a checkpoint as ``torch.save`` writes it, with the right checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # zipfile raises many kinds of errors where headers are damaged
+        return False
+
+
+def refusal(filename: str, error: Exception) -> Exception:
+    """What to raise where loading a file failed.
+
+    Args:
+        filename: Path or address of the file.
+        error: What the loader raised.
+
+    Returns:
+        A :class:`DamagedCheckpointError` or an :class:`UntrustedCheckpointError` that names the
+        file and the remedy; the error itself if it has nothing to do with the content.
+    """
+    is_local = '://' not in filename
+    is_whole = is_local and is_complete(filename)
+    # The checksums of a zip archive prove damage; older files and downloads have none.
+    is_broken = is_local and not is_whole and _is_zip(filename)
+    if isinstance(error, pickle.UnpicklingError) and not is_broken:
+        found = re.search(r'GLOBAL (\S+)', str(error))
+        if found or is_whole:
+            return _untrusted(filename, found[1] if found else f'something else ({error})')
+    if isinstance(error, OSError):  # such as a missing file, or a failed download
+        return error
+    if is_whole and 'PytorchStreamReader' not in str(error):  # such as too little memory
+        return error
+    return DamagedCheckpointError(
+        f'{filename} was not loaded: the file is damaged or no checkpoint of PyTorch '
+        f'({type(error).__name__}: {str(error).strip().splitlines()[:1]}). Restore it, or continue '
+        'from the newest sound checkpoint of the work directory: --resume without a value'
+    )
+
+
+def _untrusted(filename: str, found: str) -> UntrustedCheckpointError:
+    return UntrustedCheckpointError(
+        f'{filename} was not loaded: it holds {found}, which is neither a weight '
+        'nor what MMEngine puts beside them, and loading it would run code from '
+        'the file. If you trust its source, pass --trust-checkpoint, or convert '
+        'it once: python -c "import torch; torch.save(torch.load('
+        f"'{filename}', weights_only=False)['state_dict'], 'weights.pth')\""
+    )
+
+
+def _is_zip(filename: str) -> bool:
+    if not osp.isfile(filename):
+        return False
+    with open(filename, 'rb') as file:
+        return file.read(2) == b'PK'

@@ -35,6 +35,9 @@ def refusal(filename: str, error: Exception) -> Exception:
         A :class:`DamagedCheckpointError` or an :class:`UntrustedCheckpointError` that names the
         file and the remedy; the error itself if it has nothing to do with the content.
     """
+    known = (OSError, UntrustedCheckpointError, DamagedCheckpointError)
+    if isinstance(error, known):  # such as a missing file, or a failed download
+        return error
     is_local = '://' not in filename
     is_whole = is_local and is_complete(filename)
     # The checksums of a zip archive prove damage; older files and downloads have none.
@@ -43,14 +46,13 @@ def refusal(filename: str, error: Exception) -> Exception:
         found = re.search(r'GLOBAL (\S+)', str(error))
         if found or is_whole:
             return _untrusted(filename, found[1] if found else f'something else ({error})')
-    if isinstance(error, OSError):  # such as a missing file, or a failed download
-        return error
     if is_whole and 'PytorchStreamReader' not in str(error):  # such as too little memory
         return error
     return DamagedCheckpointError(
-        f'{filename} was not loaded: the file is damaged or no checkpoint of PyTorch '
-        f'({type(error).__name__}: {str(error).strip().splitlines()[:1]}). Restore it, or continue '
-        'from the newest sound checkpoint of the work directory: --resume without a value'
+        f'{filename} was not loaded: the file is damaged, or it is not a checkpoint of PyTorch '
+        f'({type(error).__name__}: {str(error).strip().split(chr(10))[0]}). Replace it by an '
+        'undamaged copy. To continue a run from the newest checkpoint of its work directory that '
+        'can be loaded: --resume, without a path'
     )
 
 

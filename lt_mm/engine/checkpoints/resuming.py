@@ -2,8 +2,10 @@
 
 import codecs
 import logging
+import numbers
 import os
 import os.path as osp
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,18 @@ def write_last_checkpoint(work_dir: str, checkpoint: str | Path) -> None:
 def read_last_checkpoint(work_dir: str | Path) -> str | None:
     """The path in ``last_checkpoint``; None if that file is missing, empty or holds no path.
 
-    The bytes are those of the path, whatever the encoding of the file system is. An editor may
-    have put a mark of UTF-8 or UTF-16 before them.
+    It may have been written in another encoding than that of the file system, with or without a
+    byte order mark.
     """
     path = Path(work_dir, _LAST)
     if not path.is_file():
         return None
     content = path.read_bytes()
-    for mark, encoding in _MARKS.items():
-        if content.startswith(mark):
-            text = content.decode(encoding, errors='replace')
-            break
-    else:
-        text = os.fsdecode(content)
-    text = text.strip()
-    return text if text and text.isprintable() or osp.exists(text) else None
+    marked = (encoding for mark, encoding in _MARKS.items() if content.startswith(mark))
+    encodings = (next(marked, sys.getfilesystemencoding()), 'latin-1')
+    texts = [content.decode(encoding, 'surrogateescape').strip() for encoding in encodings]
+    existing = (text for text in texts if osp.isfile(text))
+    return next(existing, texts[0] if texts[0].isprintable() else None) or None
 
 
 def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
@@ -65,7 +64,7 @@ def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
         resumed.
     """
     named = read_last_checkpoint(work_dir)
-    if named is not None and ('://' in named or _num_iters(named, trusted, True) is not None):
+    if named is not None and ('://' in named or _is_named_resumable(named, trusted)):
         return named
     folders = {Path(work_dir).resolve()}
     if named is not None:
@@ -74,11 +73,10 @@ def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
         (num_iters, osp.getmtime(path), str(path))
         for folder in folders
         for path in folder.glob('*.pth')
-        if str(path) != str(named) and (num_iters := _num_iters(str(path), trusted)) is not None
+        if named is None or path != Path(named).resolve()
+        if (num_iters := _num_iters_or_refused(str(path), trusted)) is not None
     ]
-    if not found:
-        return None
-    path = max(found)[-1]
+    path = max(found)[-1] if found else None
     if named is not None:
         print_log(f'Resuming from {path} instead of {named!r}', 'current', logging.WARNING)
     return path
@@ -96,59 +94,68 @@ def check_resumable(path: str, trusted: bool = False) -> None:
         UntrustedCheckpointError: If it would run code.
         DamagedCheckpointError: If it cannot be read.
     """
-    missing = _missing_parts(_load(path, trusted))
-    if missing:
+    missing = _missing_part(_load(path, trusted))
+    if missing is not None:
         raise ValueError(
-            f'{path} is not the checkpoint of a run: it has no {missing[0]}. To start a new '
+            f'{path} is not the checkpoint of a run: it has no {missing}. To start a new '
             f'training from its weights: --cfg-options load_from={path}, without --resume'
         )
 
 
-def _num_iters(path: str, trusted: bool, is_named: bool = False) -> int | None:
-    """Iterations done in a checkpoint; None, with a line in the log, if it cannot be resumed."""
-    reason = None
+def _is_named_resumable(path: str, trusted: bool) -> bool:
+    try:
+        return _num_iters(path, trusted) is not None
+    except UntrustedCheckpointError:
+        return True  # the run refuses it, and says what to do
+
+
+def _num_iters(path: str, trusted: bool) -> int | None:
+    """Iterations done in a checkpoint; None if a run cannot be resumed from it.
+
+    Raises:
+        UntrustedCheckpointError: If it would run code.
+    """
+    if not osp.isfile(path):
+        return _pass_over(path, 'there is no such file')
+    if not is_complete(path):
+        return _pass_over(path, 'the file is damaged or not complete')
     try:
         checkpoint = _load(path, trusted)
-        missing = _missing_parts(checkpoint)
-        if missing:
-            reason = f'it is not the checkpoint of a run: it has no {missing[0]}'
-        elif 'optimizer' not in checkpoint:
-            # The best checkpoints and published ones hold no optimizer.
-            if not is_named:
-                return None
-        elif not is_complete(path):  # tensors are not read yet
-            reason = 'the file is damaged'
-    except UntrustedCheckpointError as error:
-        if is_named:
-            return 0
-        reason = str(error)
+    except UntrustedCheckpointError:
+        raise
     except Exception as error:  # whatever is wrong with a file, another one may be sound
-        reason = str(error)
-    if reason is not None:
-        print_log(f'Passed over {path!r}: {reason}', 'current', logging.WARNING)
-        return None
-    return int(checkpoint['meta']['iter'])
+        return _pass_over(path, f'{type(error).__name__}: {error}')
+    missing = _missing_part(checkpoint)
+    if missing is not None:
+        return _pass_over(path, f'it is not the checkpoint of a run: it has no {missing}')
+    # The best checkpoints and published ones hold no optimizer.
+    return int(checkpoint['meta']['iter']) if 'optimizer' in checkpoint else None
+
+
+def _num_iters_or_refused(path: str, trusted: bool) -> int | None:
+    """As :func:`_num_iters`; passes over files that would run code, too."""
+    try:
+        return _num_iters(path, trusted)
+    except UntrustedCheckpointError as error:
+        return _pass_over(path, str(error))
+
+
+def _pass_over(path: str, reason: str) -> None:
+    print_log(f'Passed over {path!r}: {reason}', 'current', logging.WARNING)
 
 
 def _load(path: str, trusted: bool) -> Any:
     if trusted:
         return torch.load(path, 'cpu', weights_only=False)
-    return load_weights_only(path, 'cpu', mmap=True)
+    return load_weights_only(path, 'cpu')
 
 
-def _missing_parts(checkpoint: Any) -> list[str]:
+def _missing_part(checkpoint: Any) -> str | None:
     """What MMEngine needs to resume a run and a checkpoint lacks."""
-    needed = {
-        "meta['epoch']": ('meta', 'epoch'),
-        "meta['iter']": ('meta', 'iter'),
-        'message_hub': ('message_hub',),
-        'state_dict': ('state_dict',),
-    }
-    missing = []
-    for name, path in needed.items():
-        value = checkpoint
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is None or path[0] == 'meta' and not isinstance(value, int):
-            missing.append(name)
-    return missing
+    if not isinstance(checkpoint, dict):
+        return 'state_dict'
+    meta = checkpoint.get('meta')
+    for key in ('epoch', 'iter'):
+        if not isinstance(meta, dict) or not isinstance(meta.get(key), numbers.Integral):
+            return f'meta[{key!r}]'
+    return next((key for key in ('message_hub', 'state_dict') if key not in checkpoint), None)

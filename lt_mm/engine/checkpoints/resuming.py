@@ -146,8 +146,8 @@ def _pass_over(path: str, reason: str) -> None:
 
 def _load(path: str, trusted: bool) -> Any:
     if trusted:
-        return torch.load(path, 'cpu', weights_only=False)
-    return load_weights_only(path, 'cpu')
+        return torch.load(path, 'cpu', weights_only=False, mmap=True)
+    return load_weights_only(path, 'cpu', mmap=True)
 
 
 def _missing_part(checkpoint: Any) -> str | None:

@@ -89,13 +89,15 @@ def choose_resumed_checkpoint(cfg: Config, resume: str | None, trusted: bool = F
         UntrustedCheckpointError: If the checkpoint holds code.
         DamagedCheckpointError: If the checkpoint cannot be read.
     """
-    if resume is not None and resume != 'auto':
-        cfg.resume, cfg.load_from = True, resume
-    elif resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
+    is_auto = resume == 'auto' if resume else cfg.get('resume') and cfg.get('load_from') is None
+    if is_auto:
         found = find_resumable(cfg.work_dir, trusted)
         cfg.resume = found is not None
         if found is not None:
             cfg.load_from = found
+        return
+    if resume:
+        cfg.resume, cfg.load_from = True, resume
     if cfg.get('resume') and osp.isfile(cfg.load_from):
         check_resumable(cfg.load_from, trusted)
 

@@ -23,7 +23,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_local
 from packaging.version import Version
 
-from lt_mm.engine.checkpoints.refusals import UntrustedCheckpointError, refusal
+from lt_mm.engine.checkpoints.refusals import UntrustedCheckpointError, check_intact, refusal
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_NOT = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -109,8 +109,7 @@ def load_weights_only(filename: str, map_location: Any = None, mmap: bool = Fals
         DamagedCheckpointError: If the file cannot be read.
     """
     filename = osp.expanduser(filename)
-    if not osp.isfile(filename):
-        raise FileNotFoundError(f'there is no checkpoint file {filename}')
+    check_intact(filename)
     with _refusing(filename):
         loaded = torch.load(filename, map_location, weights_only=True, mmap=mmap or None)
     return _without_configs(loaded)

@@ -24,6 +24,19 @@ def is_complete(path: str | Path) -> bool:
         return False
 
 
+def check_intact(filename: str) -> None:
+    """Compares a file with the checksums in it, which torch does not do for tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedCheckpointError: If it is not what was written.
+    """
+    if not osp.isfile(filename):
+        raise FileNotFoundError(f'there is no checkpoint file {filename}')
+    if _is_zip(filename) and not is_complete(filename):
+        raise _damaged(filename, 'it is not complete, or a checksum in it is wrong')
+
+
 def refusal(filename: str, error: Exception) -> Exception:
     """What to raise where loading a file failed.
 
@@ -38,21 +51,22 @@ def refusal(filename: str, error: Exception) -> Exception:
     known = (OSError, UntrustedCheckpointError, DamagedCheckpointError)
     if isinstance(error, known):  # such as a missing file, or a failed download
         return error
-    is_local = '://' not in filename
-    is_whole = is_local and is_complete(filename)
-    # The checksums of a zip archive prove damage; older files and downloads have none.
-    is_broken = is_local and not is_whole and _is_zip(filename)
-    if isinstance(error, pickle.UnpicklingError) and not is_broken:
+    # It was checked before; files of the older format, and downloads, have no checksums.
+    is_whole = '://' not in filename and _is_zip(filename)
+    if isinstance(error, pickle.UnpicklingError):
         found = re.search(r'GLOBAL (\S+)', str(error))
         if found or is_whole:
             return _untrusted(filename, found[1] if found else f'something else ({error})')
     if is_whole and 'PytorchStreamReader' not in str(error):  # such as too little memory
         return error
+    return _damaged(filename, f'{type(error).__name__}: {str(error).strip().split(chr(10))[0]}')
+
+
+def _damaged(filename: str, reason: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
         f'{filename} was not loaded: the file is damaged, or it is not a checkpoint of PyTorch '
-        f'({type(error).__name__}: {str(error).strip().split(chr(10))[0]}). Replace it by an '
-        'undamaged copy. To continue a run from the newest checkpoint of its work directory that '
-        'can be loaded: --resume, without a path'
+        f'({reason}). Replace it by an undamaged copy. To continue a run from the newest '
+        'checkpoint of its work directory that can be loaded: --resume, without a path'
     )
 
 
@@ -67,7 +81,5 @@ def _untrusted(filename: str, found: str) -> UntrustedCheckpointError:
 
 
 def _is_zip(filename: str) -> bool:
-    if not osp.isfile(filename):
-        return False
     with open(filename, 'rb') as file:
         return file.read(2) == b'PK'

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 
 from lt_mm.engine.checkpoints.atomic_files import AtomicBackend
 from lt_mm.engine.checkpoints.loading import load_weights_only
-from lt_mm.engine.checkpoints.refusals import UntrustedCheckpointError, is_complete
+from lt_mm.engine.checkpoints.refusals import UntrustedCheckpointError, check_intact
 
 _LAST = 'last_checkpoint'
 _MARKS = {
@@ -59,12 +59,14 @@ def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
         trusted: Whether files may run code when they are loaded.
 
     Returns:
-        Its path; None if there is no checkpoint to resume from. A named checkpoint that would
-        run code is returned too, so that the run refuses it instead of an older one being
-        resumed.
+        Its path; None if there is no checkpoint to resume from.
+
+    Raises:
+        UntrustedCheckpointError: If the named checkpoint would run code. It is whole, so that
+            no older one takes its place.
     """
     named = read_last_checkpoint(work_dir)
-    if named is not None and ('://' in named or _is_named_resumable(named, trusted)):
+    if named is not None and ('://' in named or _num_iters(named, trusted) is not None):
         return named
     folders = {Path(work_dir).resolve()}
     if named is not None:
@@ -102,23 +104,12 @@ def check_resumable(path: str, trusted: bool = False) -> None:
         )
 
 
-def _is_named_resumable(path: str, trusted: bool) -> bool:
-    try:
-        return _num_iters(path, trusted) is not None
-    except UntrustedCheckpointError:
-        return True  # the run refuses it, and says what to do
-
-
 def _num_iters(path: str, trusted: bool) -> int | None:
     """Iterations done in a checkpoint; None if a run cannot be resumed from it.
 
     Raises:
         UntrustedCheckpointError: If it would run code.
     """
-    if not osp.isfile(path):
-        return _pass_over(path, 'there is no such file')
-    if not is_complete(path):
-        return _pass_over(path, 'the file is damaged or not complete')
     try:
         checkpoint = _load(path, trusted)
     except UntrustedCheckpointError:
@@ -146,6 +137,7 @@ def _pass_over(path: str, reason: str) -> None:
 
 def _load(path: str, trusted: bool) -> Any:
     if trusted:
+        check_intact(path)
         return torch.load(path, 'cpu', weights_only=False, mmap=True)
     return load_weights_only(path, 'cpu', mmap=True)
 

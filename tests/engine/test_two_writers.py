@@ -37,7 +37,7 @@ def other(tmp_path):
         text=True,
         env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
     ) as process:
-        assert 'locked' in process.stdout.readline()
+        assert 'locked\n' in iter(process.stdout.readline, '')
         yield process
         process.kill()
 

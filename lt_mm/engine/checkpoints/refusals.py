@@ -12,7 +12,19 @@ class UntrustedCheckpointError(RuntimeError):
 
 
 class DamagedCheckpointError(RuntimeError):
-    """A file cannot be read as a checkpoint."""
+    """A file cannot be read as a checkpoint.
+
+    Attributes:
+        fault: What is wrong, without the name of the file.
+    """
+
+    def __init__(self, filename: str, reason: str) -> None:
+        self.fault = f'the file is damaged, or it is not a checkpoint of PyTorch ({reason})'
+        super().__init__(
+            f'{filename} was not loaded: {self.fault}. Replace it by an undamaged copy. To '
+            'continue a run from the newest checkpoint of its work directory that can be '
+            'loaded: --resume, without a path'
+        )
 
 
 def is_complete(path: str | Path) -> bool:
@@ -34,7 +46,7 @@ def check_intact(filename: str) -> None:
     if not osp.isfile(filename):
         raise FileNotFoundError(f'there is no checkpoint file {filename}')
     if _is_zip(filename) and not is_complete(filename):
-        raise _damaged(filename, 'it is not complete, or a checksum in it is wrong')
+        raise DamagedCheckpointError(filename, 'it is not complete, or a checksum in it is wrong')
 
 
 def refusal(filename: str, error: Exception) -> Exception:
@@ -59,15 +71,8 @@ def refusal(filename: str, error: Exception) -> Exception:
             return _untrusted(filename, found[1] if found else f'something else ({error})')
     if is_whole and 'PytorchStreamReader' not in str(error):  # such as too little memory
         return error
-    return _damaged(filename, f'{type(error).__name__}: {str(error).strip().split(chr(10))[0]}')
-
-
-def _damaged(filename: str, reason: str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(
-        f'{filename} was not loaded: the file is damaged, or it is not a checkpoint of PyTorch '
-        f'({reason}). Replace it by an undamaged copy. To continue a run from the newest '
-        'checkpoint of its work directory that can be loaded: --resume, without a path'
-    )
+    first_line = str(error).strip().partition('\n')[0]
+    return DamagedCheckpointError(filename, f'{type(error).__name__}: {first_line}')
 
 
 def _untrusted(filename: str, found: str) -> UntrustedCheckpointError:

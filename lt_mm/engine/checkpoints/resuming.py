@@ -14,7 +14,11 @@ from mmengine.logging import print_log
 
 from lt_mm.engine.checkpoints.atomic_files import AtomicBackend
 from lt_mm.engine.checkpoints.loading import load_weights_only
-from lt_mm.engine.checkpoints.refusals import UntrustedCheckpointError, check_intact
+from lt_mm.engine.checkpoints.refusals import (
+    DamagedCheckpointError,
+    UntrustedCheckpointError,
+    check_intact,
+)
 
 _LAST = 'last_checkpoint'
 _MARKS = {
@@ -39,9 +43,10 @@ def read_last_checkpoint(work_dir: str | Path) -> str | None:
     if not path.is_file():
         return None
     content = path.read_bytes()
-    marked = (encoding for mark, encoding in _MARKS.items() if content.startswith(mark))
-    encodings = (next(marked, sys.getfilesystemencoding()), 'latin-1')
-    texts = [content.decode(encoding, 'surrogateescape').strip() for encoding in encodings]
+    marked = [encoding for mark, encoding in _MARKS.items() if content.startswith(mark)]
+    decoded = [content.decode(encoding, 'replace') for encoding in marked]
+    decoded += [content.decode(sys.getfilesystemencoding(), 'surrogateescape')]
+    texts = [text.strip() for text in (*decoded, content.decode('latin-1'))]
     existing = (text for text in texts if osp.isfile(text))
     return next(existing, texts[0] if texts[0].isprintable() else None) or None
 
@@ -114,6 +119,8 @@ def _num_iters(path: str, trusted: bool) -> int | None:
         checkpoint = _load(path, trusted)
     except UntrustedCheckpointError:
         raise
+    except DamagedCheckpointError as error:
+        return _pass_over(path, error.fault)
     except Exception as error:  # whatever is wrong with a file, another one may be sound
         return _pass_over(path, f'{type(error).__name__}: {error}')
     missing = _missing_part(checkpoint)

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import runpy
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from lt_mm.engine.checkpoints import (
 from lt_mm.engine.launch import choose_resumed_checkpoint
 from tests.engine.interrupted_runs import write_config
 from tests.engine.test_checkpoints import Malicious, checkpoint, write
+from tests.paths import REPOSITORY
 from tests.training_data import write_pictures
 
 
@@ -190,6 +193,24 @@ def test_a_path_that_is_not_utf_8_is_written_and_read(tmp_path):
     assert read_last_checkpoint(folder) == expected
 
 
+@pytest.mark.parametrize('trusted', [True, False])
+def test_checkpoints_of_the_older_format_are_resumed(tmp_path, trusted):
+    path = str(tmp_path / 'a.pth')
+    torch.save(checkpoint(), path, _use_new_zipfile_serialization=False)
+    choose_resumed_checkpoint(Config(), path, trusted)
+    assert find_resumable(tmp_path, trusted) == path
+
+
+def test_a_named_checkpoint_without_an_optimizer_is_resumed(tmp_path):
+    """``CheckpointHook(save_optimizer=False)`` saves no other ones."""
+    content = checkpoint(9)
+    del content['optimizer']
+    path = write(tmp_path / 'a.pth', content)
+    assert find_resumable(tmp_path) is None
+    write_last_checkpoint(tmp_path, path)
+    assert find_resumable(tmp_path) == path
+
+
 # ---------------------------------------------------------------- trust
 
 
@@ -209,3 +230,20 @@ def test_code_in_a_checkpoint_to_resume(named, tmp_path):
             choose_resumed_checkpoint(cfg, 'auto')
     choose_resumed_checkpoint(cfg, 'auto', trusted=True)
     assert cfg.load_from == newer and cfg.resume
+
+
+@pytest.mark.parametrize(
+    'tool',
+    [
+        'train.py',
+        'test.py',
+        'analysis/consistency.py',
+        'analysis/draw_replicas.py',
+        'analysis/term_gradients.py',
+    ],
+)
+def test_every_tool_that_may_refuse_a_checkpoint_can_trust_it(tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [tool, '--help'])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPOSITORY / 'tools' / tool))['main']()
+    assert '--trust-checkpoint' in capsys.readouterr().out

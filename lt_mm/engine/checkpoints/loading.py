@@ -23,7 +23,12 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_local
 from packaging.version import Version
 
-from lt_mm.engine.checkpoints.refusals import UntrustedCheckpointError, check_intact, refusal
+from lt_mm.engine.checkpoints.refusals import (
+    UntrustedCheckpointError,
+    check_intact,
+    is_zip,
+    refusal,
+)
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_NOT = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -111,7 +116,8 @@ def load_weights_only(filename: str, map_location: Any = None, mmap: bool = Fals
     filename = osp.expanduser(filename)
     check_intact(filename)
     with _refusing(filename):
-        loaded = torch.load(filename, map_location, weights_only=True, mmap=mmap or None)
+        mmap = mmap and is_zip(filename)  # torch cannot do it with the older format
+        loaded = torch.load(filename, map_location, weights_only=True, mmap=mmap)
     return _without_configs(loaded)
 
 

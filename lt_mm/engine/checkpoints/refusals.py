@@ -45,7 +45,7 @@ def check_intact(filename: str) -> None:
     """
     if not osp.isfile(filename):
         raise FileNotFoundError(f'there is no checkpoint file {filename}')
-    if _is_zip(filename) and not is_complete(filename):
+    if is_zip(filename) and not is_complete(filename):
         raise DamagedCheckpointError(filename, 'it is not complete, or a checksum in it is wrong')
 
 
@@ -64,7 +64,7 @@ def refusal(filename: str, error: Exception) -> Exception:
     if isinstance(error, known):  # such as a missing file, or a failed download
         return error
     # It was checked before; files of the older format, and downloads, have no checksums.
-    is_whole = '://' not in filename and _is_zip(filename)
+    is_whole = osp.isfile(filename) and is_zip(filename)
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r'GLOBAL (\S+)', str(error))
         if found or is_whole:
@@ -85,6 +85,7 @@ def _untrusted(filename: str, found: str) -> UntrustedCheckpointError:
     )
 
 
-def _is_zip(filename: str) -> bool:
+def is_zip(filename: str) -> bool:
+    """Whether a file has the format that ``torch.save`` writes today, even if it is damaged."""
     with open(filename, 'rb') as file:
         return file.read(2) == b'PK'

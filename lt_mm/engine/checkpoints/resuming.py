@@ -18,6 +18,7 @@ from lt_mm.engine.checkpoints.refusals import (
     DamagedCheckpointError,
     UntrustedCheckpointError,
     check_intact,
+    is_zip,
 )
 
 _LAST = 'last_checkpoint'
@@ -71,17 +72,19 @@ def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
             no older one takes its place.
     """
     named = read_last_checkpoint(work_dir)
-    if named is not None and ('://' in named or _num_iters(named, trusted) is not None):
+    if named is not None and ('://' in named or _state(named, trusted) is not None):
         return named
     folders = {Path(work_dir).resolve()}
     if named is not None:
         folders.add(Path(named).resolve().parent)
     found = [
-        (num_iters, osp.getmtime(path), str(path))
+        (int(state['meta']['iter']), osp.getmtime(path), str(path))
         for folder in folders
         for path in folder.glob('*.pth')
         if named is None or path != Path(named).resolve()
-        if (num_iters := _num_iters_or_refused(str(path), trusted)) is not None
+        if (state := _state_or_refused(str(path), trusted)) is not None
+        # The best checkpoints and published ones hold no optimizer.
+        if 'optimizer' in state
     ]
     path = max(found)[-1] if found else None
     if named is not None:
@@ -109,8 +112,8 @@ def check_resumable(path: str, trusted: bool = False) -> None:
         )
 
 
-def _num_iters(path: str, trusted: bool) -> int | None:
-    """Iterations done in a checkpoint; None if a run cannot be resumed from it.
+def _state(path: str, trusted: bool) -> dict[str, Any] | None:
+    """The content of a checkpoint; None if a run cannot be resumed from it.
 
     Raises:
         UntrustedCheckpointError: If it would run code.
@@ -126,14 +129,13 @@ def _num_iters(path: str, trusted: bool) -> int | None:
     missing = _missing_part(checkpoint)
     if missing is not None:
         return _pass_over(path, f'it is not the checkpoint of a run: it has no {missing}')
-    # The best checkpoints and published ones hold no optimizer.
-    return int(checkpoint['meta']['iter']) if 'optimizer' in checkpoint else None
+    return checkpoint
 
 
-def _num_iters_or_refused(path: str, trusted: bool) -> int | None:
-    """As :func:`_num_iters`; passes over files that would run code, too."""
+def _state_or_refused(path: str, trusted: bool) -> dict[str, Any] | None:
+    """As :func:`_state`; passes over files that would run code, too."""
     try:
-        return _num_iters(path, trusted)
+        return _state(path, trusted)
     except UntrustedCheckpointError as error:
         return _pass_over(path, str(error))
 
@@ -145,7 +147,7 @@ def _pass_over(path: str, reason: str) -> None:
 def _load(path: str, trusted: bool) -> Any:
     if trusted:
         check_intact(path)
-        return torch.load(path, 'cpu', weights_only=False, mmap=True)
+        return torch.load(path, 'cpu', weights_only=False, mmap=is_zip(path))
     return load_weights_only(path, 'cpu', mmap=True)
 
 

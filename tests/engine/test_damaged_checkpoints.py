@@ -245,5 +245,5 @@ def test_code_in_a_checkpoint_to_resume(named, tmp_path):
 def test_every_tool_that_may_refuse_a_checkpoint_can_trust_it(tool, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [tool, '--help'])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(REPOSITORY / 'tools' / tool))['main']()
+        runpy.run_path(str(REPOSITORY / 'tools' / tool), run_name='__main__')
     assert '--trust-checkpoint' in capsys.readouterr().out

@@ -72,7 +72,7 @@ def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
             no older one takes its place.
     """
     named = read_last_checkpoint(work_dir)
-    if named is not None and ('://' in named or _state(named, trusted) is not None):
+    if named is not None and ('://' in named or _state(named, trusted, is_named=True) is not None):
         return named
     folders = {Path(work_dir).resolve()}
     if named is not None:
@@ -82,7 +82,7 @@ def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
         for folder in folders
         for path in folder.glob('*.pth')
         if named is None or path != Path(named).resolve()
-        if (state := _state_or_refused(str(path), trusted)) is not None
+        if (state := _state(str(path), trusted)) is not None
         # The best checkpoints and published ones hold no optimizer.
         if 'optimizer' in state
     ]
@@ -92,56 +92,49 @@ def find_resumable(work_dir: str | Path, trusted: bool = False) -> str | None:
     return path
 
 
-def check_resumable(path: str, trusted: bool = False) -> None:
-    """Makes sure that a run can be resumed from a file, before it is started.
+def check_resumable(path: str, trusted: bool = False) -> dict[str, Any]:
+    """Loads the checkpoint of a run, to make sure that the run can be resumed from it.
 
     Args:
         path: Path of a file.
         trusted: As in :func:`find_resumable`.
+
+    Returns:
+        Its content.
 
     Raises:
         ValueError: If it holds weights, but not the state of a run.
         UntrustedCheckpointError: If it would run code.
         DamagedCheckpointError: If it cannot be read.
     """
-    missing = _missing_part(_load(path, trusted))
+    checkpoint = _load(path, trusted)
+    missing = _missing_part(checkpoint)
     if missing is not None:
         raise ValueError(
             f'{path} is not the checkpoint of a run: it has no {missing}. To start a new '
             f'training from its weights: --cfg-options load_from={path}, without --resume'
         )
-
-
-def _state(path: str, trusted: bool) -> dict[str, Any] | None:
-    """The content of a checkpoint; None if a run cannot be resumed from it.
-
-    Raises:
-        UntrustedCheckpointError: If it would run code.
-    """
-    try:
-        checkpoint = _load(path, trusted)
-    except UntrustedCheckpointError:
-        raise
-    except DamagedCheckpointError as error:
-        return _pass_over(path, error.fault)
-    except Exception as error:  # whatever is wrong with a file, another one may be sound
-        return _pass_over(path, f'{type(error).__name__}: {error}')
-    missing = _missing_part(checkpoint)
-    if missing is not None:
-        return _pass_over(path, f'it is not the checkpoint of a run: it has no {missing}')
     return checkpoint
 
 
-def _state_or_refused(path: str, trusted: bool) -> dict[str, Any] | None:
-    """As :func:`_state`; passes over files that would run code, too."""
+def _state(path: str, trusted: bool, is_named: bool = False) -> dict[str, Any] | None:
+    """The content of a checkpoint; None, with a line in the log, if it cannot be resumed.
+
+    Raises:
+        UntrustedCheckpointError: If it would run code and ``last_checkpoint`` names it.
+    """
     try:
-        return _state(path, trusted)
+        return check_resumable(path, trusted)
     except UntrustedCheckpointError as error:
-        return _pass_over(path, str(error))
-
-
-def _pass_over(path: str, reason: str) -> None:
+        if is_named:
+            raise
+        reason = str(error)
+    except DamagedCheckpointError as error:
+        reason = error.fault
+    except Exception as error:  # whatever is wrong with a file, another one may be sound
+        reason = f'{type(error).__name__}: {error}'
     print_log(f'Passed over {path!r}: {reason}', 'current', logging.WARNING)
+    return None
 
 
 def _load(path: str, trusted: bool) -> Any:

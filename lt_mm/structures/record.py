@@ -112,12 +112,14 @@ class InstanceRecord:
         visibility: (n,) float32, area inside the image / area of the whole moved box.
         cut_sides: (n, 4) bool, whether the border, a crop or a paste cut the left, top, right and
             bottom side of the annotation, as they lie in the source: a flip changes no order.
+        source_boxes: (n, 4) float32, the whole annotated boxes, xyxy in pixels of the source.
     """
 
     source_ids: Tensor
     source_matrices: Tensor
     visibility: Tensor
     cut_sides: Tensor
+    source_boxes: Tensor
 
     @classmethod
     def read(cls, instances: InstanceData) -> 'InstanceRecord':

@@ -12,8 +12,10 @@ prediction, and through the mean unless ``detach_mean``. A prediction without a 
 0; without any pair the term is 0 and still has a graph. Finite predictions give a finite term
 and, in float32 or wider, a finite gradient, however large they are. A paired prediction that
 is NaN makes the term NaN. Time and memory are linear in the number of predictions: the mean is
-a segment reduction. ``ValueError`` is raised if shapes do not fit, or if the temperature or
-``avg_factor`` is not positive.
+a segment reduction. With a ``target``, such as the mean of earlier epochs
+(:mod:`lt_mm.core.memory`), that mean is taken instead, and counts as constant; a prediction
+then needs no positive in the batch. ``ValueError`` is raised if shapes do not fit, or if the
+temperature or ``avg_factor`` is not positive.
 """
 
 from lt_mm.core.consistency.bernoulli import bernoulli_consistency, mask_consistency

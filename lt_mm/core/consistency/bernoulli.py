@@ -9,6 +9,7 @@ from lt_mm.core.consistency.common import (
     check_predictions,
     group_mean,
     group_sum,
+    known_targets,
     zero_unpaired,
 )
 from lt_mm.core.consistency.strength import Modulation
@@ -22,6 +23,7 @@ def bernoulli_consistency(
     detach_mean: bool = False,
     avg_factor: float | None = None,
     modulation: Modulation | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Term for sigmoid classifiers: the sum of the Bernoulli KLs of all classes.
 
@@ -33,16 +35,23 @@ def bernoulli_consistency(
         avg_factor: n of the formula; N unless given.
         modulation: If given, the KL of each class is weighted by its ``weights`` at the
             mean, which count as constant: the gradient is still 0 where predictions agree.
+        target: (N, C), as in :func:`categorical_consistency`.
     """
     check_predictions(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
+    paired = groups.paired
+    if target is not None:
+        paired = known_targets(target, logits, group_ids).all(dim=1)
     with torch.autocast(logits.device.type, enabled=False):
-        scaled = zero_unpaired(groups.paired, logits) / temperature
-        divergence = _bernoulli_divergence(scaled, groups, detach_mean)
+        scaled = zero_unpaired(paired, logits) / temperature
+        if target is None:
+            means = _group_means(scaled, groups, detach_mean)
+        else:
+            means = _complements(torch.where(paired[:, None], target, 0), scaled)
+        divergence = _bernoulli_divergence(scaled, means)
         if modulation is not None:
-            mean = group_mean(scaled.sigmoid(), groups, detach=True)
-            divergence = divergence * modulation.weights(mean)
-        return average(divergence.sum(dim=1), groups.paired, avg_factor)
+            divergence = divergence * modulation.weights(means[0])
+        return average(divergence.sum(dim=1), paired, avg_factor)
 
 
 def mask_consistency(
@@ -52,6 +61,7 @@ def mask_consistency(
     temperature: float = 1.0,
     detach_mean: bool = False,
     avg_factor: float | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Term for masks: the mean Bernoulli KL over the pixels of a canonical grid.
 
@@ -66,6 +76,8 @@ def mask_consistency(
         temperature: Divides the logits before the sigmoid.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
+        target: (N, H, W), if given, the mean that each mask is compared with, NaN where it
+            says nothing; see :func:`categorical_consistency`.
     """
     if mask_logits.dim() != 3 or inside.shape != mask_logits.shape:
         raise ValueError(
@@ -75,24 +87,46 @@ def mask_consistency(
     logits, inside = mask_logits.flatten(1), inside.flatten(1)
     check_predictions(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
+    paired = groups.paired
+    if target is not None:
+        shared = inside & known_targets(target, mask_logits, group_ids).flatten(1)
+        paired = shared.any(dim=1)
     with torch.autocast(logits.device.type, enabled=False):
-        scaled = zero_unpaired(groups.paired, logits) / temperature
-        seen = inside.to(scaled)
-        shared = (seen > 0) & (group_sum(seen, groups) > 1)
-        divergence = _bernoulli_divergence(scaled, groups, detach_mean, weights=seen)
+        scaled = zero_unpaired(paired, logits) / temperature
+        if target is None:
+            seen = inside.to(scaled)
+            shared = inside & (group_sum(seen, groups) > 1)
+            means = _group_means(scaled, groups, detach_mean, seen)
+        else:
+            means = _complements(torch.where(shared, target.flatten(1), 0), scaled)
+        divergence = _bernoulli_divergence(scaled, means)
         pixels = shared.sum(dim=1)
         mean = torch.where(shared, divergence, 0).sum(dim=1) / pixels.clamp(min=1)
-        return average(mean, groups.paired, avg_factor)
+        return average(mean, paired, avg_factor)
 
 
-def _bernoulli_divergence(
+def _group_means(
     logits: Tensor, groups: PairedGroups, detach_mean: bool, weights: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The means (N, D) of p and of 1 - p in each group, without cancellation."""
+    yes, no = (
+        group_mean(torch.sigmoid(signed), groups, detach_mean, weights)
+        for signed in (logits, -logits)
+    )
+    return yes, no
+
+
+def _complements(target: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Given means (N, D) of p, and those of 1 - p, as constants."""
+    target = target.detach()
+    return target.to(like), (1 - target).to(like)
+
+
+def _bernoulli_divergence(logits: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
     """D_KL(pbar_i || p_i) of each Bernoulli: logits (N, D) to (N, D)."""
     divergence = torch.zeros_like(logits)
-    for signed in (logits, -logits):  # p and 1 - p, without cancellation
+    for signed, mean in zip((logits, -logits), means):
         log_p = F.logsigmoid(signed)
-        mean = group_mean(torch.sigmoid(signed), groups, detach_mean, weights)
         log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
         divergence = divergence + mean * (log_mean - log_p)
     return divergence

@@ -8,6 +8,7 @@ from lt_mm.core.consistency.common import (
     check_predictions,
     group_mean,
     group_sum,
+    known_targets,
     zero_unless,
 )
 from lt_mm.core.consistency.replica_means import Cells
@@ -28,6 +29,7 @@ def box_consistency(
     detach_mean: bool = False,
     avg_factor: float | None = None,
     whole_sides: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Term for boxes: the KL between the axis-aligned Gaussians of two boxes, damped.
 
@@ -54,9 +56,13 @@ def box_consistency(
         whole_sides: (N, 4) bool, whether the left, top, right and bottom side is whole; all are
             unless given. A box takes part in an axis, in the mean as well, where both of its
             sides are whole (:func:`compared_axes`).
+        target: (N, 4), if given, the mean box that each is compared with, NaN for sides that it
+            does not know; see :func:`categorical_consistency`.
     """
     check_predictions(boxes_xyxy, group_ids, avg_factor)
-    divergences, compared = _axis_divergences(boxes_xyxy, group_ids, detach_mean, whole_sides)
+    divergences, compared = _axis_divergences(
+        boxes_xyxy, group_ids, detach_mean, whole_sides, target
+    )
     term = average(divergences.log1p(), compared, avg_factor)
     return term if boxes_xyxy.dtype == torch.float64 else term.float()
 
@@ -81,16 +87,20 @@ def compared_sides(group_ids: Tensor, whole_sides: Tensor) -> Tensor:
     return _compared(paired_groups(group_ids), whole_sides)
 
 
-def compared_axes(group_ids: Tensor, whole_sides: Tensor) -> Tensor:
+def compared_axes(group_ids: Tensor, whole_sides: Tensor, target: Tensor | None = None) -> Tensor:
     """Which axes of boxes are compared: both sides are whole, in another member of the group too.
 
     Args:
         group_ids: (N,) integer, as in :func:`categorical_consistency`.
         whole_sides: (N, 4) bool, for the left, top, right and bottom side.
+        target: As in :func:`box_consistency`; both sides have to be known there instead.
 
     Returns:
         (N, 2) bool, for x and y.
     """
+    if target is not None:
+        known = whole_sides & known_targets(target, whole_sides, group_ids)
+        return known[:, :2] & known[:, 2:]
     return compared_sides(group_ids, whole_sides[:, :2] & whole_sides[:, 2:])
 
 
@@ -160,7 +170,11 @@ def side_consistency(
 
 
 def _axis_divergences(
-    boxes_xyxy: Tensor, group_ids: Tensor, detach_mean: bool, whole_sides: Tensor | None
+    boxes_xyxy: Tensor,
+    group_ids: Tensor,
+    detach_mean: bool,
+    whole_sides: Tensor | None,
+    target: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The KL of each box and axis, (N, 2) float64, and which of them are compared, (N, 2) bool."""
     if boxes_xyxy.shape[1] != 4:
@@ -170,15 +184,20 @@ def _axis_divergences(
         )
     groups = paired_groups(group_ids)
     whole = _checked_sides(whole_sides, boxes_xyxy)
-    compared = _compared(groups, whole[:, :2] & whole[:, 2:])
+    if target is None:
+        compared = _compared(groups, whole[:, :2] & whole[:, 2:])
+    else:
+        compared = compared_axes(group_ids, whole, target)
     sides = compared.repeat(1, 2)
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
         # Squares, and the gradients of quotients, leave float32 long before boxes do.
         boxes = zero_unless(sides, boxes_xyxy).double()
         center, sigma = _gaussians(boxes)
-        mean_center, mean_sigma = _gaussians(
-            group_mean(boxes, groups, detach_mean, sides.to(boxes))
-        )
+        if target is None:
+            mean = group_mean(boxes, groups, detach_mean, sides.to(boxes))
+        else:
+            mean = zero_unless(sides, target.detach()).double()
+        mean_center, mean_sigma = _gaussians(mean)
         ratio = mean_sigma / sigma
         offset = ((mean_center - center) / sigma).clamp(-_LARGEST_RATIO, _LARGEST_RATIO)
         squares = ratio.clamp(max=_LARGEST_RATIO).square() + offset.square()

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_mm.core.consistency.common import LARGEST, check_predictions
+from lt_mm.core.consistency.common import (
+    LARGEST,
+    average,
+    check_predictions,
+    known_targets,
+    zero_unpaired,
+)
 from lt_mm.core.pairing import PairedGroups, paired_groups
 
 # Entries in a block of rows: as many as fit into a processor's cache, or keep a GPU busy.
@@ -19,6 +25,7 @@ def categorical_consistency(
     temperature: float = 1.0,
     detach_mean: bool = False,
     avg_factor: float | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Term for softmax classifiers.
 
@@ -29,11 +36,22 @@ def categorical_consistency(
         temperature: Divides the logits before the softmax.
         detach_mean: Whether the mean counts as constant in the gradient.
         avg_factor: n of the formula; N unless given.
+        target: (N, C), if given, the mean that each prediction is compared with in place of that
+            of its group; a row of NaN compares with nothing. It counts as constant. Its
+            probabilities are those of the same temperature.
 
     Raises:
-        NotImplementedError: In the backward pass, if the gradient is to have a gradient.
+        NotImplementedError: In the backward pass, if the gradient is to have a gradient, unless
+            there is a target.
     """
     check_predictions(logits, group_ids, avg_factor, temperature)
+    if target is not None:
+        known = known_targets(target, logits, group_ids).all(dim=1)
+        with torch.autocast(logits.device.type, enabled=False):
+            log_p = (zero_unpaired(known, logits) / temperature).log_softmax(dim=1)
+            mean = torch.where(known[:, None], target.detach(), 0).to(log_p)
+            divergence = (torch.xlogy(mean, mean) - mean * log_p).sum(dim=1)
+            return average(divergence, known, avg_factor)
     groups = paired_groups(group_ids)
     with torch.autocast(logits.device.type, enabled=False):
         total = _CategoricalSum.apply(logits, groups, temperature, detach_mean)

@@ -36,6 +36,22 @@ def average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Ten
     return torch.where(paired, divergence, 0).sum() / avg_factor
 
 
+def known_targets(target: Tensor, values: Tensor, group_ids: Tensor) -> Tensor:
+    """Where a target says what to compare with, (N, ...) bool.
+
+    Args:
+        target: (N, ...), NaN where there is nothing to compare with.
+        values: (N, ...), the predictions.
+        group_ids: (N,) integer; negative for predictions that are not compared.
+    """
+    if target.shape != values.shape:
+        raise ValueError(
+            f'the target has shape {tuple(target.shape)} and the predictions have '
+            f'{tuple(values.shape)}; expected the same, one mean for each prediction'
+        )
+    return ~target.isnan() & (group_ids >= 0).view(-1, *[1] * (target.dim() - 1))
+
+
 def non_negative(term: Tensor) -> Tensor:
     """A term that rounding made slightly negative, or -0, becomes 0; its gradient stays."""
     value = term.detach()

@@ -68,5 +68,6 @@ def _recorded_fields(instances: InstanceData, shape: tuple[int, int]) -> dict[st
         cut_sides=torch.from_numpy(
             cut_sides(tensor.numpy(), whole, provenance.matrices, provenance.from_masks)
         ),
+        source_boxes=torch.from_numpy(provenance.source_boxes.astype(np.float32)),
     )
     return dict(instances.items(), bboxes=HorizontalBoxes(tensor, clone=False), **vars(record))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from mmengine.dist import get_dist_info
 from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
+from lt_mm.core.memory_codes import ClassCode, Code, class_probabilities
 from lt_mm.core.replicas import holds_whole_groups
 from lt_mm.models.heads.class_losses import ClassLoss
 from lt_mm.models.heads.empty_terms import EmptyTerms
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.pairing import Pairs
+from lt_mm.models.memory import HeadMemory
 from lt_mm.models.mixins import InstanceMixin, mix_in
 from lt_mm.structures import comparing_heads
 from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError
@@ -37,6 +40,7 @@ class ConsistencyMixin(InstanceMixin):
         lt_key_prefix: What the keys of the loss dict begin with, beside ``loss_``.
         lt_recorder: Called with what is paired (:mod:`lt_mm.structures.pair_record`), while
             somebody wants to know.
+        lt_memory: With ``memory=dict(...)``, what the head predicted in earlier epochs.
     """
 
     prefix = 'LossTransform'
@@ -45,6 +49,7 @@ class ConsistencyMixin(InstanceMixin):
     lt_key_prefix = ''
     lt_recorder: Callable[[PairRecord], None] | None = None
     lt_empty_terms: EmptyTerms
+    lt_memory: HeadMemory | None = None
     _lt_excess = 0
 
     @classmethod
@@ -64,6 +69,8 @@ class ConsistencyMixin(InstanceMixin):
         comparing_heads.enrol(head)
         head.lt_options = options
         head.lt_empty_terms = EmptyTerms(cls.lt_key_prefix + type(head).__name__)
+        if options.memory is not None:
+            head.lt_memory = HeadMemory(options.memory)
         return head
 
     @classmethod
@@ -102,7 +109,11 @@ class ConsistencyMixin(InstanceMixin):
             term = non_negative(compute(pairs))
         losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = term * self.lt_options.rho_now(kind)
         losses[f'{self.lt_key_prefix}lt_kl_{kind}'] = term.detach()
-        if self.lt_options.pairing == 'gt_all' and 'instances' in batch.columns:
+        if (
+            self.lt_options.pairing == 'gt_all'
+            and 'instances' in batch.columns
+            and not (pairs.targets)
+        ):
             with torch.no_grad():
                 between = compute(pairs.between_replicas(batch.columns['images']))
             share = torch.where(term > 0, between / term, 1.0)
@@ -124,7 +135,9 @@ class ConsistencyMixin(InstanceMixin):
             kind: 'cls', 'bbox' or 'mask'.
             remaining: See :meth:`EmptyTerms.watch`.
         """
-        if self.lt_options.rho_now(kind) > 0:
+        # A memory begins empty.
+        is_due = self.lt_memory is None or self.lt_memory.knows_all
+        if is_due and self.lt_options.rho_now(kind) > 0:
             self.lt_empty_terms.watch(kind, remaining)
 
     def lt_class_term(
@@ -145,29 +158,72 @@ class ConsistencyMixin(InstanceMixin):
             stands_for: How many predictions of the stock loss each compared one stands for.
         """
         options = self.lt_options
-        activation = options.activation
-        if activation == 'auto':
-            activation = 'sigmoid' if sigmoid else 'softmax'
+        sigmoid = self._lt_activates_with_sigmoid(sigmoid)
         if pairs.cells is not None:
-            logits = pairs.cells.mean_logits(logits, activation == 'sigmoid', options.temperature)
+            logits = pairs.cells.mean_logits(logits, sigmoid, options.temperature)
         arguments: dict[str, Any] = dict(
-            temperature=options.temperature, detach_mean=options.detach_mean, avg_factor=avg_factor
+            temperature=options.temperature,
+            detach_mean=options.detach_mean,
+            avg_factor=avg_factor,
+            target=pairs.targets.get('cls'),
         )
         factor: Tensor | float = 1.0
         if options.strength == 'stock':
             loss = ClassLoss.read(getattr(self, 'loss_cls', getattr(self, 'loss_module', None)))
             factor = loss.weight * stands_for
-            if activation == 'sigmoid':
+            if sigmoid:
                 arguments['modulation'] = loss.modulation
-        consistency = bernoulli_consistency if activation == 'sigmoid' else categorical_consistency
+        consistency = bernoulli_consistency if sigmoid else categorical_consistency
         return factor * consistency(logits, pairs.compared_ids, **arguments)
+
+    def _lt_activates_with_sigmoid(self, stock: bool) -> bool:
+        """Whether the class term takes sigmoids, given whether the stock loss does."""
+        activation = self.lt_options.activation
+        return stock if activation == 'auto' else activation == 'sigmoid'
+
+    @torch.no_grad()
+    def lt_remember_classes(
+        self, logits: Tensor, pairs: Pairs, sigmoid: bool
+    ) -> tuple[Code, Tensor]:
+        """What a memory keeps of class logits (Q, C): the code and the probabilities."""
+        options = self.lt_options
+        assert options.memory is not None
+        sigmoid = self._lt_activates_with_sigmoid(sigmoid)
+        if pairs.cells is not None:
+            logits = pairs.cells.mean_logits(logits, sigmoid, options.temperature)
+        code = ClassCode(logits.shape[1], options.memory.num_kept, sigmoid)
+        return code, class_probabilities(logits, sigmoid, options.temperature)
+
+    @torch.no_grad()
+    def lt_remember(
+        self, pairs: Pairs, columns: dict[str, Tensor], remembered: dict[str, tuple[Code, Tensor]]
+    ) -> Pairs:
+        """The pairs with the means of earlier epochs; takes the predictions into these.
+
+        Args:
+            pairs: Among Q candidates.
+            columns: Of the whole batch: 'instances' (Q, 2) int64, source and place of the
+                annotation, and 'checks' (Q,) int64 (:mod:`lt_mm.models.memory`).
+            remembered: For each kind of term the code and the predictions (Q, ...), NaN where
+                they are not to be compared.
+        """
+        if self.lt_memory is None:
+            return pairs
+        targets = self.lt_memory.compare(
+            columns['instances'],
+            pairs.compared_ids >= 0,
+            columns['checks'],
+            {kind: code for kind, (code, _) in remembered.items()},
+            {kind: values for kind, (_, values) in remembered.items()},
+        )
+        return replace(pairs, targets=targets)
 
     def lt_gather(self, part: Part) -> GatheredBatch:
         """The candidates of the whole batch, of which this process holds a part."""
-        if self.lt_options.across_ranks and get_dist_info()[1] > 1:
-            batch = gather_ranks(part)
-        else:
-            batch = join_parts([part], 0)
+        # All ranks have to know what one of them saw.
+        joins = self.lt_options.across_ranks or self.lt_memory is not None
+        gathers = joins and get_dist_info()[1] > 1
+        batch = gather_ranks(part) if gathers else join_parts([part], 0)
         self._lt_watch_groups(batch)
         return batch
 
@@ -176,10 +232,11 @@ class ConsistencyMixin(InstanceMixin):
 
         Where the sampler's number of replicas is known, at the first batch with a cut group,
         unless the data set replaced an image in it. Otherwise after some batches in a row.
-        Not while rho is 0: then nothing is missed, and repetition may start later. Works on
-        the host: what the batch tells are numbers from the metainfo.
+        Not while rho is 0: then nothing is missed, and repetition may start later; nor with a
+        memory, whose replicas need not be in the batch. Works on the host: what the batch
+        tells are numbers from the metainfo.
         """
-        if not self.lt_options.is_active():
+        if self.lt_memory is not None or not self.lt_options.is_active():
             return
         source_ids, num_replicas = batch.source_ids, batch.num_replicas
         partly = self.lt_options.allow_unrepeated

@@ -16,11 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lt_mm.core.consistency import box_consistency, compared_axes, positives_each
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible, sides_at_border
-from lt_mm.core.pairing import distance_to_annotations, is_paired, paired_share
+from lt_mm.core.memory_codes import BoxCode, Code
+from lt_mm.core.pairing import distance_to_annotations, paired_share
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.empty_terms import CUT, INEXACT, NO_PAIR
 from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.pairing import Pairs, form_pairs
+from lt_mm.models.memory import instance_checks
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import image_matrices, image_sizes, source_ids_of
@@ -87,6 +89,11 @@ class Annotated:
             [torch.full_like(rows, image) for image, rows in enumerate(self.annotations)]
         )
 
+    @property
+    def checks(self) -> Tensor:
+        """(P,) int64, by which a memory knows the annotation of each prediction again."""
+        return instance_checks(self['labels'], self['source_boxes'])
+
     def may_pair(self, min_visibility: float) -> Tensor:
         """(P,) bool, whether enough is visible, and comes back to the source."""
         visible = self['visibility'] >= min_visibility
@@ -132,8 +139,13 @@ class DetectionConsistency(ConsistencyMixin):
             Part.of(candidates.columns, detections.records, detections.avg_factor)
         )
         # The pairs are formed here.
-        pairs = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
-        columns = batch.columns
+        options, columns = self.lt_options, batch.columns
+        pairs = form_pairs(
+            batch, options.pairing, options.iou_threshold, alone=options.memory is not None
+        )
+        if options.memory is not None:
+            remembered = self._lt_remembered(columns, pairs, detections.sigmoid)
+            pairs = self.lt_remember(pairs, columns, remembered)
         if 'logits' in columns:
             self.lt_add_term(
                 'cls',
@@ -148,11 +160,11 @@ class DetectionConsistency(ConsistencyMixin):
                 batch,
                 losses,
             )
-            self.lt_watch_term('cls', {NO_PAIR: is_paired(pairs.group_ids)})
+            self.lt_watch_term('cls', {NO_PAIR: pairs.paired})
         if 'restored' in columns:
             self._lt_add_box_term(batch, pairs, losses)
         group_ids = pairs.group_ids
-        paired = is_paired(group_ids)[batch.own]
+        paired = pairs.paired[batch.own]
         self.lt_add_counts(paired, candidates.share(paired), losses)
         if self.lt_recorder is not None and candidates.boxes is not None:
             self.lt_recorder(
@@ -170,18 +182,28 @@ class DetectionConsistency(ConsistencyMixin):
             batch,
             losses,
         )
-        compared = self.lt_compared_sides(exact.compared_ids, columns['whole_sides']).any(dim=1)
+        compared = self.lt_compared_sides(exact, columns['whole_sides']).any(dim=1)
         self.lt_add_count('num_box_pairs', compared[batch.own], losses)
-        remaining = {
-            NO_PAIR: is_paired(pairs.group_ids),
-            INEXACT: is_paired(exact.group_ids),
-            CUT: compared,
-        }
+        remaining = {NO_PAIR: pairs.paired, INEXACT: exact.paired, CUT: compared}
         self.lt_watch_term('bbox', remaining)
 
-    def lt_compared_sides(self, group_ids: Tensor, whole_sides: Tensor) -> Tensor:
+    def _lt_remembered(
+        self, columns: dict[str, Tensor], pairs: Pairs, sigmoid: bool
+    ) -> dict[str, tuple[Code, Tensor]]:
+        """What the memory keeps of the Q candidates."""
+        remembered: dict[str, tuple[Code, Tensor]] = {}
+        if 'logits' in columns:
+            remembered['cls'] = self.lt_remember_classes(columns['logits'], pairs, sigmoid)
+        if 'restored' in columns:
+            boxes = columns['restored'].detach()
+            boxes = boxes if pairs.cells is None else pairs.cells.mean(boxes)
+            known = columns['whole_sides'] & columns['exact'][:, None]
+            remembered['bbox'] = BoxCode(), torch.where(known, boxes, torch.nan)
+        return remembered
+
+    def lt_compared_sides(self, pairs: Pairs, whole_sides: Tensor) -> Tensor:
         """Which parts of Q boxes :meth:`lt_box_term` compares, (Q, D) bool: axes, or sides."""
-        return compared_axes(group_ids, whole_sides)
+        return compared_axes(pairs.compared_ids, whole_sides, pairs.targets.get('bbox'))
 
     def lt_box_columns(self, detections: Detections, candidates: Candidates) -> dict[str, Tensor]:
         """What the box term compares, beside 'restored': columns (P, ...) for the gathering."""
@@ -196,6 +218,7 @@ class DetectionConsistency(ConsistencyMixin):
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
             whole_sides=columns['whole_sides'],
+            target=pairs.targets.get('bbox'),
         )
 
     def _lt_candidates(self, detections: Detections) -> Candidates:
@@ -241,15 +264,18 @@ class DetectionConsistency(ConsistencyMixin):
     def _lt_assigned_to_annotations(self, detections: Detections) -> Candidates:
         """All positives."""
         annotated = Annotated(detections.records, detections.annotations)
+        columns = dict(
+            images=annotated.images,
+            instances=annotated['source_ids'],
+            may_pair=annotated.may_pair(self.lt_options.min_visibility),
+        )
+        if self.lt_memory is not None:
+            columns['checks'] = annotated.checks
         return Candidates(
             rows=rows_of_batch(detections.positives, detections.counts),
             labels=annotated['labels'],
             matrices=annotated['source_matrices'],
-            columns=dict(
-                images=annotated.images,
-                instances=annotated['source_ids'],
-                may_pair=annotated.may_pair(self.lt_options.min_visibility),
-            ),
+            columns=columns,
             share=annotated.share_of_instances,
             whole_sides=lambda restored: ~annotated['cut_sides'],
         )
@@ -322,8 +348,7 @@ def _positives_each(columns: dict[str, Tensor], pairs: Pairs) -> Tensor | float:
     """For how many positives of the stock loss each compared prediction stands."""
     if 'instances' not in columns:  # 'iou' knows no positives
         return 1.0
-    compared = is_paired(pairs.compared_ids)
-    return positives_each(columns['instances'], columns['images'], compared)
+    return positives_each(columns['instances'], columns['images'], pairs.compared)
 
 
 def rows_of_batch(per_image: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

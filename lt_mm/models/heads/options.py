@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.logging import MessageHub
 
 from lt_mm.core.schedules import RhoConfig, RhoSchedule
+from lt_mm.models.memory import MemoryOptions
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 _PAIRINGS = ('gt', 'gt_mean', 'gt_all', 'iou')
@@ -55,6 +56,10 @@ class ConsistencyOptions:
             and each computes the term of the whole batch; the gradient reaches the rank that
             made a prediction. The model wrapper must average the gradients over the ranks,
             as ``DistributedDataParallel`` does.
+        memory: ``dict(momentum=0.7)``: predictions are compared with the running mean of those of
+            earlier epochs for the same annotation (the same image, for classifiers), which
+            replicas in the batch join. Works with the stock sampler. The arguments are those
+            of :class:`~lt_mm.models.memory.MemoryOptions`.
         allow_unrepeated: Whether batches may hold samples without a replica, beside groups:
             the sampler's ``repeat_fraction``. Otherwise training stops there, since such
             samples usually mean that the batch size cuts groups apart.
@@ -80,6 +85,7 @@ class ConsistencyOptions:
     mask_grid: int = 28
     across_ranks: bool = False
     allow_unrepeated: bool = False
+    memory: dict[str, Any] | MemoryOptions | None = None
     schedules: dict[str, RhoSchedule] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +102,13 @@ class ConsistencyOptions:
             value = getattr(self, name)
             if not (isinstance(value, int) and value > 0):
                 raise ValueError(f'{name} is {value!r}; expected a positive integer')
+        self.memory = MemoryOptions.from_config(self.memory)
+        if self.memory is not None and self.pairing not in ('gt', 'gt_mean'):
+            raise ValueError(
+                f'pairing is {self.pairing!r} and there is a memory, which keeps one prediction of '
+                "an annotation for each replica; expected pairing='gt' (the default) or 'gt_mean', "
+                'or memory=None'
+            )
         self.schedules = {
             kind: RhoSchedule.from_config(self.rho if own is None else own)
             for kind, own in zip(KINDS, (self.rho_cls, self.rho_bbox, self.rho_mask))

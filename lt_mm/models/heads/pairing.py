@@ -3,14 +3,21 @@
 The mathematics is in :mod:`lt_mm.core.pairing`; here it is given what a batch holds.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lt_mm.core.consistency import Cells, replica_cells
-from lt_mm.core.pairing import UNPAIRED, groups_across_replicas, iou_groups, nearest_in_each_replica
+from lt_mm.core.memory import instance_groups
+from lt_mm.core.pairing import (
+    UNPAIRED,
+    groups_across_replicas,
+    iou_groups,
+    is_paired,
+    nearest_in_each_replica,
+)
 from lt_mm.models.heads.gathering import GatheredBatch
 
 
@@ -22,11 +29,14 @@ class Pairs:
         group_ids: (Q,) int64: equal for positives of each other, negative for the unpaired.
         cells: The predictions of one group in one replica, if their mean stands for each.
         one_each: Whether each cell then counts once, or as often as it has predictions.
+        targets: With a memory, for each kind of term the means (Q, ...) that the predictions are
+            compared with instead of those of their groups; NaN where there is nothing.
     """
 
     group_ids: Tensor
     cells: Cells | None = None
     one_each: bool = True
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def compared_ids(self) -> Tensor:
@@ -34,6 +44,19 @@ class Pairs:
         if self.cells is None or not self.one_each:
             return self.group_ids
         return self.cells.one_each(self.group_ids)
+
+    @property
+    def paired(self) -> Tensor:
+        """(Q,) bool, the predictions that have a positive: in the batch, or in the memory."""
+        if not self.targets:
+            return is_paired(self.group_ids)
+        known = [~each.isnan().flatten(1).all(dim=1) for each in self.targets.values()]
+        return (self.compared_ids >= 0) & torch.stack(known).any(dim=0)
+
+    @property
+    def compared(self) -> Tensor:
+        """(Q,) bool, the predictions that are compared, or whose mean is."""
+        return self.paired if self.targets else is_paired(self.compared_ids)
 
     def only(self, rows: Tensor) -> 'Pairs':
         """Without the candidates where rows (Q,) bool are False."""
@@ -44,7 +67,9 @@ class Pairs:
         return Pairs(self.group_ids, replica_cells(self.group_ids, images), one_each=False)
 
 
-def form_pairs(batch: GatheredBatch, pairing: str, iou_threshold: float) -> Pairs:
+def form_pairs(
+    batch: GatheredBatch, pairing: str, iou_threshold: float, alone: bool = False
+) -> Pairs:
     """Forms the pairs among the candidates of a batch.
 
     Args:
@@ -54,12 +79,17 @@ def form_pairs(batch: GatheredBatch, pairing: str, iou_threshold: float) -> Pair
             each, and for 'gt' also 'distances' (Q,) from the annotation.
         pairing: As in ``ConsistencyOptions``.
         iou_threshold: Likewise.
+        alone: Whether an annotation needs only one replica in the batch: with a memory, the
+            others are those of earlier epochs.
     """
     columns = batch.columns
     if pairing == 'iou':
         return Pairs(_overlapping(batch, iou_threshold))
-    # One annotation, in at least two replicas.
-    group_ids = groups_across_replicas(columns['instances'], columns['images'], columns['may_pair'])
+    instances, may_pair = columns['instances'], columns['may_pair']
+    if alone:
+        group_ids = instance_groups(instances, may_pair)
+    else:  # one annotation, in at least two replicas
+        group_ids = groups_across_replicas(instances, columns['images'], may_pair)
     if pairing == 'gt':
         return Pairs(nearest_in_each_replica(group_ids, columns['images'], columns['distances']))
     if pairing == 'gt_mean':

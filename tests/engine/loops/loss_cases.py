@@ -148,6 +148,8 @@ MMPRETRAIN: dict[str, _Case] = {
     # Its prototypes are parameters of the loss, and its rows are views of other rows.
     'SwAVLoss': (dict(feat_dim=CLASSES, num_prototypes=5), lambda loss, p, y: loss(p)),
 }
+if not hasattr(mmpretrain_losses, 'RegressionLoss'):  # openmmlab's MMPretrain has none
+    del MMPRETRAIN['RegressionLoss']
 TORCH: dict[str, _Case] = {
     'BCEWithLogitsLoss': ({}, _of_rows),
     'CrossEntropyLoss': (dict(label_smoothing=0.1), _of_classes),

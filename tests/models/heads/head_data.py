@@ -172,6 +172,9 @@ def det_sample(
         source_matrices=torch.tensor(view).expand(count, 3, 3).clone(),
         visibility=torch.full((count,), visibility),
         cut_sides=torch.tensor(cut, dtype=torch.bool).reshape(-1, 4),
+        source_boxes=torch.tensor([BOXES[i] for i in instances], dtype=torch.float32).reshape(
+            -1, 4
+        ),
     )
     gt.set_metainfo(facts)
     gt.masks = _filled(gt.bboxes)

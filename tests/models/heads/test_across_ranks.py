@@ -60,11 +60,18 @@ def dense_terms(kind, images, options):
         )
     else:
         outputs = tuple([level[images] for level in levels] for levels in outputs)
-    loss, logged = terms_of(losses_of(kind, head, outputs, [replicas()[image] for image in images]))
+    samples = [replicas()[image] for image in images]
+    if 'memory' in options:  # an earlier epoch, with other predictions
+        losses_of(kind, head, [_halved(each) for each in outputs], samples)
+    loss, logged = terms_of(losses_of(kind, head, outputs, samples))
     gradients = torch.autograd.grad(
         loss, leaves[:2] if kind == 'DINO' else leaves, allow_unused=True
     )
     return logged, [gradient.index_select(axis, torch.tensor(images)) for gradient in gradients]
+
+
+def _halved(outputs):
+    return [0.5 * each for each in outputs] if isinstance(outputs, list) else 0.5 * outputs
 
 
 def roi_terms(images, options):
@@ -94,6 +101,8 @@ def roi_terms(images, options):
                 )
             )
         )
+    if 'memory' in options:
+        head.loss((features / 2,), copy.deepcopy(proposals), copy.deepcopy(samples))
     loss, logged = terms_of(head.loss((features,), proposals, copy.deepcopy(samples)))
     return logged, [torch.autograd.grad(loss, features)[0]]
 
@@ -109,6 +118,8 @@ def cls_terms(images, options):
     features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     features = features[images].requires_grad_()
     samples = cls_samples([[3, 8, 3, 8, 3, 8][image] for image in images])
+    if 'memory' in options:
+        head.loss((features / 2,), samples)
     loss, logged = terms_of(head.loss((features,), samples))
     return logged, [torch.autograd.grad(loss, features)[0]]
 
@@ -129,6 +140,7 @@ CASES = ('classifier', 'RoI head', *DENSE)
 OPTIONS = {
     'gt': dict(rho=1.0),
     'gt_mean': dict(rho=0.7, pairing='gt_mean', detach_mean=True),
+    'memory': dict(rho=1.0, memory=dict(momentum=0.6)),
     'iou': dict(rho=1.0, pairing='iou', score_threshold=0.3, iou_threshold=0.1, max_candidates=40),
 }
 # Replicas of a source are on different ranks; ranks hold different numbers of images.

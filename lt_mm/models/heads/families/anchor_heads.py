@@ -98,7 +98,10 @@ class _SideDetections(Detections):
 
 @register_head_family(GFLHead)
 class GFLConsistency(ATSSConsistency):
-    """Mixin of GFL heads, whose box term is the KL of their side distributions."""
+    """Mixin of GFL heads, whose box term is the KL of their side distributions.
+
+    With a memory it is that of the boxes, as of all other heads.
+    """
 
     def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
         centers, strides, side_logits = self._lt_side_distributions(arguments)
@@ -138,10 +141,14 @@ class GFLConsistency(ATSSConsistency):
         in_source = in_replica.gather(1, sides[..., None].expand_as(in_replica))
         return dict(side_logits=in_source, side_positions=positions)
 
-    def lt_compared_sides(self, group_ids: Tensor, whole_sides: Tensor) -> Tensor:
-        return compared_sides(group_ids, whole_sides)
+    def lt_compared_sides(self, pairs: Pairs, whole_sides: Tensor) -> Tensor:
+        if pairs.targets:
+            return super().lt_compared_sides(pairs, whole_sides)
+        return compared_sides(pairs.compared_ids, whole_sides)
 
     def lt_box_term(self, columns: dict[str, Tensor], pairs: Pairs, avg_factor: float) -> Tensor:
+        if pairs.targets:  # a memory keeps boxes, not distributions
+            return super().lt_box_term(columns, pairs, avg_factor)
         return side_consistency(
             columns['side_logits'],
             columns['side_positions'],

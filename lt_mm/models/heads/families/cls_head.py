@@ -7,13 +7,13 @@ from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
-from lt_mm.core.pairing import is_paired
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.class_losses import reads_sigmoid
 from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.head_families import register_head_family
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.pairing import Pairs
+from lt_mm.models.memory import image_checks
 from lt_mm.structures.errors import PREPROCESSOR_HINT, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import source_ids_of
@@ -73,16 +73,17 @@ class ClsConsistency(ConsistencyMixin):
         batch = self.lt_gather(self._lt_part(cls_score, data_samples))
         # The pairs are formed here: samples of one source image.
         group_ids = batch.columns['source_ids']
+        pairs = self._lt_with_memory(Pairs(group_ids), batch)
         self._lt_settle_labels(data_samples, batch)
         losses = super()._get_loss(cls_score, data_samples, **kwargs)
         self.lt_add_term(
             'cls',
             lambda pairs: self.lt_class_term(batch.columns['logits'], pairs, self._lt_is_sigmoid()),
-            Pairs(group_ids),
+            pairs,
             batch,
             losses,
         )
-        paired = is_paired(group_ids)[batch.own]
+        paired = pairs.paired[batch.own]
         self.lt_add_counts(paired, paired.float().mean(), losses)
         if self.lt_recorder is not None:
             self.lt_recorder(self._lt_pair_record(cls_score, group_ids[batch.own], paired))
@@ -99,7 +100,22 @@ class ClsConsistency(ConsistencyMixin):
         scores = _soft_labels(data_samples)
         if scores is not None:
             columns['scores'] = scores
+        if self.lt_memory is not None:
+            columns['checks'] = image_checks(data_samples, logits.device)
         return Part.of(columns, data_samples, avg_factor=len(logits))
+
+    def _lt_with_memory(self, pairs: Pairs, batch: GatheredBatch) -> Pairs:
+        if self.lt_memory is None:
+            return pairs
+        columns = batch.columns
+        if 'scores' in columns:
+            _refuse_mixed_memory(columns['scores'], isinstance(self, MultiLabelClsHead))
+        source_ids = columns['source_ids']
+        # An image is the only instance of its source.
+        instances = torch.stack([source_ids, torch.zeros_like(source_ids)], dim=1)
+        logits = columns['logits'].detach()
+        remembered = self.lt_remember_classes(logits, pairs, self._lt_is_sigmoid())
+        return self.lt_remember(pairs, dict(columns, instances=instances), dict(cls=remembered))
 
     @torch.no_grad()
     def _lt_pair_record(self, cls_score: Tensor, sources: Tensor, paired: Tensor) -> PairRecord:
@@ -188,4 +204,14 @@ def _refuse_mixed(scores: Tensor, group_ids: Tensor, one_hot: bool) -> None:
             "their labels: head=dict(type='lt_mm.LossTransformHead', "
             "mixed_labels='average', ...); or remove model.train_cfg.augments (or "
             'data_preprocessor.batch_augments)'
+        )
+
+
+def _refuse_mixed_memory(scores: Tensor, multi_label: bool) -> None:
+    if not multi_label and bool((scores.amax(dim=1) < scores.sum(dim=1)).any()):
+        raise ValueError(
+            'the labels of the batch are mixed (gt_score), and there is a memory: what is '
+            'predicted for a mixed image is not comparable with what was predicted for the '
+            'image in earlier epochs; remove model.train_cfg.augments (or '
+            'data_preprocessor.batch_augments), or memory=dict(...) from the LossTransformHead'
         )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lt_mm.core.consistency import mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
-from lt_mm.core.pairing import distance_to_annotations, group_hulls, is_paired
+from lt_mm.core.memory_codes import MaskCode, class_probabilities
+from lt_mm.core.pairing import distance_to_annotations, group_hulls
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.detections import Annotated
 from lt_mm.models.heads.empty_terms import NO_PAIR
@@ -57,15 +58,21 @@ class MaskConsistency(ConsistencyMixin):
         columns = self._lt_columns(mask_preds, rois, annotated, given)
         batch = self.lt_gather(Part.of(columns, annotated.records, max(len(mask_preds), 1)))
         # The pairs are formed here.
-        pairs = form_pairs(batch, self.lt_options.pairing, self.lt_options.iou_threshold)
+        options = self.lt_options
+        remembers = options.memory is not None and options.memory.masks
+        pairs = form_pairs(batch, options.pairing, options.iou_threshold, alone=remembers)
+        with self.lt_with_graph('mask'):
+            masks, inside = self._lt_masks_in_source(batch.columns, pairs)
+        if remembers:
+            pairs = self._lt_with_memory(masks, inside, pairs, batch.columns)
         self.lt_add_term(
             'mask',
-            lambda pairs: self._lt_mask_term(batch.columns, pairs, batch.avg_factor),
+            lambda pairs: self._lt_mask_term(masks, inside, pairs, batch.avg_factor),
             pairs,
             batch,
             result['loss_mask'],
         )
-        paired = is_paired(pairs.group_ids)
+        paired = pairs.paired
         self.lt_watch_term('mask', {NO_PAIR: paired})
         if self.lt_recorder is not None:
             group_ids = pairs.group_ids[batch.own]
@@ -100,6 +107,8 @@ class MaskConsistency(ConsistencyMixin):
             return dict(
                 columns, may_pair=is_invertible(whole), restored=boxes_to_source(rois, whole)
             )
+        if self.lt_memory is not None:
+            columns.update(checks=annotated.checks, source_boxes=annotated['source_boxes'])
         return dict(
             columns,
             may_pair=annotated.may_pair(self.lt_options.min_visibility),
@@ -107,16 +116,39 @@ class MaskConsistency(ConsistencyMixin):
             distances=distance_to_annotations(rois, annotated['bboxes'], given),
         )
 
-    def _lt_mask_term(self, columns: dict[str, Tensor], pairs: Pairs, avg_factor: float) -> Tensor:
-        temperature = self.lt_options.temperature
-        masks, inside = masks_to_source(
+    def _lt_masks_in_source(
+        self, columns: dict[str, Tensor], pairs: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        """The Q masks on the grids of their instances, and where they say something."""
+        if 'source_boxes' in columns:  # a memory needs one grid in all epochs
+            regions = columns['source_boxes']
+        else:
+            regions = group_hulls(columns['restored'], pairs.group_ids)
+        return masks_to_source(
             columns['logits'],
             columns['rois'],
             columns['matrices'],
-            group_hulls(columns['restored'], pairs.group_ids),
+            regions,
             self.lt_options.mask_grid,
             max_blur=_MAX_BLUR,
         )
+
+    @torch.no_grad()
+    def _lt_with_memory(
+        self, masks: Tensor, inside: Tensor, pairs: Pairs, columns: dict[str, Tensor]
+    ) -> Pairs:
+        temperature = self.lt_options.temperature
+        if pairs.cells is not None:
+            masks, inside = pairs.cells.mean_mask_logits(masks, inside, temperature)
+        probabilities = class_probabilities(masks, sigmoid=True, temperature=temperature)
+        known = torch.where(inside, probabilities, torch.nan)
+        code = MaskCode(self.lt_options.mask_grid)
+        return self.lt_remember(pairs, columns, dict(mask=(code, known)))
+
+    def _lt_mask_term(
+        self, masks: Tensor, inside: Tensor, pairs: Pairs, avg_factor: float
+    ) -> Tensor:
+        temperature = self.lt_options.temperature
         if pairs.cells is not None:
             masks, inside = pairs.cells.mean_mask_logits(masks, inside, temperature)
         return mask_consistency(
@@ -126,6 +158,7 @@ class MaskConsistency(ConsistencyMixin):
             temperature=temperature,
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
+            target=pairs.targets.get('mask'),
         )
 
 

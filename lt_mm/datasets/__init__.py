@@ -4,6 +4,7 @@ from lt_mm.datasets.labelled_and_unlabelled import LabelledAndUnlabelled
 from lt_mm.datasets.replica_dataset import ReplicaDataset
 from lt_mm.datasets.samplers import GroupedRepeatAugSampler, InfiniteGroupedRepeatAugSampler
 from lt_mm.datasets.transforms import InvertiblePipeline
+from lt_mm.datasets.weak_copies import WithWeakCopies
 
 __all__ = [
     'GroupedRepeatAugSampler',
@@ -11,4 +12,5 @@ __all__ = [
     'InvertiblePipeline',
     'LabelledAndUnlabelled',
     'ReplicaDataset',
+    'WithWeakCopies',
 ]

@@ -1,6 +1,7 @@
 """A data set of which only a part has labels."""
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from mmengine.dataset import BaseDataset
 
 from lt_mm.datasets.source_numbers import pipelines_of
 from lt_mm.datasets.transforms.samples import without_annotations
+from lt_mm.datasets.weak_copies import num_weak_of, weak_copy
 from lt_mm.registry import DATASETS, register
 from lt_mm.structures.errors import RECORD_HINT, MissingRecordError
 
@@ -21,6 +23,8 @@ class LabelledAndUnlabelled:
     The labelled images come first. The records of the others say so (``is_labelled=False``), and
     wrapped heads leave them out of the stock loss. With ``GroupedRepeatAugSampler`` and its
     ``unlabelled_share``, every batch holds both. The sampler gives both parts ids of their own.
+    Where the pipelines of the unlabelled part have a ``weak`` list, one copy in each of its
+    groups is a weak one.
 
     Args:
         labelled: The stock training data set, or its config; its pipeline has to be an
@@ -38,9 +42,10 @@ class LabelledAndUnlabelled:
 
     def __init__(self, labelled: Any, unlabelled: Any, lazy_init: bool = False) -> None:
         pipeline = labelled.get('pipeline') if isinstance(labelled, dict) else None
-        # Built first, since building may change a config.
-        self.unlabelled = _built_unlabelled(unlabelled, copy.deepcopy(pipeline))
+        pipeline = copy.deepcopy(pipeline)  # building may change a config
+        # In this order, which is that of their numbers.
         self.labelled = DATASETS.build(labelled) if isinstance(labelled, dict) else labelled
+        self.unlabelled = _built_unlabelled(unlabelled, pipeline)
         for name, part in (('labelled', self.labelled), ('unlabelled', self.unlabelled)):
             if not pipelines_of(part):
                 raise MissingRecordError(
@@ -55,6 +60,7 @@ class LabelledAndUnlabelled:
                     'InvertiblePipeline object; expected one each: a config, or a copy.deepcopy'
                 )
             each.is_labelled = False
+            _check_keeps_images(each)
         if not lazy_init:
             self.full_init()
 
@@ -84,10 +90,17 @@ class LabelledAndUnlabelled:
         part, place = self._place(index)
         return part.get_cat_ids(place) if part is self.labelled else []
 
+    @functools.cached_property
+    def num_weak(self) -> int:
+        """How many images have a weak copy, at indices from ``len`` on: all that are unlabelled."""
+        return num_weak_of(self.unlabelled)
+
     def __len__(self) -> int:
         return len(self.labelled) + len(self.unlabelled)
 
     def __getitem__(self, index: int) -> Any:
+        if index >= len(self) and self.num_weak:
+            return weak_copy(self.unlabelled, index - len(self))
         part, place = self._place(index)
         return part[place]
 
@@ -126,6 +139,17 @@ class UnlabelledFolder(BaseDataset):
             dict(img_path=str(path), img_id=number, instances=[])
             for number, path in enumerate(paths)
         ]
+
+
+def _check_keeps_images(pipeline: Any) -> None:
+    """Refuses transforms that leave out every image without a box."""
+    for transform in [*pipeline.transforms, *(pipeline.weak.transforms if pipeline.weak else [])]:
+        if type(transform).__name__ == 'FilterAnnotations' and transform.keep_empty:
+            raise ValueError(
+                'the pipeline of the unlabelled part has FilterAnnotations, which leaves out '
+                'images without a box, so all of them; expected a pipeline without it: unlabelled='
+                'dict(..., pipeline=[...]), or FilterAnnotations with keep_empty=False'
+            )
 
 
 def _built_unlabelled(unlabelled: Any, pipeline: Any) -> Any:

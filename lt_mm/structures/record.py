@@ -46,12 +46,14 @@ class Origin(NamedTuple):
         num_replicas: In how many samples the sampler shows a source; None if not known.
         is_stand_in: Whether the data set put it in the place of another image.
         is_labelled: Whether the annotations of its data set count.
+        is_weak: Whether it is a weak copy, from a pipeline of its own.
     """
 
     source_id: int
     num_replicas: int | None = None
     is_stand_in: bool = False
     is_labelled: bool = True
+    is_weak: bool = False
 
 
 @dataclass
@@ -64,6 +66,7 @@ class ImageRecord:
         is_stand_in: Whether the data set put it in the place of another image.
         is_labelled: Whether the annotations of its data set count; the stock loss does not see an
             image of which they do not.
+        is_weak: Whether it is a weak copy, from a pipeline of its own.
         source_shape: (height, width) of the source image; None if it is not known.
         recorded_shape: (height, width) of the replica as it left the pipeline.
         source_matrix: (3, 3) float64, from pixels of the source to pixels of the replica;
@@ -75,6 +78,7 @@ class ImageRecord:
     num_replicas: int | None = None
     is_stand_in: bool = False
     is_labelled: bool = True
+    is_weak: bool = False
     source_shape: tuple[int, int] | None = None
     recorded_shape: tuple[int, int] | None = None
     source_matrix: np.ndarray | None = None
@@ -100,6 +104,12 @@ class ImageRecord:
             )
         known = {each.name: sample.get(each.name) for each in fields(cls)}
         return cls(**{name: value for name, value in known.items() if value is not None})
+
+    @property
+    def origin(self) -> Origin:
+        """The part of the record that is known before the sample is loaded."""
+        source_id = int(self.source_id)  # some samplers give tensors
+        return Origin(source_id, *(getattr(self, name) for name in Origin._fields[1:]))
 
     def metainfo(self) -> dict[str, Any]:
         """The record as metainfo of a sample, without what is not known."""
@@ -167,10 +177,7 @@ def origins_of(samples: Sequence[Any]) -> list[Origin]:
         )
     check_distinct(samples)
     records = map(ImageRecord.read, samples)
-    return [
-        Origin(int(each.source_id), each.num_replicas, each.is_stand_in, each.is_labelled)
-        for each in records
-    ]
+    return [each.origin for each in records]
 
 
 def check_distinct(samples: Sequence[Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lt_mm.core.partly_labelled import PartlyLabelled, check_mixed_batch_size
+from lt_mm.core.sampling.partly_labelled import PartlyLabelled, check_mixed_batch_size
 
 orders = st.fixed_dictionaries(
     dict(
@@ -139,3 +139,31 @@ def test_chunks_do_not_show():
     assert len(shown) == len(order) == 18000
     assert sorted(shown[shown < 9000]) == list(range(9000))
     assert np.bincount(shown[shown >= 9000] - 9000).tolist() == [300] * 30
+
+
+@settings(deadline=None, max_examples=40)
+@given(options=orders, epoch=st.integers(0, 2))
+def test_the_first_of_a_group_is_weak(options, epoch):
+    m, labelled, count = (
+        options[name] for name in ('num_repeats', 'num_labelled', 'num_unlabelled')
+    )
+    plain = np.concatenate(list(PartlyLabelled(**options).chunks(epoch)))
+    weak = np.concatenate(list(PartlyLabelled(**options, weak=True).chunks(epoch)))
+    for row in range(0, len(plain), m):
+        shift = count if plain[row] >= labelled else 0
+        assert weak[row] == plain[row] + shift
+        assert (weak[row + 1 : row + m] == plain[row + 1 : row + m]).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(options=orders, start=st.integers(0, 300))
+def test_the_endless_stream_is_that_of_all_epochs(options, start):
+    order = PartlyLabelled(**options)
+    epochs = np.concatenate([each for epoch in range(4) for each in order.chunks(epoch)])
+    expected = epochs[start:][:200]
+    found = []
+    for chunk in order.endless_chunks(start):
+        found += chunk.tolist()
+        if len(found) >= len(expected):
+            break
+    assert found[: len(expected)] == expected.tolist()

@@ -1,11 +1,13 @@
 """Labelled and unlabelled images in one data set, from the sampler to the packed sample."""
 
 import copy
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.transforms import FilterAnnotations
 from mmdet.registry import DATASETS as DET_DATASETS
 from mmengine.dataset import ConcatDataset, pseudo_collate
 from mmengine.registry import init_default_scope
@@ -14,10 +16,21 @@ from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.registry import DATASETS as CLS_DATASETS
 from torch.utils.data import BatchSampler, DataLoader
 
-from lt_mm.datasets import GroupedRepeatAugSampler, LabelledAndUnlabelled
+from lt_mm.datasets import (
+    GroupedRepeatAugSampler,
+    InfiniteGroupedRepeatAugSampler,
+    LabelledAndUnlabelled,
+    WithWeakCopies,
+)
 from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
 from lt_mm.structures import MissingRecordError
-from tests.datasets.transforms.pipeline_data import MadeDataset, make_sample, pipeline_of
+from tests.datasets.transforms.pipeline_data import (
+    PACK,
+    LoadMadeImage,
+    MadeDataset,
+    make_sample,
+    pipeline_of,
+)
 from tests.training_data import write_pictures
 
 FLIP = dict(type='RandomFlip', prob=0.5)
@@ -29,11 +42,17 @@ CLS_PIPELINE = [
 ]
 
 
-def made(count, **options):
+def made(count, weak=False, **options):
     init_default_scope('mmdet')
+    pipeline = pipeline_of([FLIP])
+    if weak:
+        pipeline = pipeline_of(
+            [dict(type='RandomFlip', prob=1.0)],
+            weak=[LoadMadeImage(), dict(type='LoadAnnotations', with_bbox=True), PACK],
+        )
     return MadeDataset(
         [make_sample() for _ in range(count)],
-        [pipeline_of([FLIP])],
+        [pipeline],
         metainfo=dict(classes=tuple('abcdefgh')),
         **options,
     )
@@ -181,6 +200,10 @@ def test_samplers_refuse_what_does_not_fit():
     for options in (dict(mode='v1'), dict(placement='spread'), dict(repeat_fraction=0.5)):
         with pytest.raises(ValueError, match='does not go with'):
             sampler_of(joined(), **options)
+    weak = WithWeakCopies(made(4, weak=True))
+    for options in (dict(start_epoch=2, mode='v1'), dict(repeat_fraction=0.5)):
+        with pytest.raises(ValueError, match='weak copies'):
+            sampler_of(weak, unlabelled_share=None, **options)
     dataset = joined()
     for size, kind, message in (
         (6, BatchSampler, 'multiple of 4'),
@@ -201,3 +224,63 @@ def test_annotations_of_unlabelled_images_are_not_loaded():
         sample['instances'][0]['bbox'] = [np.nan] * 4
     mixed = LabelledAndUnlabelled(labelled=made(1), unlabelled=dataset)
     assert len(mixed[1]['data_samples'].gt_instances) == 0
+
+
+def is_flipped(sample):
+    return sample.source_matrix[0, 0] < 0
+
+
+def test_one_copy_in_each_group_is_weak():
+    """Images come from another pipeline, with the same source, records and annotations."""
+    dataset = LabelledAndUnlabelled(labelled=made(4), unlabelled=made(3, weak=True))
+    loader = DataLoader(dataset, 4, sampler=sampler_of(dataset), collate_fn=pseudo_collate)
+    for batch in loader:
+        samples = batch['data_samples']
+        assert [sample.is_weak for sample in samples] == [False, False, True, False]
+        weak, strong = samples[2:]
+        assert weak.source_id == strong.source_id and weak.num_replicas == 2
+        assert not is_flipped(weak) and is_flipped(strong)
+        assert len(weak.gt_instances) == 0 and weak.gt_instances.is_weak
+
+
+@pytest.mark.parametrize('mode', ['full', 'v1', 'endless'])
+def test_labelled_groups_with_a_weak_copy(mode):
+    dataset = WithWeakCopies(made(5, weak=True))
+    if mode == 'endless':
+        sampler = InfiniteGroupedRepeatAugSampler(dataset, num_repeats=3, seed=0)
+        sampler.skip(6)
+    else:
+        sampler = GroupedRepeatAugSampler(dataset, num_repeats=3, mode=mode, seed=0)
+    indices = [index for index, _ in zip(iter(sampler), range(6))]
+    for row in range(0, 6, 3):
+        group = [dataset[index]['data_samples'] for index in indices[row : row + 3]]
+        assert [sample.is_weak for sample in group] == [True, False, False]
+        assert [is_flipped(sample) for sample in group] == [False, True, True]
+        assert len({sample.source_id for sample in group}) == 1
+        assert all(sample.is_labelled and len(sample.gt_instances) == 3 for sample in group)
+
+
+def test_a_bad_image_is_replaced_in_the_whole_group(pictures):
+    pipeline = [dict(CLS_PIPELINE[0], weak=CLS_PIPELINE[0]['transforms'])]
+    weak = WithWeakCopies(dict(type='CustomDataset', data_root=str(pictures), pipeline=pipeline))
+    Path(weak.get_data_info(1)['img_path']).write_bytes(b'no image')
+    samples = [weak[index]['data_samples'] for index in (12, 0, 13, 1, 14, 2)]
+    assert [sample.source_id for sample in samples] == [0, 0, 0, 0, 2, 2]
+    assert [sample.is_weak for sample in samples] == [True, False] * 3
+    assert [sample.is_stand_in for sample in samples] == [False, False, True, True, False, False]
+
+
+def test_weak_copies_need_a_pipeline():
+    with pytest.raises(MissingRecordError, match='no pipeline for weak copies'):
+        WithWeakCopies(made(2))
+    with pytest.raises(IndexError, match='no weak copy 2 of 2'):
+        WithWeakCopies(made(2, weak=True))[4]
+    with pytest.raises(ValueError, match='both begin with loading'):
+        pipeline_of([FLIP], weak=[dict(type='PackDetInputs')])
+
+
+def test_a_pipeline_that_leaves_out_images_without_boxes():
+    dataset = made(2)
+    dataset.pipeline.transforms[0].transforms.insert(-1, FilterAnnotations(min_gt_bbox_wh=(1, 1)))
+    with pytest.raises(ValueError, match='leaves out images without a box'):
+        LabelledAndUnlabelled(labelled=made(2), unlabelled=dataset)

@@ -12,7 +12,6 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from lt_mm.core.partly_labelled import PartlyLabelled, check_mixed_batch_size
 from lt_mm.core.replicas import (
     Layout,
     check_batch_size,
@@ -23,6 +22,7 @@ from lt_mm.core.replicas import (
     endless_chunks,
     epoch_chunks,
 )
+from lt_mm.core.sampling.partly_labelled import PartlyLabelled, check_mixed_batch_size
 from lt_mm.datasets.checks import check_annotated
 from lt_mm.datasets.reporting import warn
 from lt_mm.datasets.source_numbers import number_sources, set_num_replicas
@@ -44,6 +44,7 @@ class _ReplicaSampler(Sampler):
         shuffle: bool = True,
         seed: int | None = None,
         repeat_fraction: float = 1.0,
+        unlabelled_share: float | None = None,
     ) -> None:
         rank, world_size = get_dist_info()
         check_num_sources(len(dataset))
@@ -58,6 +59,60 @@ class _ReplicaSampler(Sampler):
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
+        self.unlabelled_share = unlabelled_share
+        self.partly_labelled: PartlyLabelled | None = None
+        if unlabelled_share is not None:
+            self.partly_labelled = self._order_of_parts(unlabelled_share)
+        elif num_weak_in(dataset):
+            _check_weak_groups(dataset, self.layout)
+
+    def _order_of_parts(self, share: float) -> PartlyLabelled:
+        dataset: Any = self.dataset
+        if not hasattr(dataset, 'unlabelled'):
+            raise ValueError(
+                f'unlabelled_share is set, but {type(dataset).__name__} does not tell which images '
+                'are unlabelled: use train_dataloader.dataset = dict('
+                "type='lt_mm.LabelledAndUnlabelled', labelled=<stock data set>, "
+                'unlabelled=<stock data set, or a folder>)'
+            )
+        layout = self.layout
+        if layout.placement != 'rank' or layout.repeat_fraction != 1:
+            raise ValueError(
+                f'unlabelled_share does not go with placement={layout.placement!r} and '
+                f'repeat_fraction={layout.repeat_fraction}: leave both out of the sampler, since '
+                'labelled images are shown once'
+            )
+        set_num_replicas(dataset.labelled, 1)
+        return PartlyLabelled(
+            len(dataset.labelled),
+            len(dataset.unlabelled),
+            layout.num_repeats,
+            share,
+            self.seed,
+            self.shuffle,
+            layout.rank,
+            layout.world_size,
+            weak=dataset.num_weak > 0,
+        )
+
+    def _indices(self, chunks: Iterable[np.ndarray], place: int = 0) -> Iterator[int]:
+        """The indices of this rank; the first one of a group is that of a weak copy, if any.
+
+        Args:
+            chunks: Of sources.
+            place: How many samples came before.
+        """
+        indices = _integers(chunks)
+        num_weak = num_weak_in(self.dataset)
+        if self.partly_labelled is not None or not num_weak:
+            return indices
+        return (
+            # Of LabelledAndUnlabelled, the first images have none.
+            index + num_weak
+            if number % self.layout.num_repeats == 0 and index >= len(self.dataset) - num_weak
+            else index
+            for number, index in enumerate(indices, place)
+        )
 
     def _look_for_head(self) -> None:
         """Warns once if nothing compares the replicas; the model is built by the first pass."""
@@ -126,17 +181,16 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         start_epoch: int = 0,
         unlabelled_share: float | None = None,
     ) -> None:
-        super().__init__(dataset, num_repeats, placement, shuffle, seed, repeat_fraction)
+        super().__init__(
+            dataset, num_repeats, placement, shuffle, seed, repeat_fraction, unlabelled_share
+        )
         check_start_epoch(start_epoch, mode)
         self.mode = mode
         self.round_up = round_up
         self.start_epoch = start_epoch
         self.epoch = 0
-        self.unlabelled_share = unlabelled_share
-        self.partly_labelled: PartlyLabelled | None = None
-        if unlabelled_share is not None:
-            _check_partly_labelled(dataset, placement, mode, start_epoch, repeat_fraction)
-            self.partly_labelled = self._order_of_parts(dataset, unlabelled_share)
+        _check_mode(mode, start_epoch, unlabelled_share, num_weak_in(dataset))
+        if self.partly_labelled is not None:
             self.num_samples = len(self.partly_labelled)
             return
         num_units = count_units(len(dataset), self.layout, mode, round_up)
@@ -148,7 +202,7 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
         if self.partly_labelled is not None:
             return _integers(self.partly_labelled.chunks(self.epoch))
         options = self.mode, self.seed, self.epoch, self.shuffle, self.round_up, self.start_epoch
-        return _integers(epoch_chunks(len(self.dataset), self.layout, *options))
+        return self._indices(epoch_chunks(len(self.dataset), self.layout, *options))
 
     def __len__(self) -> int:
         """The number of samples of this rank in an epoch."""
@@ -161,19 +215,6 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
             epoch: Counted from 0.
         """
         self.epoch = epoch
-
-    def _order_of_parts(self, dataset: Any, share: float) -> PartlyLabelled:
-        set_num_replicas(dataset.labelled, 1)
-        return PartlyLabelled(
-            len(dataset.labelled),
-            len(dataset.unlabelled),
-            self.layout.num_repeats,
-            share,
-            self.seed,
-            self.shuffle,
-            self.layout.rank,
-            self.layout.world_size,
-        )
 
 
 @register(DATA_SAMPLERS)
@@ -192,6 +233,7 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         shuffle: Whether sources are shuffled, differently in every pass.
         seed: Must be equal on all ranks. ``None``: drawn at random, the same on all ranks.
         repeat_fraction: See :class:`GroupedRepeatAugSampler`.
+        unlabelled_share: Likewise.
 
     Raises:
         ValueError: If the data set is empty or an argument is out of its range.
@@ -203,9 +245,11 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
     def __iter__(self) -> Iterator[int]:
         """Iterates the indices of this rank, from where :meth:`skip` set the beginning."""
         self._look_for_head()
-        return _integers(
-            endless_chunks(len(self.dataset), self.layout, self.seed, self.shuffle, self._start)
-        )
+        if self.partly_labelled is not None:
+            return _integers(self.partly_labelled.endless_chunks(self._start))
+        options = self.seed, self.shuffle, self._start
+        chunks = endless_chunks(len(self.dataset), self.layout, *options)
+        return self._indices(chunks, self._start)
 
     def skip(self, num_samples: int) -> None:
         """Sets where the stream begins; the loop calls it when it resumes.
@@ -231,20 +275,30 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
         """Does nothing: iteration-based loops have no epochs."""
 
 
-def _check_partly_labelled(
-    dataset: Any, placement: str, mode: str, start_epoch: int, repeat_fraction: float
-) -> None:
-    if not hasattr(dataset, 'unlabelled'):
+def num_weak_in(dataset: Any) -> int:
+    """How many of the last images of a data set have a weak copy, at indices past its length."""
+    return getattr(dataset, 'num_weak', 0)
+
+
+def _check_weak_groups(dataset: Any, layout: Layout) -> None:
+    if layout.placement != 'rank' or layout.repeat_fraction != 1:
         raise ValueError(
-            f'unlabelled_share is set, but {type(dataset).__name__} does not tell which images are '
-            "unlabelled: use train_dataloader.dataset = dict(type='lt_mm.LabelledAndUnlabelled', "
-            'labelled=<stock data set>, unlabelled=<stock data set, or a folder>)'
+            f'placement={layout.placement!r}, repeat_fraction={layout.repeat_fraction} do not go '
+            f"with the weak copies of {type(dataset).__name__}: expected placement='rank' and "
+            'repeat_fraction=1, so that the first copy in each group is the weak one'
         )
-    if (placement, mode, start_epoch, repeat_fraction) != ('rank', 'full', 0, 1):
+
+
+def _check_mode(mode: str, start_epoch: int, unlabelled_share: float | None, num_weak: int) -> None:
+    if unlabelled_share is not None and (mode, start_epoch) != ('full', 0):
         raise ValueError(
-            f'unlabelled_share does not go with placement={placement!r}, mode={mode!r}, '
-            f'start_epoch={start_epoch} and repeat_fraction={repeat_fraction}: leave these four '
-            'out of the sampler, since labelled images are shown once'
+            f'unlabelled_share does not go with mode={mode!r} and start_epoch={start_epoch}: leave '
+            'both out of the sampler, since labelled images are shown once'
+        )
+    if num_weak and start_epoch:
+        raise ValueError(
+            f'start_epoch={start_epoch} does not go with weak copies, of which there is one in '
+            'each group: leave it out of the sampler'
         )
 
 

@@ -25,6 +25,7 @@ from lt_mm.datasets.transforms.image_loading import BadImageError, load_image, t
 from lt_mm.datasets.transforms.mixing import Mixing
 from lt_mm.datasets.transforms.packing import write_record
 from lt_mm.datasets.transforms.samples import (
+    IS_WEAK,
     ORIGIN,
     path_of,
     source_key,
@@ -35,7 +36,7 @@ from lt_mm.datasets.transforms.shared_loading import SharedLoading
 from lt_mm.datasets.transforms.stand_ins import SkippedImages, StandIns
 from lt_mm.datasets.transforms.stock_transforms import can_be_shared, loads, loads_boxes
 from lt_mm.registry import TRANSFORMS, register
-from lt_mm.structures import LostRecordError, Origin
+from lt_mm.structures import LostRecordError, MissingRecordError, Origin
 
 
 @register(TRANSFORMS)
@@ -81,6 +82,9 @@ class InvertiblePipeline(BaseTransform):
             a wrong path or an unfinished download.
         max_skipped: So many different images may be skipped, counted over all workers
             of a rank; None for any number. Twenty in a row always raise.
+        weak: The list of transforms, from loading to packing, of *weak* copies. A data set that
+            shows some (:class:`~lt_mm.datasets.WithWeakCopies`) asks for them; all others see
+            ``transforms`` alone.
 
     Raises:
         LostRecordError: A transform broke the record; the message names it.
@@ -97,6 +101,7 @@ class InvertiblePipeline(BaseTransform):
         on_bad_image: str = 'skip',
         on_missing_image: str = 'raise',
         max_skipped: int | None = 100,
+        weak: Sequence[Any] | None = None,
     ) -> None:
         if isinstance(transforms, (dict, str)) or not transforms:
             raise ValueError(
@@ -109,6 +114,7 @@ class InvertiblePipeline(BaseTransform):
         self.given_offset = sample_idx_offset
         # A LabelledAndUnlabelled data set clears it.
         self.is_labelled = True
+        self.is_weak = False
         self.number(sample_idx_offset or 0)
         self._rejected_key: tuple | None = None
         self.max_refetch = max_refetch
@@ -123,6 +129,20 @@ class InvertiblePipeline(BaseTransform):
         if self._mixing.mixers:
             # MultiImageMixDataset asks only transforms that have this attribute.
             self.get_indexes = self._mixing.get_indexes
+        self.weak: InvertiblePipeline | None = None
+        if weak is not None:
+            self.weak = self._weak_pipeline(weak, image_only)
+
+    def _weak_pipeline(self, transforms: Sequence[Any], image_only: Sequence[str]) -> Any:
+        """The pipeline of weak copies, which replaces the same bad images by the same others."""
+        weak = InvertiblePipeline(transforms, image_only, max_refetch=self.max_refetch)
+        if not (weak.is_loading and self.is_loading):
+            raise ValueError(
+                f'weak={transforms} stands beside transforms={self.transforms}; expected lists '
+                "that both begin with loading, dict(type='LoadImageFromFile'), and end with packing"
+            )
+        weak.is_weak, weak._stand_ins = True, self._stand_ins
+        return weak
 
     @property
     def is_loading(self) -> bool:
@@ -154,6 +174,8 @@ class InvertiblePipeline(BaseTransform):
             the sample cannot be used and no good one came before it.
         """
         check_entry(results)
+        if results.get(IS_WEAK):
+            return self._weak_copy(results)
         if ORIGIN in results:  # from the pipeline of the data set inside
             return self._sample(results)
         key, rejected = source_key(results), self._rejected_key
@@ -161,6 +183,16 @@ class InvertiblePipeline(BaseTransform):
         output = self._sample(self._entering(results, is_stand_in=rejected not in (None, key)))
         self._rejected_key = None if output is not None else rejected or key
         return output
+
+    def _weak_copy(self, results: dict) -> dict | None:
+        if self.weak is None:
+            raise MissingRecordError(
+                'the data set asks for a weak copy, and the InvertiblePipeline has no pipeline for '
+                "it; expected dict(type='lt_mm.InvertiblePipeline', transforms=..., "
+                'weak=[<loading, weak augmentations, packing>])'
+            )
+        entering = self._entering({name: results[name] for name in results if name != IS_WEAK})
+        return self.weak._sample(entering)
 
     def load(self, results: dict) -> dict:
         """A source as the replicas start from it: what the transforms that load give.
@@ -197,6 +229,7 @@ class InvertiblePipeline(BaseTransform):
 
     def _replica(self, results: dict) -> dict | None:
         """One replica of a source; None where every attempt is rejected."""
+        results = {**results, ORIGIN: results[ORIGIN]._replace(is_weak=self.is_weak)}
         for _ in range(self.max_refetch + 1):
             loaded = self._loading.load(
                 RecordedResults(results), lambda own: self._load(own, self._num_shared)

@@ -4,6 +4,9 @@
 # the one that packs it.
 ORIGIN = 'source_origin'
 
+# The results key by which a data set asks its pipeline for a weak copy.
+IS_WEAK = 'is_weak_copy'
+
 # By these names stock data sets give annotations.
 _ANNOTATIONS = ('gt_label', 'gt_score', 'seg_map_path', 'sem_seg', 'segments_info')
 

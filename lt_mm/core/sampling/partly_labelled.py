@@ -9,6 +9,7 @@ and the epoch alone.
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -37,6 +38,8 @@ class PartlyLabelled:
         shuffle: Whether images are shuffled.
         rank: This rank, counted from 0.
         world_size: Number of ranks.
+        weak: Whether the first replica of a group is a weak copy, whose source is numbered
+            ``num_unlabelled`` higher.
 
     Raises:
         ValueError: If the share is out of range, or a part is empty.
@@ -50,6 +53,7 @@ class PartlyLabelled:
     shuffle: bool = True
     rank: int = 0
     world_size: int = 1
+    weak: bool = False
 
     def __post_init__(self) -> None:
         check_num_sources(self.num_labelled)
@@ -97,7 +101,17 @@ class PartlyLabelled:
             numbers = self.world_size * groups[is_group] + self.rank
             numbers += epoch * self.world_size * int(self.groups_before(np.asarray(end)))
             sources[is_group] = self.num_labelled + self._unlabelled(numbers)[:, None]
+            if self.weak:
+                sources[is_group, 0] += self.num_unlabelled
             yield sources.reshape(-1)
+
+    def endless_chunks(self, start: int = 0) -> Iterator[np.ndarray]:
+        """The samples of this rank in all epochs from the first on, without ``start`` of them."""
+        epoch, skipped = divmod(start, len(self))
+        for own in itertools.count(epoch):
+            for chunk in self.chunks(own):
+                yield chunk[skipped:]
+                skipped = max(skipped - len(chunk), 0)
 
     def _unlabelled(self, numbers: np.ndarray) -> np.ndarray:
         """The unlabelled image of each group of the endless sequence: (k,) to (k,), ascending."""

@@ -1,7 +1,8 @@
 """``LossTransformHead`` and what it adds to each family of stock heads."""
 
 from lt_mm.models.heads.base import ConsistencyMixin
-from lt_mm.models.heads.detections import DetectionConsistency, Detections
+from lt_mm.models.heads.candidates import Detections
+from lt_mm.models.heads.detections import DetectionConsistency
 from lt_mm.models.heads.families import (
     AnchorConsistency,
     Assigned,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
 from lt_mm.core.memory_codes import ClassCode, Code, class_probabilities
 from lt_mm.core.replicas import holds_whole_groups
+from lt_mm.core.weak_targets import confident_probabilities, weak_targets
 from lt_mm.models.heads.class_losses import ClassLoss
 from lt_mm.models.heads.empty_terms import EmptyTerms
 from lt_mm.models.heads.gathering import GatheredBatch, Part, gather_ranks, join_parts
@@ -191,6 +192,24 @@ class ConsistencyMixin(InstanceMixin):
         return code, class_probabilities(logits, sigmoid, options.temperature)
 
     @torch.no_grad()
+    def lt_weak_class_targets(
+        self, logits: Tensor, group_ids: Tensor, is_weak: Tensor, sigmoid: bool
+    ) -> Tensor:
+        """(Q, C) the class probabilities that predictions are compared with, of the weak copies.
+
+        Args:
+            logits: (Q, C).
+            group_ids: (Q,) int64, the pairing.
+            is_weak: (Q,) bool.
+            sigmoid: Whether the stock loss reads the logits as independent Bernoullis.
+        """
+        options = self.lt_options.weak_target
+        confident = confident_probabilities(
+            logits, self._lt_activates_with_sigmoid(sigmoid), options.temperature, options.threshold
+        )
+        return weak_targets(confident, group_ids, is_weak)
+
+    @torch.no_grad()
     def lt_remember(
         self, pairs: Pairs, columns: dict[str, Tensor], remembered: dict[str, tuple[Code, Tensor]]
     ) -> Pairs:
@@ -234,7 +253,14 @@ class ConsistencyMixin(InstanceMixin):
         """
         if self.lt_memory is not None or not self.lt_options.is_active():
             return
-        source_ids, num_replicas = batch.source_ids, batch.num_replicas
+        # Those that the sampler shows once, beside groups of unlabelled ones, need no replica.
+        shown = [
+            (source, count)
+            for source, count in zip(batch.source_ids, batch.num_replicas)
+            if count != 1
+        ]
+        source_ids = [source for source, _ in shown]
+        num_replicas = (shown[0][1] if shown else 1) or None
         partly = self.lt_options.allow_unrepeated
         has_fitting_size = num_replicas is None or len(source_ids) % num_replicas == 0
         if has_fitting_size and batch.num_stand_ins:
@@ -247,13 +273,13 @@ class ConsistencyMixin(InstanceMixin):
         self._lt_excess = 0 if whole else self._lt_excess + 1
         is_certain = not has_fitting_size or (num_replicas is not None and not partly)
         if not whole and (is_certain or self._lt_excess >= _PATIENCE):
-            raise UnpairedBatchError(_describe(batch, self._lt_excess))
+            raise UnpairedBatchError(_describe(source_ids, num_replicas, self._lt_excess))
 
 
-def _describe(batch: GatheredBatch, num_batches: int) -> str:
-    sizes = Counter(batch.source_ids)
-    wanted = 'groups' if batch.num_replicas is None else f'groups of {batch.num_replicas}'
-    if max(sizes.values()) == 1:
+def _describe(source_ids: list[int], num_replicas: int | None, num_batches: int) -> str:
+    sizes = Counter(source_ids)
+    wanted = 'groups' if num_replicas is None else f'groups of {num_replicas}'
+    if max(sizes.values(), default=1) == 1:
         found = 'no two samples of a batch are replicas of one source'
     else:
         found = (
@@ -263,7 +289,7 @@ def _describe(batch: GatheredBatch, num_batches: int) -> str:
     shown = ', '.join(f'source {source} x {size}' for source, size in list(sizes.items())[:6])
     return (
         f'in {num_batches} training batches in a row {found}. The last one has '
-        f'{len(batch.source_ids)} samples: {shown}{", ..." if len(sizes) > 6 else ""}. What is '
+        f'{len(source_ids)} samples: {shown}{", ..." if len(sizes) > 6 else ""}. What is '
         f'cut off is compared with nothing; {SAMPLER_HINT}. A data set that replaces an image '
         'has to leave that to InvertiblePipeline, which records it'
     )

@@ -5,128 +5,34 @@ candidates for pairs are chosen among them, brought back to their sources, gathe
 paired (:mod:`lt_mm.models.heads.pairing`) and compared.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from mmengine.structures import InstanceData
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lt_mm.core.consistency import box_consistency, compared_axes, positives_each
-from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, is_invertible, sides_at_border
+from lt_mm.core.geometry import boxes_to_source, is_axis_aligned
 from lt_mm.core.memory_codes import BoxCode, Code
-from lt_mm.core.pairing import distance_to_annotations, paired_share
+from lt_mm.core.pairing import distance_to_annotations
+from lt_mm.core.weak_targets import weak_targets
 from lt_mm.models.heads.base import ConsistencyMixin
-from lt_mm.models.heads.empty_terms import CUT, INEXACT, NO_PAIR
+from lt_mm.models.heads.candidates import (
+    Annotated,
+    Candidates,
+    Detections,
+    assigned_to_annotations,
+    most_confident,
+    with_unlabelled,
+)
+from lt_mm.models.heads.empty_terms import CUT, INEXACT, NO_MATCH, NO_PAIR, UNSURE
 from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.pairing import Pairs, form_pairs
-from lt_mm.models.memory import instance_checks
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.structures.record import image_matrices, image_sizes, source_ids_of
-
-
-@dataclass
-class Detections:
-    """What a head predicts for a batch: N predictions, image after image.
-
-    Attributes:
-        logits: (N, C) class logits, or None; receives gradient.
-        decode: Function of rows (P,) and class labels (P,) that gives the boxes (P, 4) of
-            these predictions, pixels of their replicas, with gradient; None for heads
-            without boxes.
-        counts: Number of predictions of each image.
-        records: The recorded ``gt_instances`` of each image.
-        positives: For each image (p,) int64, the predictions of that image, counted from 0,
-            that the stock loss assigned to an annotation.
-        annotations: For each image (p,) int64, which annotation.
-        sigmoid: Whether the classes are independent Bernoullis.
-        avg_factor: n of the formula, as the stock loss counts it.
-        priors: (N, 4) boxes that each prediction is about, pixels of the replicas; for heads
-            without ``decode``.
-        given: For each image (p,) bool, which positives were made from the annotation itself
-            (``add_gt_as_proposals`` of RoI samplers). They see the object in exactly the same
-            frame in all replicas, as no prediction of the detector does, so they are the
-            nearest of an annotation only where it has no other positive.
-    """
-
-    logits: Tensor | None
-    decode: Callable[[Tensor, Tensor], Tensor] | None
-    counts: list[int]
-    records: list[InstanceData]
-    positives: list[Tensor]
-    annotations: list[Tensor]
-    sigmoid: bool
-    avg_factor: float
-    priors: Tensor | None = None
-    given: list[Tensor] | None = None
-
-
-@dataclass
-class Annotated:
-    """The annotations that P predictions of a batch were assigned to.
-
-    Attributes:
-        records: The recorded ``gt_instances`` of each image.
-        annotations: For each image (p,) int64, the annotation of each of its predictions.
-    """
-
-    records: Sequence[InstanceData]
-    annotations: Sequence[Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """A field of the annotation of each prediction: (P, ...)."""
-        return torch.cat(
-            [record[name][rows] for record, rows in zip(self.records, self.annotations)]
-        )
-
-    @property
-    def images(self) -> Tensor:
-        """(P,) int64, the image of each prediction."""
-        return torch.cat(
-            [torch.full_like(rows, image) for image, rows in enumerate(self.annotations)]
-        )
-
-    @property
-    def checks(self) -> Tensor:
-        """(P,) int64, by which a memory knows the annotation of each prediction again."""
-        return instance_checks(self['labels'], self['source_boxes'])
-
-    def may_pair(self, min_visibility: float) -> Tensor:
-        """(P,) bool, whether enough is visible, and comes back to the source."""
-        visible = self['visibility'] >= min_visibility
-        return visible & is_invertible(self['source_matrices'])
-
-    def share_of_instances(self, paired: Tensor) -> Tensor:
-        """Scalar, the share of all annotations that have a paired prediction."""
-        sizes = [len(record.source_ids) for record in self.records]
-        return paired_share(paired, rows_of_batch(self.annotations, sizes), sum(sizes))
-
-
-@dataclass
-class Candidates:
-    """The predictions of a part of a batch that may pair, P in all.
-
-    Attributes:
-        rows: (P,) int64, rows of the head's N predictions.
-        labels: (P,) int64 classes: annotated ones, or predicted ones with 'iou'.
-        matrices: (P, 3, 3) float64, from pixels of the source to those of the replica.
-        columns: What pairs and compares them; see :func:`form_pairs`.
-        share: Function of which of them are paired, (P,) bool, that gives the logged share.
-        whole_sides: Function of their restored boxes (P, 4) that gives which sides of these
-            nothing cut, (P, 4) bool, as they lie in the source.
-        boxes: (P, 4) pixels of the replicas; None for heads without boxes.
-    """
-
-    rows: Tensor
-    labels: Tensor
-    matrices: Tensor
-    columns: dict[str, Tensor]
-    share: Callable[[Tensor], Tensor]
-    whole_sides: Callable[[Tensor], Tensor]
-    boxes: Tensor | None = None
+from lt_mm.structures.record import ImageRecord, source_ids_of
+from lt_mm.structures.supervision import Supervision, check_weak_copies
 
 
 class DetectionConsistency(ConsistencyMixin):
@@ -146,6 +52,8 @@ class DetectionConsistency(ConsistencyMixin):
         if options.memory is not None:
             remembered = self._lt_remembered(columns, pairs, detections.sigmoid)
             pairs = self.lt_remember(pairs, columns, remembered)
+        if options.weak_target is not None:
+            pairs = self._lt_with_weak_targets(columns, pairs, detections.sigmoid)
         if 'logits' in columns:
             self.lt_add_term(
                 'cls',
@@ -160,12 +68,17 @@ class DetectionConsistency(ConsistencyMixin):
                 batch,
                 losses,
             )
-            self.lt_watch_term('cls', {NO_PAIR: pairs.paired})
+            self.lt_watch_term('cls', self._lt_compared_classes(columns, pairs))
         if 'restored' in columns:
             self._lt_add_box_term(batch, pairs, losses)
         group_ids = pairs.group_ids
         paired = pairs.paired[batch.own]
         self.lt_add_counts(paired, candidates.share(paired), losses)
+        if 'unlabelled' in columns:
+            unlabelled = columns['unlabelled'][batch.own]
+            may_pair = columns['may_pair'][batch.own]
+            self.lt_add_count('num_unlabelled_paired', paired & unlabelled, losses)
+            self.lt_add_count('num_unlabelled_confident', may_pair & unlabelled, losses)
         if self.lt_recorder is not None and candidates.boxes is not None:
             self.lt_recorder(
                 self._lt_pair_record(detections, candidates, group_ids[batch.own], paired)
@@ -201,6 +114,35 @@ class DetectionConsistency(ConsistencyMixin):
             remembered['bbox'] = BoxCode(), torch.where(known, boxes, torch.nan)
         return remembered
 
+    @torch.no_grad()
+    def _lt_with_weak_targets(
+        self, columns: dict[str, Tensor], pairs: Pairs, sigmoid: bool
+    ) -> Pairs:
+        """The pairs, with the predictions for weak copies as what the others are compared with."""
+        targets: dict[str, Tensor] = {}
+        group_ids, is_weak = pairs.group_ids, columns['weak']
+        if 'logits' in columns:
+            logits = columns['logits']
+            targets['cls'] = self.lt_weak_class_targets(logits, group_ids, is_weak, sigmoid)
+        if 'restored' in columns:
+            known = columns['whole_sides'] & columns['exact'][:, None]
+            boxes = torch.where(known, columns['restored'].detach(), torch.nan)
+            if 'cls' in targets:  # of confident ones alone
+                sure = ~targets['cls'].isnan().any(dim=1, keepdim=True)
+                targets['bbox'] = weak_targets(boxes, group_ids, is_weak)
+                targets['bbox'] = torch.where(sure, targets['bbox'], torch.nan)
+            else:
+                targets['bbox'] = weak_targets(boxes, group_ids, is_weak)
+        return replace(pairs, targets=targets)
+
+    def _lt_compared_classes(self, columns: dict[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
+        """What may take all from the class term; see :meth:`EmptyTerms.watch`."""
+        if 'unlabelled' in columns or self.lt_options.pairing == 'iou':
+            unlabelled = columns.get('unlabelled', torch.ones_like(columns['may_pair']))
+            confident = columns['may_pair'] & unlabelled
+            return {UNSURE: confident, NO_MATCH: pairs.paired}
+        return {NO_PAIR: pairs.paired}
+
     def lt_compared_sides(self, pairs: Pairs, whole_sides: Tensor) -> Tensor:
         """Which parts of Q boxes :meth:`lt_box_term` compares, (Q, D) bool: axes, or sides."""
         return compared_axes(pairs.compared_ids, whole_sides, pairs.targets.get('bbox'))
@@ -222,12 +164,20 @@ class DetectionConsistency(ConsistencyMixin):
         )
 
     def _lt_candidates(self, detections: Detections) -> Candidates:
-        self._lt_check_pairing(detections)
+        unlabelled = self._lt_unlabelled(detections)
+        self._lt_check_pairing(detections, unlabelled)
         if self.lt_options.pairing == 'iou':
-            candidates = self._lt_confident(detections)
+            candidates = self._lt_confident(detections, range(len(detections.counts)))
         else:
-            candidates = self._lt_assigned_to_annotations(detections)
+            candidates = assigned_to_annotations(detections, self.lt_options)
+            if unlabelled:
+                confident = self._lt_confident(detections, unlabelled)
+                candidates = with_unlabelled(candidates, confident, detections.records)
         columns = candidates.columns
+        if self.lt_options.weak_target is not None:
+            check_weak_copies(detections.records)
+            weak = [ImageRecord.read(record).is_weak for record in detections.records]
+            columns['weak'] = torch.tensor(weak, device=candidates.rows.device)[columns['images']]
         columns['exact'] = is_axis_aligned(candidates.matrices)
         if detections.decode is not None:
             with self.lt_with_graph('bbox'):
@@ -247,64 +197,44 @@ class DetectionConsistency(ConsistencyMixin):
                 assert detections.priors is not None
                 places = detections.priors[candidates.rows]
             given = None if detections.given is None else torch.cat(detections.given)
-            columns['distances'] = distance_to_annotations(places, annotated['bboxes'], given)
+            boxes = annotated['bboxes']
+            distances = distance_to_annotations(places[: len(boxes)], boxes, given)
+            # Those for unlabelled images, which come last, have no annotation.
+            unassigned = distances.new_zeros(len(places) - len(boxes))
+            columns['distances'] = torch.cat([distances, unassigned])
         return candidates
 
-    def _lt_check_pairing(self, detections: Detections) -> None:
-        if self.lt_options.pairing != 'iou':
+    def _lt_unlabelled(self, detections: Detections) -> list[int]:
+        """The unlabelled images of the batch.
+
+        Raises:
+            UnsupportedHeadError: If there are some, and a memory.
+        """
+        supervision = Supervision.of(detections.records, 'all')
+        unlabelled = supervision.unlabelled_images
+        if unlabelled and self.lt_memory is not None:
+            raise UnsupportedHeadError(
+                'there are unlabelled images in the batch, and a memory, which keeps predictions '
+                'of annotations; expected memory=None in the LossTransformHead, or a data set of '
+                'labelled images alone'
+            )
+        return unlabelled
+
+    def _lt_check_pairing(self, detections: Detections, unlabelled: list[int]) -> None:
+        if self.lt_options.pairing != 'iou' and not unlabelled:
             return
         needed = dict(classes=detections.logits, boxes=detections.decode)
         missing = [name for name, found in needed.items() if found is None]
         if missing:
             raise UnsupportedHeadError(
                 f'{type(self).__name__} predicts no {" and no ".join(missing)}, which '
-                "pairing='iou' compares; use pairing='gt' in the LossTransformHead"
+                "pairing='iou', and unlabelled images, need; use pairing='gt' in the "
+                'LossTransformHead, and labelled images alone'
             )
 
-    def _lt_assigned_to_annotations(self, detections: Detections) -> Candidates:
-        """All positives."""
-        annotated = Annotated(detections.records, detections.annotations)
-        columns = dict(
-            images=annotated.images,
-            instances=annotated['source_ids'],
-            may_pair=annotated.may_pair(self.lt_options.min_visibility),
-        )
-        if self.lt_memory is not None:
-            columns['checks'] = annotated.checks
-        return Candidates(
-            rows=rows_of_batch(detections.positives, detections.counts),
-            labels=annotated['labels'],
-            matrices=annotated['source_matrices'],
-            columns=columns,
-            share=annotated.share_of_instances,
-            whole_sides=lambda restored: ~annotated['cut_sides'],
-        )
-
-    def _lt_confident(self, detections: Detections) -> Candidates:
-        """The most confident predictions of each image."""
+    def _lt_confident(self, detections: Detections, images: Sequence[int]) -> Candidates:
         scores, labels = self._lt_confidence(detections)
-        counts = detections.counts
-        kept = min(self.lt_options.max_candidates, max(counts))
-        padded = pad_sequence(scores.split(counts), batch_first=True, padding_value=-1.0)
-        best, places = padded.topk(kept, dim=1)
-        # A slot past the end of a short image is not confident; any row serves there.
-        rows = rows_of_batch(list(places), counts).clamp(max=len(scores) - 1)
-        images = torch.arange(len(counts), device=rows.device).repeat_interleave(kept)
-        matrices = image_matrices(detections.records, scores.device)[images]
-        confident = (best >= self.lt_options.score_threshold).flatten()
-        may_pair = confident & is_invertible(matrices)
-        sizes, source_sizes = (
-            image_sizes(detections.records, name, scores.device)[images]
-            for name in ('recorded_shape', 'source_shape')
-        )
-        return Candidates(
-            rows=rows,
-            labels=labels[rows],
-            matrices=matrices,
-            columns=dict(images=images, labels=labels[rows], may_pair=may_pair),
-            share=lambda paired: (paired.sum() / may_pair.sum().clamp(min=1)).float(),
-            whole_sides=lambda restored: ~sides_at_border(restored, matrices, sizes, source_sizes),
-        )
+        return most_confident(detections, self.lt_options, images, scores, labels)
 
     @torch.no_grad()
     def _lt_confidence(self, detections: Detections) -> tuple[Tensor, Tensor]:
@@ -330,6 +260,8 @@ class DetectionConsistency(ConsistencyMixin):
             shown = paired | (scores >= self.lt_options.score_threshold)
         else:
             sources = columns['instances'][:, 0]
+            if 'unlabelled' in columns:
+                shown = paired | ~columns['unlabelled'] | columns['may_pair']
         record = PairRecord(
             kind='bbox',
             images=columns['images'],
@@ -349,12 +281,3 @@ def _positives_each(columns: dict[str, Tensor], pairs: Pairs) -> Tensor | float:
     if 'instances' not in columns:  # 'iou' knows no positives
         return 1.0
     return positives_each(columns['instances'], columns['images'], pairs.compared)
-
-
-def rows_of_batch(per_image: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """(P,) int64: rows that count from 0 in each image, counted through the batch."""
-    first, rows = 0, []
-    for own, count in zip(per_image, counts):
-        rows.append(own + first)
-        first += count
-    return torch.cat(rows)

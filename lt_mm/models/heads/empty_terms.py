@@ -13,6 +13,15 @@ NO_PAIR = (
     'no instance had predictions that pair in two replicas (see lt_paired_share; an augmentation '
     'may remove the instances, or leave less of them than min_visibility)'
 )
+UNSURE = (
+    'no prediction was confident enough to be a target (lower weak_target.threshold, or '
+    'score_threshold with pairs by IoU; train on the labelled images first, or begin with a model '
+    'that is trained on them, load_from)'
+)
+NO_MATCH = (
+    'no restored box for one copy overlapped with one of the same class for another (lower '
+    'iou_threshold or score_threshold)'
+)
 INEXACT = (
     'all paired boxes were rotated, sheared or seen in perspective, and no matrix restores '
     'such boxes exactly (for RandomAffine set max_rotate_degree=0.0 and max_shear_degree=0.0)'

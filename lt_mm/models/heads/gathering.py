@@ -24,14 +24,15 @@ class Part:
             graph. 'images', (P,) int64, counts the images of this part from 0.
         source_ids: The source of each image of this part.
         avg_factor: What this part adds to the divisor n of the term.
-        num_replicas: Replicas of a source that the sampler makes; None if not known.
+        num_replicas: For each image, in how many samples the sampler shows its source; 0 if that
+            is not known.
         num_stand_ins: Images that the data set put in the place of others.
     """
 
     columns: dict[str, Tensor]
     source_ids: list[int]
     avg_factor: float
-    num_replicas: int | None = None
+    num_replicas: list[int]
     num_stand_ins: int = 0
 
     @classmethod
@@ -47,7 +48,7 @@ class Part:
             columns,
             [origin.source_id for origin in origins],
             avg_factor,
-            origins[0].num_replicas if origins else None,
+            [origin.num_replicas or 0 for origin in origins],
             sum(origin.is_stand_in for origin in origins),
         )
 
@@ -68,7 +69,7 @@ class GatheredBatch:
 
     columns: dict[str, Tensor]
     source_ids: list[int]
-    num_replicas: int | None
+    num_replicas: list[int]
     num_stand_ins: int
     avg_factor: float
     own: slice
@@ -89,7 +90,7 @@ def join_parts(parts: Sequence[Part], number: int) -> GatheredBatch:
     return GatheredBatch(
         columns=columns,
         source_ids=[source for part in parts for source in part.source_ids],
-        num_replicas=parts[number].num_replicas,
+        num_replicas=[count for part in parts for count in part.num_replicas],
         num_stand_ins=sum(part.num_stand_ins for part in parts),
         avg_factor=sum(part.avg_factor for part in parts),
         own=slice(start, start + counts[number]),
@@ -139,7 +140,8 @@ def gather_ranks(part: Part) -> GatheredBatch:
 def _to_bytes(part: Part) -> Tensor:
     """All numbers of a part, column after column: tensors of any type in one message."""
     columns = [column.detach() for column in part.columns.values()]
-    columns.append(torch.tensor(part.source_ids, dtype=torch.int64, device=columns[0].device))
+    numbers = [part.source_ids, part.num_replicas]
+    columns.append(torch.tensor(numbers, dtype=torch.int64, device=columns[0].device))
     return torch.cat([column.contiguous().flatten().view(torch.uint8) for column in columns])
 
 
@@ -152,20 +154,20 @@ def _from_bytes(
         torch.Size(shapes[name]).numel() * column.element_size()
         for name, column in like.columns.items()
     ]
-    if sum(sizes) + 8 * images != len(data):
+    if sum(sizes) + 16 * images != len(data):
         raise RuntimeError(
             f'a rank sent {len(data)} bytes for {rows} candidates where this one expected '
-            f'{sum(sizes) + 8 * images}: the candidates of the ranks have different types or '
+            f'{sum(sizes) + 16 * images}: the candidates of the ranks have different types or '
             'shapes, such as numbers of classes; expected the same model on every rank'
         )
-    *chunks, source_ids = data.split([*sizes, 8 * images])
+    *chunks, numbers = data.split([*sizes, 16 * images])
     # clone: a view of another type must begin at a multiple of its size.
     columns = {
         name: chunk.clone().view(like.columns[name].dtype).view(shape)
         for chunk, (name, shape) in zip(chunks, shapes.items())
     }
-    ids = source_ids.clone().view(torch.int64).tolist()
-    return Part(columns, ids, avg_factor, like.num_replicas, num_stand_ins)
+    ids, num_replicas = numbers.clone().view(torch.int64).view(2, images).tolist()
+    return Part(columns, ids, avg_factor, num_replicas, num_stand_ins)
 
 
 def _times_gradient(values: Tensor, factor: int) -> Tensor:

@@ -13,7 +13,39 @@ _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 _PAIRINGS = ('gt', 'gt_mean', 'gt_all', 'iou')
 _STRENGTHS = ('stock', 'plain')
 _MIXED_LABELS = ('refuse', 'average')
+_SUPERVISE = ('all', 'one')
 KINDS = ('cls', 'bbox', 'mask')
+
+
+@dataclass(frozen=True)
+class WeakTargetOptions:
+    """The option ``weak_target=dict(...)`` of a wrapped head.
+
+    Args:
+        temperature: Divides the logits of the weak copy; below 1 its probabilities are sharper.
+        threshold: A prediction is a target if its most probable class, at temperature 1, is at
+            least so probable.
+        teacher: Whether the predictions for weak copies are those of the averaged model of
+            MMEngine's ``EMAHook``; needs ``dict(type='lt_mm.WeakTargetHook')`` in
+            ``custom_hooks``.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    temperature: float = 1.0
+    threshold: float = 0.0
+    teacher: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(
+                f'weak_target.temperature is {self.temperature}; expected a number > 0'
+            )
+        if not 0 <= self.threshold < 1:
+            raise ValueError(
+                f'weak_target.threshold is {self.threshold}; expected a probability in [0, 1)'
+            )
 
 
 @dataclass
@@ -61,6 +93,12 @@ class ConsistencyOptions:
             earlier epochs for the same annotation (the same image, for classifiers), which
             replicas in the batch join. Works with the stock sampler. The arguments are those
             of :class:`~lt_mm.models.memory.MemoryOptions`.
+        supervise: 'all': the stock loss sees all labelled images. 'one': of the copies of a
+            source only one, the weak one (:class:`~lt_mm.datasets.WithWeakCopies`) or else the
+            first, as in AugMix; the term sees all.
+        weak_target: ``dict(temperature=0.4, threshold=0.8)``: copies are not compared with their
+            mean, but with the prediction for the weak one among them, without gradient. The
+            arguments are those of :class:`WeakTargetOptions`.
         allow_unrepeated: Whether batches may hold samples without a replica, beside groups:
             the sampler's ``repeat_fraction``. Otherwise training stops there, since such
             samples usually mean that the batch size cuts groups apart.
@@ -88,6 +126,9 @@ class ConsistencyOptions:
     allow_unrepeated: bool = False
     # A dict in configs; made into MemoryOptions below.
     memory: Any = None
+    supervise: str = 'all'
+    # Likewise.
+    weak_target: Any = None
     schedules: dict[str, RhoSchedule | RhoPhases] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,10 +152,35 @@ class ConsistencyOptions:
                 "an annotation for each replica; expected pairing='gt' (the default) or 'gt_mean', "
                 'or memory=None'
             )
+        _check_choice('supervise', self.supervise, _SUPERVISE)
+        if self.supervise == 'one' and self.across_ranks:
+            raise ValueError(
+                "supervise='one' with across_ranks=True, where each rank has one copy of a source; "
+                "expected across_ranks=False, with placement='rank' in the sampler"
+            )
+        self._settle_weak_target()
         self.schedules = {
             kind: rho_schedule(self.rho if own is None else own)
             for kind, own in zip(KINDS, (self.rho_cls, self.rho_bbox, self.rho_mask))
         }
+
+    def _settle_weak_target(self) -> None:
+        if self.weak_target is None:
+            return
+        if not isinstance(self.weak_target, WeakTargetOptions):
+            self.weak_target = WeakTargetOptions(**self.weak_target)
+        others = dict(memory=None, across_ranks=False)
+        for name, expected in others.items():
+            if getattr(self, name) != expected:
+                raise ValueError(
+                    f'{name}={getattr(self, name)} stands beside weak_target; expected '
+                    f'{name}={expected}: a copy has one target'
+                )
+        if self.pairing not in ('gt', 'iou'):
+            raise ValueError(
+                f'pairing is {self.pairing!r} beside weak_target, which is one prediction of the '
+                "weak copy; expected pairing='gt' (the default) or 'iou'"
+            )
 
     def rho_now(self, kind: str) -> float:
         """Rho of the term of one kind ('cls', 'bbox', 'mask') at this point of training."""

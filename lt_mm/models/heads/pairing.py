@@ -76,7 +76,8 @@ def form_pairs(
         batch: Its columns are, for Q candidates, 'images' (Q,) int64 and 'may_pair' (Q,) bool.
             For 'iou' also 'restored' (Q, 4), boxes in pixels of their sources, and 'labels'
             (Q,) int64. For the others also 'instances' (Q, 2) int64, the source annotation of
-            each, and for 'gt' also 'distances' (Q,) from the annotation.
+            each, and for 'gt' also 'distances' (Q,) from the annotation. With 'unlabelled' (Q,)
+            bool among the columns, those candidates are paired as with 'iou'.
         pairing: As in ``ConsistencyOptions``.
         iou_threshold: Likewise.
         alone: Whether an annotation needs only one replica in the batch: with a memory, the
@@ -84,12 +85,14 @@ def form_pairs(
     """
     columns = batch.columns
     if pairing == 'iou':
-        return Pairs(_overlapping(batch, iou_threshold))
+        return Pairs(_overlapping(columns, batch.source_ids, iou_threshold))
     instances, may_pair = columns['instances'], columns['may_pair']
     if alone:
         group_ids = instance_groups(instances, may_pair)
     else:  # one annotation, in at least two replicas
         group_ids = groups_across_replicas(instances, columns['images'], may_pair)
+    if 'unlabelled' in columns:
+        group_ids = _with_unlabelled(group_ids, batch, iou_threshold)
     if pairing == 'gt':
         return Pairs(nearest_in_each_replica(group_ids, columns['images'], columns['distances']))
     if pairing == 'gt_mean':
@@ -97,16 +100,26 @@ def form_pairs(
     return Pairs(group_ids)  # gt_all
 
 
-def _overlapping(batch: GatheredBatch, iou_threshold: float) -> Tensor:
+def _with_unlabelled(group_ids: Tensor, batch: GatheredBatch, iou_threshold: float) -> Tensor:
+    """The group ids (Q,), with those of the predictions for unlabelled images."""
+    rows = batch.columns['unlabelled'].nonzero()[:, 0]
+    names = 'images', 'restored', 'labels', 'may_pair'
+    columns = {name: batch.columns[name][rows] for name in names}
+    own = _overlapping(columns, batch.source_ids, iou_threshold)
+    # Those of annotations are below Q.
+    own = torch.where(own >= 0, own + len(group_ids), UNPAIRED)
+    return group_ids.index_copy(0, rows, own)
+
+
+def _overlapping(columns: dict[str, Tensor], source_ids: list[int], iou_threshold: float) -> Tensor:
     """Restored boxes of one class that overlap, at most one of each replica in a group."""
-    columns = batch.columns
     images: dict[int, list[int]] = {}
-    for image, source in enumerate(batch.source_ids):
+    for image, source in enumerate(source_ids):
         images.setdefault(source, []).append(image)
     members = pad_sequence(
         [torch.tensor(own) for own in images.values()], batch_first=True, padding_value=UNPAIRED
     )
-    counts = columns['images'].bincount(minlength=len(batch.source_ids)).tolist()
+    counts = columns['images'].bincount(minlength=len(source_ids)).tolist()
     boxes, labels, valid = (
         pad_sequence(columns[name].detach().split(counts), batch_first=True)
         for name in ('restored', 'labels', 'may_pair')

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lt_mm.core.consistency import compared_sides, side_consistency
 from lt_mm.core.geometry import side_positions_to_source
-from lt_mm.models.heads.detections import Candidates, Detections
+from lt_mm.models.heads.candidates import Candidates, Detections
 from lt_mm.models.heads.families.dense_base import (
     Assigned,
     DenseConsistency,

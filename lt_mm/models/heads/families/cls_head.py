@@ -1,5 +1,6 @@
 """The consistency term on MMPretrain's classification heads."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
+from lt_mm.core.pairing import is_paired
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.class_losses import reads_sigmoid
+from lt_mm.models.heads.empty_terms import NO_PAIR, UNSURE
 from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.head_families import register_head_family
 from lt_mm.models.heads.options import ConsistencyOptions
@@ -16,7 +19,8 @@ from lt_mm.models.heads.pairing import Pairs
 from lt_mm.models.memory import image_checks
 from lt_mm.structures.errors import PREPROCESSOR_HINT, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
-from lt_mm.structures.record import source_ids_of
+from lt_mm.structures.record import ImageRecord, source_ids_of
+from lt_mm.structures.supervision import Supervision, check_weak_copies
 
 
 @register_head_family(ClsHead, MultiLabelClsHead)
@@ -74,8 +78,16 @@ class ClsConsistency(ConsistencyMixin):
         # The pairs are formed here: samples of one source image.
         group_ids = batch.columns['source_ids']
         pairs = self._lt_with_memory(Pairs(group_ids), batch)
-        self._lt_settle_labels(data_samples, batch)
-        losses = super()._get_loss(cls_score, data_samples, **kwargs)
+        if self.lt_options.weak_target is not None:
+            pairs = self._lt_with_weak_targets(pairs, batch, data_samples)
+        supervision = Supervision.of(data_samples, self.lt_options.supervise)
+        self._lt_settle_labels(data_samples, batch, supervision)
+        if supervision.is_stock:
+            losses = super()._get_loss(cls_score, data_samples, **kwargs)
+        else:
+            images = supervision.supervised_images
+            supervised = [data_samples[image] for image in images]
+            losses = super()._get_loss(cls_score[images], supervised, **kwargs)
         self.lt_add_term(
             'cls',
             lambda pairs: self.lt_class_term(batch.columns['logits'], pairs, self._lt_is_sigmoid()),
@@ -85,6 +97,11 @@ class ClsConsistency(ConsistencyMixin):
         )
         paired = pairs.paired[batch.own]
         self.lt_add_counts(paired, paired.float().mean(), losses)
+        unlabelled = supervision.unlabelled_images
+        if unlabelled:
+            self.lt_add_count('num_unlabelled_paired', paired[unlabelled], losses)
+        if self.lt_options.weak_target is not None:
+            self.lt_watch_term('cls', {NO_PAIR: is_paired(group_ids), UNSURE: pairs.paired})
         if self.lt_recorder is not None:
             self.lt_recorder(self._lt_pair_record(cls_score, group_ids[batch.own], paired))
         return losses
@@ -117,6 +134,16 @@ class ClsConsistency(ConsistencyMixin):
         remembered = self.lt_remember_classes(logits, pairs, self._lt_is_sigmoid())
         return self.lt_remember(pairs, dict(columns, instances=instances), dict(cls=remembered))
 
+    def _lt_with_weak_targets(
+        self, pairs: Pairs, batch: GatheredBatch, data_samples: list[Any]
+    ) -> Pairs:
+        check_weak_copies(data_samples)
+        logits, group_ids = batch.columns['logits'].detach(), batch.columns['source_ids']
+        weak = [ImageRecord.read(sample).is_weak for sample in data_samples]
+        is_weak = torch.tensor(weak, device=logits.device)
+        targets = self.lt_weak_class_targets(logits, group_ids, is_weak, self._lt_is_sigmoid())
+        return replace(pairs, targets=dict(cls=targets))
+
     @torch.no_grad()
     def _lt_pair_record(self, cls_score: Tensor, sources: Tensor, paired: Tensor) -> PairRecord:
         logits = cls_score.detach().float()
@@ -144,7 +171,9 @@ class ClsConsistency(ConsistencyMixin):
             return self.lt_options.activation == 'sigmoid'
         return reads_sigmoid(self.loss_module)
 
-    def _lt_settle_labels(self, data_samples: list[Any], batch: GatheredBatch) -> None:
+    def _lt_settle_labels(
+        self, data_samples: list[Any], batch: GatheredBatch, supervision: Supervision
+    ) -> None:
         """Makes sure that replicas of one source are trained on one and the same label.
 
         With ``mixed_labels='average'`` and labels that no grouped augment mixed, this writes
@@ -155,6 +184,9 @@ class ClsConsistency(ConsistencyMixin):
             return
         mixed_alike = 'mix_lambda' in data_samples[0]
         scores, group_ids = batch.columns['scores'], batch.columns['source_ids']
+        if supervision.unlabelled_images:
+            _refuse_mixed_with_unlabelled(scores, supervision, isinstance(self, MultiLabelClsHead))
+            return
         is_alone = len(scores) == len(data_samples)
         if is_alone and mixed_alike and all(sample.mix_lambda == 1 for sample in data_samples):
             return
@@ -207,10 +239,31 @@ def _refuse_mixed(scores: Tensor, group_ids: Tensor, one_hot: bool) -> None:
         )
 
 
-def _refuse_mixed_memory(scores: Tensor, multi_label: bool) -> None:
+def _are_mixed(scores: Tensor, multi_label: bool) -> Tensor:
+    """Which labels (N, C) are blends."""
     # A multi-label target sums to anything, but is yes or no; a blend lies between.
-    mixed = (scores > 0) & (scores < 1) if multi_label else scores.amax(dim=1) < scores.sum(dim=1)
+    mixed = (scores > 0) & (scores < 1)
+    return mixed.any(dim=1) if multi_label else scores.amax(dim=1) < scores.sum(dim=1)
+
+
+def _refuse_mixed_with_unlabelled(
+    scores: Tensor, supervision: Supervision, multi_label: bool
+) -> None:
+    # An unlabelled image has a label of zeros: what is blended with it has a sum below 1.
+    labels = scores[supervision.supervised_images]
+    mixed = _are_mixed(labels, multi_label)
+    if not multi_label:
+        mixed = mixed | (labels.sum(dim=1) < 1)
     if bool(mixed.any()):
+        raise ValueError(
+            'the labels of the batch are mixed (gt_score), and there are unlabelled images in it, '
+            'with which labelled ones would be mixed too; remove model.train_cfg.augments (or '
+            'data_preprocessor.batch_augments)'
+        )
+
+
+def _refuse_mixed_memory(scores: Tensor, multi_label: bool) -> None:
+    if bool(_are_mixed(scores, multi_label).any()):
         raise ValueError(
             'the labels of the batch are mixed (gt_score), and there is a memory: what is '
             'predicted for a mixed image is not comparable with what was predicted for the '

@@ -17,9 +17,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from lt_mm.core.pairing import annotation_of_target
-from lt_mm.models.heads.detections import DetectionConsistency, Detections
+from lt_mm.models.heads.candidates import Detections
+from lt_mm.models.heads.detections import DetectionConsistency
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.record import InstanceRecord, refuse_moved_image
+from lt_mm.structures.supervision import LEAVES_OUT_UNLABELLED, Supervision
 
 # A subclass that overrides one of these may lay out its predictions in another way.
 _READ_METHODS = ('loss_by_feat', '_get_targets_single', 'loss_by_feat_single')
@@ -110,14 +112,66 @@ class DenseConsistency(DetectionConsistency):
         for gt_instances, meta in zip(arguments['batch_gt_instances'], metas):
             InstanceRecord.read(gt_instances)
             refuse_moved_image(meta)
-        self._lt_assigned_images = []
-        try:
-            losses = super().loss_by_feat(*args, **kwargs)
-            assigned = self._lt_assigned_images
-        finally:
-            self._lt_assigned_images = None
+        supervision = Supervision.of(arguments['batch_gt_instances'], self.lt_options.supervise)
+        losses, assigned = self._lt_stock_losses(arguments, supervision)
         self.lt_add_terms(self.lt_detections(assigned, arguments), losses)
         return losses
+
+    def loss_and_predict(self, *args: Any, **kwargs: Any) -> Any:
+        losses, proposals = super().loss_and_predict(*args, **kwargs)
+        for own in proposals:  # a RoI head looks for this on unlabelled images
+            own.set_metainfo({LEAVES_OUT_UNLABELLED: True})
+        return losses, proposals
+
+    def _lt_stock_losses(
+        self, arguments: dict[str, Any], supervision: Supervision
+    ) -> tuple[dict[str, Any], list[Assigned]]:
+        """The stock losses of the supervised images, and the positives of every image."""
+        if supervision.is_stock:
+            return self._lt_assigning(arguments)
+        images = supervision.supervised_images
+        losses, own = self._lt_assigning(self._lt_selected(arguments, images))
+        assigned = dict(zip(images, own))
+        images = supervision.unsupervised_images
+        if images:  # for their positives alone
+            with torch.no_grad():
+                _, others = self._lt_assigning(self._lt_selected(arguments, images))
+            assigned.update(zip(images, others))
+        # As many as on the others, so that n is that of a batch in which all are supervised.
+        mean = sum(image.avg_factor for image in own) / len(own)
+        none = own[0].rows[:0]
+        return losses, [
+            assigned.get(image, Assigned(none, none, mean))
+            for image in range(len(supervision.labelled))
+        ]
+
+    def _lt_assigning(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Assigned]]:
+        """The stock losses of some images, and their positives."""
+        self._lt_assigned_images = []
+        try:
+            losses = super().loss_by_feat(**arguments)
+            return losses, self.lt_compared(self._lt_assigned_images, arguments)
+        finally:
+            self._lt_assigned_images = None
+
+    def _lt_selected(self, arguments: dict[str, Any], images: list[int]) -> dict[str, Any]:
+        return {name: self.lt_select(name, value, images) for name, value in arguments.items()}
+
+    def lt_select(self, name: str, value: Any, images: list[int]) -> Any:
+        """The part of an argument of ``loss_by_feat`` that tells of some images of the batch.
+
+        Args:
+            name: Of the argument.
+            value: What is given for the whole batch: a list with an entry for each image, if the
+                name begins with ``batch_``; a tensor, or a list of tensors, one a level, with a
+                row for each image; or something else, which stays.
+            images: Which.
+        """
+        if name.startswith('batch_') and value is not None:
+            return [value[image] for image in images]
+        if isinstance(value, (list, tuple)):
+            return [self.lt_select('', each, images) for each in value]
+        return value[images] if isinstance(value, Tensor) else value
 
     def _get_targets_single(self, *args: Any, **kwargs: Any) -> tuple:
         targets = super()._get_targets_single(*args, **kwargs)
@@ -127,19 +181,23 @@ class DenseConsistency(DetectionConsistency):
         return targets
 
     def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
-        """What the head predicted and assigned, from the arguments of ``loss_by_feat``."""
+        """What the head predicted for all images, from the arguments of ``loss_by_feat``.
+
+        Args:
+            assigned: The positives of each image that are compared.
+            arguments: Of the whole batch.
+        """
         logits = self.lt_class_logits(arguments)
-        compared = self.lt_compared(assigned, arguments)
         return Detections(
             logits=logits.flatten(0, 1),
             decode=self.lt_box_decoder(arguments),
             counts=[logits.shape[1]] * len(logits),
             records=arguments['batch_gt_instances'],
-            positives=[image.rows for image in compared],
-            annotations=[image.annotations for image in compared],
+            positives=[image.rows for image in assigned],
+            annotations=[image.annotations for image in assigned],
             sigmoid=self.lt_is_sigmoid(),
             avg_factor=self._lt_avg_factor(
-                sum(image.avg_factor for image in compared), logits.device
+                sum(image.avg_factor for image in assigned), logits.device
             ),
         )
 

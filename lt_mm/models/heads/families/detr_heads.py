@@ -28,6 +28,11 @@ class DETRConsistency(DenseConsistency):
         last = (len(arguments['all_layers_cls_scores']) - 1) * images
         return assigned[last : last + images]
 
+    def lt_select(self, name: str, value: Any, images: list[int]) -> Any:
+        if name.startswith('all_layers_'):
+            return value[:, images]
+        return super().lt_select(name, value, images)
+
     def lt_class_logits(self, arguments: dict[str, Any]) -> Tensor:
         return _matching(arguments, arguments['all_layers_cls_scores'])
 

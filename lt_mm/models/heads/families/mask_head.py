@@ -1,5 +1,6 @@
 """The consistency term on mask heads: the masks of an instance on one grid of the source."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from lt_mm.core.consistency import compared_cells, mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
 from lt_mm.core.memory_codes import MaskCode, class_probabilities
 from lt_mm.core.pairing import distance_to_annotations, group_hulls
+from lt_mm.core.weak_targets import weak_targets
 from lt_mm.models.heads.base import ConsistencyMixin
-from lt_mm.models.heads.detections import Annotated
+from lt_mm.models.heads.candidates import Annotated
 from lt_mm.models.heads.empty_terms import BLURRED, NO_PAIR
 from lt_mm.models.heads.families.roi_sampler import records_of
 from lt_mm.models.heads.gathering import Part
@@ -21,6 +23,7 @@ from lt_mm.models.heads.pairing import Pairs, form_pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
 from lt_mm.structures.record import image_matrices
+from lt_mm.structures.supervision import Supervision
 
 # Cells of the grid that are read across an edge of a mask are left out. Otherwise perfect masks
 # differ where their RoIs lie differently: the term of masks with p = 0.88 is 0.003, and is 0.00002
@@ -49,7 +52,7 @@ class MaskConsistency(ConsistencyMixin):
     ) -> dict:
         # A copy: on the CPU the stock mask targets clip the RoIs in place.
         rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
-        result = super().loss_and_target(mask_preds, sampling_results, *args, **kwargs)
+        result = self._lt_stock_losses(mask_preds, sampling_results, *args, **kwargs)
         annotated = Annotated(
             records_of(sampling_results),
             [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
@@ -65,6 +68,8 @@ class MaskConsistency(ConsistencyMixin):
             masks, inside = self._lt_masks_in_source(batch.columns, pairs)
         if remembers:
             pairs = self._lt_with_memory(masks, inside, pairs, batch.columns)
+        if options.weak_target is not None:
+            pairs = self._lt_with_weak_targets(masks, inside, pairs, batch.columns)
         self.lt_add_term(
             'mask',
             lambda pairs: self._lt_mask_term(masks, inside, pairs, batch.avg_factor),
@@ -80,6 +85,28 @@ class MaskConsistency(ConsistencyMixin):
             group_ids = pairs.group_ids[batch.own]
             self.lt_recorder(_pair_record(columns, group_ids, paired[batch.own]))
         return result
+
+    def _lt_stock_losses(
+        self,
+        mask_preds: Tensor,
+        sampling_results: list[SamplingResult],
+        batch_gt_instances: Any,
+        rcnn_train_cfg: Any,
+    ) -> dict:
+        """What the stock head gives, with the loss of the supervised images alone."""
+        stock = super().loss_and_target
+        supervision = Supervision.of(records_of(sampling_results), self.lt_options.supervise)
+        if supervision.is_stock:
+            return stock(mask_preds, sampling_results, batch_gt_instances, rcnn_train_cfg)
+        counts = [len(each.pos_priors) for each in sampling_results]
+        rows = supervision.rows_of(counts, mask_preds.device)
+        images = supervision.supervised_images
+        return stock(
+            mask_preds[rows],
+            [sampling_results[image] for image in images],
+            [batch_gt_instances[image] for image in images],
+            rcnn_train_cfg,
+        )
 
     def _lt_columns(
         self, mask_preds: Tensor, rois: Tensor, annotated: Annotated, given: Tensor
@@ -103,6 +130,7 @@ class MaskConsistency(ConsistencyMixin):
             logits=logits,
             rois=rois,
             matrices=matrices,
+            weak=annotated.are_weak,
         )
         if self.lt_options.pairing == 'iou':
             whole = image_matrices(annotated.records, rois.device)[images]
@@ -146,6 +174,16 @@ class MaskConsistency(ConsistencyMixin):
         known = torch.where(inside, probabilities, torch.nan)
         code = MaskCode(self.lt_options.mask_grid)
         return self.lt_remember(pairs, columns, dict(mask=(code, known)))
+
+    @torch.no_grad()
+    def _lt_with_weak_targets(
+        self, masks: Tensor, inside: Tensor, pairs: Pairs, columns: dict[str, Tensor]
+    ) -> Pairs:
+        temperature = self.lt_options.weak_target.temperature
+        probabilities = class_probabilities(masks, sigmoid=True, temperature=temperature)
+        known = torch.where(inside, probabilities, torch.nan)
+        targets = weak_targets(known, pairs.group_ids, columns['weak'])
+        return replace(pairs, targets=dict(mask=targets))
 
     def _lt_mask_term(
         self, masks: Tensor, inside: Tensor, pairs: Pairs, avg_factor: float

@@ -16,7 +16,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from lt_mm.models.heads.base import ConsistencyMixin
-from lt_mm.models.heads.detections import DetectionConsistency, Detections
+from lt_mm.models.heads.candidates import Detections
+from lt_mm.models.heads.detections import DetectionConsistency
 from lt_mm.models.heads.families.mask_head import MaskConsistency
 from lt_mm.models.heads.families.roi_sampler import (
     SourceTrackingSampler,
@@ -27,7 +28,8 @@ from lt_mm.models.heads.families.roi_sampler import (
 from lt_mm.models.heads.head_families import register_head_family
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.structures.errors import UnsupportedHeadError
-from lt_mm.structures.record import refuse_moved_image
+from lt_mm.structures.record import ImageRecord, refuse_moved_image
+from lt_mm.structures.supervision import LEAVES_OUT_UNLABELLED, Supervision
 
 # Stock RoI heads with supported box heads, whose own steps the term does not survive.
 _REFUSED = {
@@ -78,7 +80,7 @@ class BBoxConsistency(DetectionConsistency):
         *args: Any,
         **kwargs: Any,
     ) -> dict:
-        result = super().loss_and_target(
+        result = self._lt_stock_losses(
             cls_score, bbox_pred, rois, sampling_results, *args, **kwargs
         )
 
@@ -103,6 +105,36 @@ class BBoxConsistency(DetectionConsistency):
         )
         self.lt_add_terms(detections, result['loss_bbox'])
         return result
+
+    def _lt_stock_losses(
+        self,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        rois: Tensor,
+        sampling_results: list[SamplingResult],
+        rcnn_train_cfg: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict:
+        """What the stock head gives, with the losses of the supervised images alone."""
+        stock = super().loss_and_target
+        supervision = Supervision.of(records_of(sampling_results), self.lt_options.supervise)
+        if supervision.is_stock:
+            return stock(
+                cls_score, bbox_pred, rois, sampling_results, rcnn_train_cfg, *args, **kwargs
+            )
+        rows = supervision.rows_of([len(each.priors) for each in sampling_results], rois.device)
+        result = stock(
+            None if cls_score is None else cls_score[rows],
+            None if bbox_pred is None else bbox_pred[rows],
+            rois[rows],
+            [sampling_results[image] for image in supervision.supervised_images],
+            rcnn_train_cfg,
+            *args,
+            **kwargs,
+        )
+        # The next stage of a cascade refines the boxes of all images.
+        return {**result, 'bbox_targets': self.get_targets(sampling_results, rcnn_train_cfg)}
 
     def _lt_decode(self, deltas: Tensor, priors: Tensor, labels: Tensor) -> Tensor:
         if not self.reg_class_agnostic:
@@ -148,8 +180,9 @@ class RoIConsistency(ConsistencyMixin):
     def loss(
         self, x: tuple[Tensor], rpn_results_list: list[InstanceData], batch_data_samples: list[Any]
     ) -> dict[str, Tensor]:
-        for sample in batch_data_samples:
+        for sample, proposals in zip(batch_data_samples, rpn_results_list):
             refuse_moved_image(sample)
+            _check_proposals(sample, proposals)
         losses = super().loss(x, rpn_results_list, batch_data_samples)
         for key in self._lt_keys_of_terms():
             if key not in losses:
@@ -168,6 +201,17 @@ class RoIConsistency(ConsistencyMixin):
             for mixin, kind in kinds.items()
             if isinstance(head, mixin)
         ]
+
+
+def _check_proposals(sample: Any, proposals: InstanceData) -> None:
+    is_labelled = ImageRecord.read(sample).is_labelled
+    if not is_labelled and not proposals.get(LEAVES_OUT_UNLABELLED, False):
+        raise UnsupportedHeadError(
+            'there are unlabelled images in the batch, and the region proposal network is not '
+            'wrapped, so it was trained to find nothing in them; expected model.rpn_head = '
+            "dict(_delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.rpn_head, "
+            'rho=0.0), or a rho above 0 for a term of its own'
+        )
 
 
 @register_head_family(CascadeRoIHead)

@@ -7,6 +7,7 @@ The stock RoI head gives each image's ``gt_instances`` to its RoI sampler.
 
 from typing import Any
 
+from mmdet.models.task_modules.assigners import AssignResult
 from mmdet.models.task_modules.samplers import SamplingResult
 from mmengine.structures import InstanceData
 from torch import nn
@@ -15,7 +16,7 @@ from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.head_families import family_of
 from lt_mm.registry import TASK_UTILS, register
 from lt_mm.structures.errors import MissingRecordError, UnsupportedHeadError
-from lt_mm.structures.record import InstanceRecord
+from lt_mm.structures.record import ImageRecord, InstanceRecord
 
 
 @register(TASK_UTILS)
@@ -53,6 +54,8 @@ class SourceTrackingSampler:
             MissingRecordError: If ``gt_instances`` carries no record.
             UnsupportedHeadError: If the stock sampler gives no plain result.
         """
+        if not ImageRecord.read(gt_instances).is_labelled:
+            assign_result, pred_instances = self._most_confident(assign_result, pred_instances)
         result = self.sampler.sample(assign_result, pred_instances, gt_instances, **kwargs)
         if not isinstance(result, SamplingResult):
             raise UnsupportedHeadError(
@@ -62,6 +65,25 @@ class SourceTrackingSampler:
         InstanceRecord.read(gt_instances)
         result.gt_record = gt_instances
         return result
+
+    def _most_confident(
+        self, assign_result: AssignResult, proposals: InstanceData
+    ) -> tuple[AssignResult, InstanceData]:
+        """As many proposals of an unlabelled image as the stock sampler takes, the first ones.
+
+        They come in the order of their scores. The stock sampler then draws no random numbers,
+        so those of the labelled images are the same as without it.
+        """
+        kept = slice(self.sampler.num)
+        return (
+            AssignResult(
+                assign_result.num_gts,
+                assign_result.gt_inds[kept],
+                assign_result.max_overlaps[kept],
+                assign_result.labels[kept],
+            ),
+            proposals[kept],
+        )
 
 
 def records_of(sampling_results: list[SamplingResult]) -> list[InstanceData]:

@@ -106,7 +106,8 @@ def add_hooks(cfg: Config) -> None:
     """Adds the hooks that make interruptions harmless, unless the config has them."""
     hooks = cfg.get('custom_hooks') or []
     names = {str(hook.get('type')).split('.')[-1] for hook in hooks if isinstance(hook, dict)}
-    added = [name for name in ('PreemptionHook', 'ResumeHook') if name not in names]
+    own = ('PreemptionHook', 'ResumeHook', 'MemoryHook')
+    added = [name for name in own if name not in names]
     cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}') for name in added)]
     # MMEngine's own default comes first.
     default_hooks = {

@@ -132,13 +132,17 @@ def test_two_steps(name, shapes, pictures, tmp_path):
     cfg = Config.fromfile(str(CONFIGS / name))
     batch_size = cfg.train_dataloader.batch_size
     use_made_data(cfg, shapes, pictures, tmp_path)
+    has_memory = '_memory' in name
+    if has_memory:  # the second step sees the images of the first
+        cfg.train_dataloader.dataset.indices = 2
     runner = two_steps(cfg, tmp_path)
     _check_parts(
         runner,
         batch_size,
-        is_lt='_lt' in name,
+        is_lt='_lt' in name or has_memory,
         # The SupCon baseline takes replicas too.
         is_repeated='_lt' in name or '_supcon' in name,
+        is_recorded='_lt' in name or '_supcon' in name or has_memory,
     )
     steps = next(hook for hook in runner.hooks if isinstance(hook, KeepSteps))
     assert len(steps.outputs) == 2
@@ -153,7 +157,7 @@ def test_two_steps(name, shapes, pictures, tmp_path):
         name for name, parameter in runner.model.named_parameters() if not parameter.requires_grad
     }
     assert changed and not changed & frozen
-    if '_lt' in name:
+    if '_lt' in name or has_memory:
         # Confident predictions, which 'iou' pairs, take training.
         _check_terms(
             steps.outputs,
@@ -163,7 +167,9 @@ def test_two_steps(name, shapes, pictures, tmp_path):
         )
 
 
-def _check_parts(runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool) -> None:
+def _check_parts(
+    runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool, is_recorded: bool
+) -> None:
     """The three parts are there in a config with LossTransform, and only there."""
     wrapped = [m for m in runner.model.modules() if isinstance(m, ConsistencyMixin)]
     assert bool(wrapped) == is_lt
@@ -172,7 +178,7 @@ def _check_parts(runner: Runner, batch_size: int, is_lt: bool, is_repeated: bool
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     pipeline = dataset.pipeline.transforms
-    assert isinstance(pipeline[0], InvertiblePipeline) == is_repeated
+    assert isinstance(pipeline[0], InvertiblePipeline) == is_recorded
     assert isinstance(sampler, GroupedRepeatAugSampler) == is_repeated
     if is_repeated:
         assert batch_size % sampler.layout.num_repeats == 0

@@ -1,8 +1,15 @@
 """Hooks that a config or ``tools/train.py`` adds to the runner."""
 
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
+from lt_mm.engine.hooks.memory_hook import MemoryHook
 from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
 from lt_mm.engine.hooks.resume_hook import ResumeHook
 
-__all__ = ['AtomicCheckpointHook', 'PairVisualizationHook', 'PreemptionHook', 'ResumeHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'MemoryHook',
+    'PairVisualizationHook',
+    'PreemptionHook',
+    'ResumeHook',
+]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -123,6 +124,11 @@ def _check(module: nn.Module, optim_wrapper: OptimWrapper) -> None:
             'Take more micro-batches instead, train_cfg.num_micro_batches'
         )
     heads = [part for part in module.modules() if isinstance(part, ConsistencyMixin)]
+    if get_world_size() > 1 and any(head.lt_memory is not None for head in heads):
+        raise ValueError(
+            'memory=dict(...) on several ranks below a loop with micro-batches; expected '
+            "one process, or the stock loop: train_cfg=dict(type='EpochBasedTrainLoop', ...)"
+        )
     if any(head.lt_options.across_ranks for head in heads):
         raise ValueError(
             "across_ranks=True below a loop with micro-batches; expected placement='rank' "

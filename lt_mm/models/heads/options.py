@@ -85,7 +85,8 @@ class ConsistencyOptions:
     mask_grid: int = 28
     across_ranks: bool = False
     allow_unrepeated: bool = False
-    memory: dict[str, Any] | MemoryOptions | None = None
+    # A dict in configs; made into MemoryOptions below.
+    memory: Any = None
     schedules: dict[str, RhoSchedule] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ class ConsistencyOptions:
             value = getattr(self, name)
             if not (isinstance(value, int) and value > 0):
                 raise ValueError(f'{name} is {value!r}; expected a positive integer')
-        self.memory = MemoryOptions.from_config(self.memory)
+        self.memory: MemoryOptions | None = MemoryOptions.from_config(self.memory)
         if self.memory is not None and self.pairing not in ('gt', 'gt_mean'):
             raise ValueError(
                 f'pairing is {self.pairing!r} and there is a memory, which keeps one prediction of '

@@ -1,0 +1,16 @@
+# ResNet-18 on CIFAR-10, compared with its predictions of earlier epochs: two overrides.
+_base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
+
+train_dataloader = dict(
+    dataset=dict(pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)])
+)
+
+model = dict(
+    head=dict(
+        _delete_=True,
+        type='lt_mm.LossTransformHead',
+        head=_base_.model.head,
+        memory=dict(momentum=0.7),
+        rho=dict(type='linear', start=0.0, end=3.0, begin=0.0, finish=0.3),
+    )
+)

@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import Sampler
 
-from lt_mm.core.remaining import (
+from lt_mm.core.sampling.remaining import (
     Rest,
     deal_groups,
     deal_singles,
@@ -19,7 +19,7 @@ from lt_mm.core.remaining import (
     rest_of_pass,
     sources_shown,
 )
-from lt_mm.core.replicas import Layout, endless_chunks
+from lt_mm.core.sampling.replicas import Layout, endless_chunks
 from lt_mm.datasets.samplers.repeat_aug import (
     GroupedRepeatAugSampler,
     InfiniteGroupedRepeatAugSampler,

@@ -9,7 +9,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from lt_mm.core.remaining import Rest, moved_position, translate
+from lt_mm.core.sampling.remaining import Rest, moved_position, translate
 from lt_mm.engine.continued_samplers import (
     ContinuedSampler,
     begin_at,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lt_mm.core.replicas import Layout, count_samples, count_units, look_up
+from lt_mm.core.sampling.replicas import Layout, count_samples, count_units, look_up
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,10 +77,9 @@ def deal_groups(order: np.ndarray, layout: Layout, round_up: bool) -> np.ndarray
     Returns:
         ``(k,)`` sources, one a sample.
     """
-    if not len(order):
-        return order
     num_units = count_units(len(order), layout, 'full', round_up)
-    return np.concatenate(list(look_up(order, count_samples(num_units, layout), layout)))
+    samples = look_up(order, count_samples(num_units, layout), layout)
+    return np.concatenate([order[:0], *samples])
 
 
 def deal_singles(order: np.ndarray, rank: int, world_size: int, round_up: bool) -> np.ndarray:

@@ -162,12 +162,12 @@ def test_a_pass_of_short_epochs(pictures, tmp_path, start):
     second = Run(pictures, tmp_path / 'second', first.after(start), **{**options, BATCH: 2})
     done = [first.seen(0, start), first.seen(1, max(start - 3, 0))]
     assert sum([*done, second.seen(0), second.seen(1)], Counter()) == Counter(
-        {name: REPEATS for name in first.seen(0) + first.seen(1)}
+        dict.fromkeys(first.seen(0) + first.seen(1), REPEATS)
     )
     assert len(second.seen(2) + second.seen(3)) == NUM_IMAGES
     third = Run(pictures, tmp_path / 'third', second.after(start + 1), **options)
     after = [second.epochs[epoch] for epoch in (0, 1) if epoch in second.epochs]
-    shown = Counter(name for step in sum(after, [])[:1] for name in step)
+    shown = Counter(after[0][0])
     whole = sum([*done, shown, third.seen(0), third.seen(1)], Counter())
     assert whole == Counter(dict.fromkeys(whole, REPEATS)) and len(whole) == NUM_IMAGES
 

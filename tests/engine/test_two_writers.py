@@ -102,6 +102,7 @@ def test_a_training_that_failed_gives_its_folder_back(tmp_path):
 
 def test_partial_files_of_killed_processes_are_removed(tmp_path):
     names = ['epoch_1.pth.partial', 'best.pth.0a1b2c3d.partial', 'last_checkpoint.12.partial']
+    names.append('iter_9_00ff00ff.memory.0a1b2c3d.partial')
     for name in [*names, 'notes.partial', 'epoch_1.pth']:
         (tmp_path / name).write_bytes(b'')
     hook = AtomicCheckpointHook(interval=1)

@@ -55,7 +55,7 @@ class ContinuedSampler(Sampler, InstanceMixin):
         return self.rest.epoch <= self.epoch < pass_of(self, self.rest.epoch).stop
 
     def _samples(self) -> np.ndarray | None:
-        key = self.epoch, getattr(self, 'layout', self).rank
+        key = self.epoch, _with_ranks(self).rank
         if self._dealt is None or self._dealt[0] != key:
             self._dealt = key, self._deal() if self.goes_on() else None
         return self._dealt[1]
@@ -176,12 +176,17 @@ def _sources_in(sampler: Any, epoch: int) -> np.ndarray:
 
 def _drawn(sampler: Any, epoch: int, rank: int) -> np.ndarray:
     """The samples of a rank in an epoch as the stock sampler gives them."""
-    own = super(ContinuedSampler, _on_rank(sampler, rank, epoch))
+    own: Any = super(ContinuedSampler, _on_rank(sampler, rank, epoch))
     return np.fromiter(own.__iter__(), dtype=np.int64)
 
 
 def _ranks(sampler: Any) -> range:
-    return range(getattr(sampler, 'layout', sampler).world_size)
+    return range(_with_ranks(sampler).world_size)
+
+
+def _with_ranks(sampler: Any) -> Any:
+    """What knows the rank: the layout of a sampler of this package, or a stock sampler."""
+    return getattr(sampler, 'layout', sampler)
 
 
 def _on_rank(sampler: Any, rank: int, epoch: int) -> Any:

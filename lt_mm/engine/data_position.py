@@ -1,7 +1,7 @@
 """How much of the training data a run has used, in a checkpoint and out of it."""
 
 import functools
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -78,7 +78,13 @@ class DataPosition:
             if isinstance(self._sampler, ContinuedSampler) and self._sampler.goes_on():
                 start = self._rest_state(self._sampler.rest)
             rest = rest_after(self._batches, self._sampler, epoch, num_done)
-        return dict(state, num_batches=num_done, start=start, rest=self._rest_state(rest))
+        return dict(
+            state,
+            num_batches=num_done,
+            is_complete=num_done == len(self._loader),
+            start=start,
+            rest=self._rest_state(rest),
+        )
 
     def _stream_state(self, num_batches: int) -> dict[str, Any]:
         state: dict[str, Any] = dict(num_batches=num_batches, first_source=self._first_source)
@@ -142,12 +148,15 @@ class DataPosition:
 
     def _restore_epoch(self, state: dict[str, Any], changes: list[str]) -> None:
         self._epoch = state['epoch']
-        rest = state['rest']
+        rest = state['rest'] if changes else state['start']
         if not changes:
-            self.num_done, rest = state['num_batches'], state['start']
-            self._first_iter -= self.num_done
-        elif state['num_batches'] and (rest is None or self._batches is None):
-            self._refuse(state, changes, 'a DefaultSampler or a GroupedRepeatAugSampler')
+            self.num_done = state['num_batches']
+        elif rest is None or self._batches is None:
+            if state['is_complete']:
+                self.num_done = len(self._loader)
+            elif state['num_batches']:
+                self._refuse(state, changes, 'a DefaultSampler or a GroupedRepeatAugSampler')
+        self._first_iter -= self.num_done
         if rest is not None and self._batches is not None:
             go_on_with(self._sampler, self._present(rest, state, changes))
         if hasattr(self._sampler, 'set_epoch'):
@@ -158,9 +167,10 @@ class DataPosition:
         rest = Rest(saved['epoch'], saved['order'].numpy().astype(np.int64), saved['num_now'])
         if state['layout']['num_images'] == len(self._loader.dataset):  # type: ignore[arg-type]  # it has a length
             return rest
-        if saved['keys'] is None or self._keys is None:
+        keys = self._keys
+        if saved['keys'] is None or keys is None:
             self._refuse(state, changes, 'a data set whose images have paths or ids, all different')
-        places = {key: place for place, key in enumerate(self._keys.tolist())}
+        places = {key: place for place, key in enumerate(keys.tolist())}
         found = [places.get(key, -1) for key in saved['keys'].tolist()]
         return translate(rest, np.array(found, dtype=np.int64))
 
@@ -182,7 +192,7 @@ class DataPosition:
             begin_at(self._sampler, self._first_source)
         self.is_placed = True
 
-    def _refuse(self, state: dict[str, Any], changes: list[str], expected: str) -> None:
+    def _refuse(self, state: dict[str, Any], changes: list[str], expected: str) -> NoReturn:
         raise ValueError(
             f'the checkpoint was saved after {state["num_batches"]} batches of epoch '
             f'{state["epoch"] + 1}. Since then these changed: {", ".join(changes)}. Which images '

@@ -4,7 +4,7 @@ import bisect
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import EpochBasedTrainLoop
 
 from lt_mm.engine.checkpoints.atomic_files import AtomicBackend
@@ -16,19 +16,25 @@ class ValidationRecord:
     """The iterations after which a validation was completed, in a file of the work directory.
 
     A checkpoint is written before the validation that follows it, so it cannot tell whether
-    the validation came to its end before the process was killed.
+    the validation came to its end before the process was killed. All ranks go by the file that
+    the main process reads.
 
     Args:
-        work_dir: The work directory of the run.
-        iteration: Where the run begins; what a run before has validated later is forgotten.
+        runner: At the iteration where its training begins; what an earlier run has validated
+            after that is forgotten.
     """
 
-    def __init__(self, work_dir: str, iteration: int) -> None:
-        self._path = Path(work_dir, _NAME)
-        words = self._path.read_text().split() if self._path.is_file() else []
-        found = [int(word) for word in words if word.isdecimal()]
-        self._iterations = [each for each in found if each <= iteration and iteration]
-        if is_main_process() and self._iterations != found:
+    def __init__(self, runner: Any) -> None:
+        self._path = Path(runner.work_dir, _NAME)
+        # The run may have had another work directory, which the checkpoint is in.
+        paths = self._path, Path(str(runner._load_from or '')).parent / _NAME
+        path = next((path for path in paths if path.is_file()), None)
+        words = path.read_text(errors='replace').split() if path and runner.iter else []
+        found = {int(word) for word in words if word.isdecimal()}
+        shared = [sorted(each for each in found if each <= runner.iter)]
+        broadcast_object_list(shared)
+        self._iterations = shared[0]
+        if self._path.is_file() or self._iterations:
             self._write()
 
     def has(self, iteration: int) -> bool:
@@ -41,8 +47,9 @@ class ValidationRecord:
         self._write()
 
     def _write(self) -> None:
-        text = ''.join(f'{each}\n' for each in self._iterations)
-        AtomicBackend().put_text(text, self._path)
+        if is_main_process():
+            text = ''.join(f'{each}\n' for each in self._iterations)
+            AtomicBackend().put_text(text, self._path)
 
 
 def validation_follows(runner: Any, meta: dict[str, Any]) -> bool:

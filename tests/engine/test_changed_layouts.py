@@ -1,5 +1,6 @@
 """Runs that go on with another batch size, number of processes or data set than before."""
 
+import copy
 import os
 import shutil
 from collections import Counter
@@ -53,7 +54,7 @@ class Run:
                 'default_hooks.checkpoint': checkpoints,
                 'custom_imports': dict(imports=[__name__]),
                 'custom_hooks': [dict(type='RecordImages')],
-                **options,
+                **copy.deepcopy(options),  # merging takes _delete_ out of them
             },
         )
         path = folder / 'config.py'
@@ -245,5 +246,9 @@ def test_an_unknown_order_is_refused_within_an_epoch_alone(pictures, tmp_path):
     first = Run(pictures, tmp_path / 'first', **options)
     with pytest.raises(ValueError, match='batch_size from 4 to 2.*ReversedSampler.*epoch_N'):
         Run(pictures, tmp_path / 'second', first.after(4), **{**options, BATCH: 2})
-    third = Run(pictures, tmp_path / 'third', first.after(3), **{**options, BATCH: 2})
-    assert len(third.epochs[2]) == 6
+    # After the last step of the second epoch nothing of it is left, whatever its order was.
+    third = Run(pictures, tmp_path / 'third', first.after(6), **{**options, BATCH: 2})
+    assert third.epochs.keys() == {2} and len(third.epochs[2]) == 6
+    assert third.runner.iter == third.runner.max_iters == 12
+    fourth = Run(pictures, tmp_path / 'fourth', third.after(8), **{**options, BATCH: 2})
+    assert fourth.epochs == {2: third.epochs[2][2:]}

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader, Sampler
@@ -49,9 +49,8 @@ class ResumeHook(Hook):
 
     Raises:
         ValueError: If a checkpoint does not fit the data loader and it is not known which
-            sources are left, if the
-            batch sampler does not derive from torch's ``Sampler``, or if ``seed_steps``
-            is impossible: an iteration-based loop with worker processes needs
+            sources are left, if the batch sampler does not derive from torch's ``Sampler``,
+            or if ``seed_steps`` is impossible: an iteration-based loop with worker processes needs
             mmengine 0.10.8 and a sampler that has ``skip``.
     """
 
@@ -80,16 +79,16 @@ class ResumeHook(Hook):
         batches = loop.dataloader.batch_sampler
         if isinstance(batches, _TrainBatches):  # of an earlier training of this runner
             batches.num_done, batches.seed = 0, None
-        self._position = DataPosition(loop)
+        self._position = position = DataPosition(loop)
         if resumed:
             self._restore_sampler_seed(runner)
-        num_done = self._place(runner) if resumed else 0
+        num_done = self._place(runner, position) if resumed else 0
         if num_done or self.seed_steps:
             self._number_batches(runner, num_done)
         if runner.val_loop is None:
             return
-        self._validations = ValidationRecord(runner.work_dir, runner.iter)
-        if self._meta.get('validation_due') and resumed and not self._validations.has(runner.iter):
+        validations = self._validations = ValidationRecord(runner)
+        if resumed and self._meta.get('validation_due') and not validations.has(runner.iter):
             runner.logger.info('Repeating the validation that was interrupted')
             runner.val_loop.run()
 
@@ -102,7 +101,7 @@ class ResumeHook(Hook):
             seed_all(runner.seed, get_rank(), runner.iter, _STEP)
 
     def after_val(self, runner: Any) -> None:
-        if self._validations is not None and is_main_process():
+        if self._validations is not None:
             self._validations.add(runner.iter)
 
     def after_train(self, runner: Any) -> None:
@@ -114,13 +113,13 @@ class ResumeHook(Hook):
         if seed is not None and seed != sampler.seed:
             sampler.seed = seed
 
-    def _place(self, runner: Any) -> int:
+    def _place(self, runner: Any, position: DataPosition) -> int:
         """Goes on with the data where the checkpoint was saved.
 
         Returns:
             How many batches of the first epoch, or of the stream, are still to be left out.
         """
-        loop, state, position = runner.train_loop, self._meta.get('position'), self._position
+        loop, state = runner.train_loop, self._meta.get('position')
         if state is None:  # of an older version
             num_done = self._num_batches_done(runner)
             position.leave_out(num_done)
@@ -153,6 +152,8 @@ class ResumeHook(Hook):
         num_done = runner.iter - runner.epoch * num_saved
         if num_done == 0:
             return 0
+        if num_done == num_saved:  # nothing is left of the epoch
+            return num_batches
         if num_saved != num_batches or not 0 < num_done <= num_batches:
             raise ValueError(
                 f'the checkpoint was saved in epoch {runner.epoch + 1} at iteration '

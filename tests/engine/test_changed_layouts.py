@@ -94,7 +94,11 @@ def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp('pictures') / 'images')
 
 
-@pytest.fixture(scope='module', params=['full', 'spread', 'part', 'stock'])
+def slow(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.fixture(scope='module', params=['full', 'stock', *slow('spread', 'part')])
 def first_run(request, pictures, tmp_path_factory):
     options = dict(
         full={},
@@ -154,7 +158,7 @@ def test_the_epoch_after_a_border_with_another_size(first_run, pictures, tmp_pat
     assert_seen_alike(second.seen(1, 3) + third.seen(1), {1, 2})
 
 
-@pytest.mark.parametrize('start', [1, 2, 3, 4])
+@pytest.mark.parametrize('start', [4, *slow(1, 2, 3)])
 def test_a_pass_of_short_epochs(pictures, tmp_path, start):
     """Mode v1 shows every image in two epochs of three steps together."""
     options = {**sampler(mode='v1'), 'train_cfg.max_epochs': 4}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lt_mm.core import replicas
-from lt_mm.core.replicas import (
+from lt_mm.core.sampling import replicas
+from lt_mm.core.sampling.replicas import (
     Layout,
     check_batch_size,
     check_num_sources,

@@ -158,6 +158,25 @@ def test_preempted_in_a_validation_of_averaged_weights(pictures, tmp_path, stage
     )
 
 
+@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_killed_in_a_validation_and_after_it(pictures, tmp_path, by_epoch):
+    """The validation that was killed is run again; the one that was complete is not."""
+    loop = {'train_cfg.max_epochs': 2} if by_epoch else iter_based()
+    if not by_epoch:
+        loop['default_hooks.checkpoint'].update(interval=4)
+    saved = BATCHES if by_epoch else 4
+    config = write_config(pictures, tmp_path, **validation(pictures), **loop)
+    assert run(config, tmp_path / 'reference') == 0, output(tmp_path / 'reference')
+    for stage in ('val', 'train'):
+        kill = dict(number=signal.SIGKILL, at=saved, stage=stage)
+        assert run(config, tmp_path / 'run', kill) == -signal.SIGKILL, output(tmp_path / 'run')
+        # The first is killed before its validation has given metrics, the second after it.
+        assert len(trace(tmp_path / 'run', 'val')) == (stage == 'train')
+    assert run(config, tmp_path / 'run') == 0, output(tmp_path / 'run')
+    assert trace(tmp_path / 'run', 'start') == ['start 0', f'start {saved}', f'start {saved}']
+    assert trace(tmp_path / 'run', 'val') == trace(tmp_path / 'reference', 'val')
+
+
 @pytest.mark.parametrize('at', [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_preempted_in_an_iteration_based_loop(pictures, tmp_path, at):
     """At the step before a validation, and in between."""

@@ -3,7 +3,7 @@
 The stream of a rank consists of *units* of ``m`` samples: ``m`` labelled images, each once, or a
 *group*, the ``m`` replicas of one unlabelled image. An epoch is a pass over the labelled images.
 The unlabelled ones have an endless sequence of passes of their own, which goes on from epoch to
-epoch. As in :mod:`lt_mm.core.replicas`, what a sample shows follows from its position, the seed
+epoch. As in :mod:`lt_mm.core.sampling.replicas`, what a sample shows follows from its position, the seed
 and the epoch alone.
 """
 
@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lt_mm.core.replicas import check_batch_size, check_num_sources, shuffled_order
+from lt_mm.core.sampling.replicas import check_batch_size, check_num_sources, shuffled_order
 
 _CHUNK = 4096  # units that are looked up at once
 # Makes the passes over the unlabelled images independent of those over the labelled ones.

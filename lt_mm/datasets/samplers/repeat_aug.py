@@ -1,6 +1,6 @@
 """Samplers that keep the replicas of a source together.
 
-The order of the samples is computed in :mod:`lt_mm.core.replicas`. A sampler does not know
+The order of the samples is computed in :mod:`lt_mm.core.sampling.replicas`. A sampler does not know
 the batch size, so :func:`check_train_dataloader` checks that batches hold whole groups.
 """
 
@@ -12,7 +12,8 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from lt_mm.core.replicas import (
+from lt_mm.core.sampling.partly_labelled import PartlyLabelled, check_mixed_batch_size
+from lt_mm.core.sampling.replicas import (
     Layout,
     check_batch_size,
     check_num_sources,
@@ -22,7 +23,6 @@ from lt_mm.core.replicas import (
     endless_chunks,
     epoch_chunks,
 )
-from lt_mm.core.sampling.partly_labelled import PartlyLabelled, check_mixed_batch_size
 from lt_mm.datasets.checks import check_annotated
 from lt_mm.datasets.reporting import warn
 from lt_mm.datasets.source_numbers import number_sources, set_num_replicas
@@ -141,7 +141,7 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
             samples an epoch as without repetition, rounded up to whole groups. A pass of
             ``num_repeats`` epochs draws every source once (the rounding draws some again);
             each pass has a new permutation, so that any two sources meet sooner or later. See
-            :func:`lt_mm.core.replicas.short_order`.
+            :func:`lt_mm.core.sampling.replicas.short_order`.
         placement: ``'rank'``: the replicas of a source are on one rank. ``'spread'``: they
             are on consecutive ranks, and predictions have to be gathered to be paired; the
             batches of all ranks together hold whole groups if ``num_repeats`` divides their

@@ -54,7 +54,7 @@ class AtomicBackend(LocalBackend):
 
 def remove_partial_files(folder: str | Path) -> None:
     """Removes what writers that were killed have left. No other process may write there now."""
-    for name in ('*.pth*', '*.memory*', 'last_checkpoint*'):
+    for name in ('*.pth*', '*.memory*', 'last_checkpoint*', '.validated*'):
         for path in Path(folder).glob(f'{name}.partial'):
             path.unlink(missing_ok=True)
             print_log(f'Removed {path}: a killed process left it', 'current')

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency, non_negative
 from lt_mm.core.memory_codes import ClassCode, Code, class_probabilities
-from lt_mm.core.replicas import holds_whole_groups
+from lt_mm.core.sampling.replicas import holds_whole_groups
 from lt_mm.core.weak_targets import confident_probabilities, weak_targets
 from lt_mm.models.heads.class_losses import ClassLoss
 from lt_mm.models.heads.empty_terms import EmptyTerms

@@ -350,31 +350,36 @@ def epoch_chunks(
         num_drawn = int(layout.sources_before(np.asarray(num_units)))
         since = epoch - start_epoch
         order = short_order(num_sources, num_drawn, layout.num_repeats, seed, since, shuffle)
-    return _look_up(order, count_samples(num_units, layout), layout)
+    return look_up(order, count_samples(num_units, layout), layout)
 
 
-def _look_up(order: np.ndarray, end: int, layout: Layout) -> Iterator[np.ndarray]:
-    """The sources of samples ``0 ... end - 1`` of the rank; ``order`` is repeated."""
+def look_up(order: np.ndarray, end: int, layout: Layout) -> Iterator[np.ndarray]:
+    """Yields the sources of samples ``0 ... end - 1`` of the rank; ``order`` is repeated."""
     for left in range(0, end, _CHUNK):
         samples = np.arange(left, min(left + _CHUNK, end), dtype=np.int64)
         yield order[sources_of_samples(samples, layout) % len(order)]
 
 
 def endless_chunks(
-    num_sources: int, layout: Layout, seed: int, shuffle: bool, start: int = 0
+    num_sources: int,
+    layout: Layout,
+    seed: int,
+    shuffle: bool,
+    start: int = 0,
+    first_source: int = 0,
 ) -> Iterator[np.ndarray]:
     """The samples of one rank in an endless sequence of passes over the data.
 
-    Every pass holds each source once, in a new order. Passes follow each other without
-    padding, and the ranks partition the sequence.
+    Passes hold each source once, follow each other without padding, and have orders of
+    their own. The ranks partition the sequence.
 
     Args:
         num_sources: Items in the data set, 1 or more.
         layout: Where replicas go.
         seed: Any integer, the same on all ranks.
         shuffle: Whether sources are shuffled.
-        start: How many samples of this rank to leave out. Passes before the one where
-            the stream then begins are not built.
+        start: How many samples of this rank to leave out. Passes before that are not built.
+        first_source: How many sources of the sequence to leave out before.
 
     Yields:
         Chunks ``(k,)`` of sources, which together are the stream of the rank.
@@ -382,7 +387,8 @@ def endless_chunks(
     order, built = np.empty(0, dtype=np.int64), -1
     for left in itertools.count(start, _CHUNK):
         samples = np.arange(left, left + _CHUNK, dtype=np.int64)
-        passes, places = np.divmod(sources_of_samples(samples, layout), num_sources)
+        positions = first_source + sources_of_samples(samples, layout)
+        passes, places = np.divmod(positions, num_sources)
         # Positions ascend in the stream of a rank.
         for number in range(int(passes[0]), int(passes[-1]) + 1):
             first, last = np.searchsorted(passes, [number, number + 1])

@@ -3,8 +3,8 @@
 The stream of a rank consists of *units* of ``m`` samples: ``m`` labelled images, each once, or a
 *group*, the ``m`` replicas of one unlabelled image. An epoch is a pass over the labelled images.
 The unlabelled ones have an endless sequence of passes of their own, which goes on from epoch to
-epoch. As in :mod:`lt_mm.core.sampling.replicas`, what a sample shows follows from its position, the seed
-and the epoch alone.
+epoch. As in :mod:`lt_mm.core.sampling.replicas`, what a sample shows follows from its position,
+the seed and the epoch alone.
 """
 
 import bisect

@@ -5,6 +5,7 @@ from lt_mm.engine.hooks.memory_hook import MemoryHook
 from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
 from lt_mm.engine.hooks.resume_hook import ResumeHook
+from lt_mm.engine.hooks.weak_target_hook import WeakTargetHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -12,4 +13,5 @@ __all__ = [
     'PairVisualizationHook',
     'PreemptionHook',
     'ResumeHook',
+    'WeakTargetHook',
 ]

@@ -42,6 +42,8 @@ class ConsistencyMixin(InstanceMixin):
         lt_recorder: Called with what is paired (:mod:`lt_mm.structures.pair_record`), while
             somebody wants to know.
         lt_memory: With ``memory=dict(...)``, what the head predicted in earlier epochs.
+        lt_takes_teacher: Whether its predictions for some images may come from another head.
+        lt_teacher: Gives them, within a training step (:mod:`lt_mm.models.weak_copies`).
     """
 
     prefix = 'LossTransform'
@@ -51,6 +53,8 @@ class ConsistencyMixin(InstanceMixin):
     lt_recorder: Callable[[PairRecord], None] | None = None
     lt_empty_terms: EmptyTerms
     lt_memory: HeadMemory | None = None
+    lt_takes_teacher = False
+    lt_teacher: Callable[[Callable, Any], Any] | None = None
     _lt_excess = 0
 
     @classmethod
@@ -190,6 +194,20 @@ class ConsistencyMixin(InstanceMixin):
             logits = pairs.cells.mean_logits(logits, sigmoid, options.temperature)
         code = ClassCode(logits.shape[1], options.memory.num_kept, sigmoid)
         return code, class_probabilities(logits, sigmoid, options.temperature)
+
+    def lt_forward(self, forward: Callable, feats: Any) -> Any:
+        """What ``forward`` predicts from features; for weak copies, what a teacher does."""
+        if self.lt_teacher is not None:
+            return self.lt_teacher(forward, feats)
+        return forward(feats)
+
+    def lt_check_teacher(self) -> None:
+        """Makes sure that weak copies are the teacher's, where that is wanted."""
+        if self.lt_options.weak_target.teacher and self.lt_teacher is None:
+            raise ValueError(
+                'weak_target=dict(teacher=True), and nothing lets a teacher predict; expected '
+                "dict(type='lt_mm.WeakTargetHook') in custom_hooks, beside an EMAHook"
+            )
 
     @torch.no_grad()
     def lt_weak_class_targets(

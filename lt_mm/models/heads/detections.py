@@ -176,6 +176,7 @@ class DetectionConsistency(ConsistencyMixin):
         columns = candidates.columns
         if self.lt_options.weak_target is not None:
             check_weak_copies(detections.records)
+            self.lt_check_teacher()
             weak = [ImageRecord.read(record).is_weak for record in detections.records]
             columns['weak'] = torch.tensor(weak, device=candidates.rows.device)[columns['images']]
         columns['exact'] = is_axis_aligned(candidates.matrices)

@@ -58,6 +58,11 @@ class ClsConsistency(ConsistencyMixin):
             reads_sigmoid(head.loss_module)
         return cls.lt_add(head, options)
 
+    lt_takes_teacher = True
+
+    def forward(self, feats: Any) -> Any:
+        return self.lt_forward(super().forward, feats)
+
     def loss(self, feats: Any, data_samples: list[Any], **kwargs: Any) -> dict:
         losses = super().loss(feats, data_samples, **kwargs)
         if 'loss_lt_cls' not in losses:
@@ -138,6 +143,7 @@ class ClsConsistency(ConsistencyMixin):
         self, pairs: Pairs, batch: GatheredBatch, data_samples: list[Any]
     ) -> Pairs:
         check_weak_copies(data_samples)
+        self.lt_check_teacher()
         logits, group_ids = batch.columns['logits'].detach(), batch.columns['source_ids']
         weak = [ImageRecord.read(sample).is_weak for sample in data_samples]
         is_weak = torch.tensor(weak, device=logits.device)

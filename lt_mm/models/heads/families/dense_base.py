@@ -54,6 +54,7 @@ class DenseConsistency(DetectionConsistency):
     """
 
     lt_averages_positives = True
+    lt_takes_teacher = True
     _lt_assigned_images: list[Assigned] | None = None
 
     @classmethod
@@ -105,6 +106,11 @@ class DenseConsistency(DetectionConsistency):
     def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
         """The images whose predictions are compared, of all for which targets were made."""
         return assigned
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.lt_teacher is None:
+            return super().forward(*args, **kwargs)
+        return self.lt_forward(super().forward, *args, **kwargs)
 
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         arguments = inspect.signature(super().loss_by_feat).bind(*args, **kwargs).arguments

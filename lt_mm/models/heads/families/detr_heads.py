@@ -16,6 +16,9 @@ from lt_mm.models.heads.head_families import register_head_family
 class DETRConsistency(DenseConsistency):
     """Mixin of DETR-like heads."""
 
+    # Its input comes from a transformer, which sees all images.
+    lt_takes_teacher = False
+
     def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
         labels, _, boxes, _, rows, _ = targets
         sides = _sides(arguments['img_meta'], boxes)

@@ -156,7 +156,7 @@ def _each(function: Callable, *nests: Any) -> Any:
     if isinstance(nests[0], Tensor):
         return function(*nests)
     if isinstance(nests[0], Sequence):
-        kind = type(nests[0])
+        kind: Any = type(nests[0])
         return kind(_each(function, *parts) for parts in zip(*nests))
     raise UnsupportedHeadError(
         f'between images and predictions there is a {type(nests[0]).__name__}; expected tensors '

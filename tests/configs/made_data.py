@@ -36,11 +36,19 @@ def write_shapes(root: Path) -> None:
 def use_made_data(cfg: Config, shapes: Path, pictures: Path, work_dir: Path) -> None:
     """Points the training data of a config at the made data, in place."""
     dataset = cfg.train_dataloader.dataset
-    if cfg.default_scope == 'mmpretrain':
-        _use_pictures(dataset, pictures)
-        return
+    parts = [dataset[name] for name in ('labelled', 'unlabelled') if name in dataset]
+    for part in parts or [dataset]:
+        if cfg.default_scope == 'mmpretrain':
+            _use_pictures(part, pictures)
+        else:
+            _use_shapes(part, shapes, work_dir)
+
+
+def _use_shapes(dataset: ConfigDict, shapes: Path, work_dir: Path) -> None:
+    whole = dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
+    dataset.pop('indices', None)
     classes = dataset.get('metainfo', {}).get('classes')
     classes = classes or MMDET_DATASETS.get(dataset.type).METAINFO['classes']
     dataset.update(
@@ -48,7 +56,7 @@ def use_made_data(cfg: Config, shapes: Path, pictures: Path, work_dir: Path) -> 
         ann_file=str(_with_classes(shapes, classes, work_dir)),
         data_prefix=dict(img=str(shapes / 'train') + '/'),
     )
-    _shrink_sizes(cfg.train_dataloader.dataset)
+    _shrink_sizes(whole)
 
 
 def _use_pictures(dataset: ConfigDict, pictures: Path) -> None:

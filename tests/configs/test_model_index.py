@@ -61,7 +61,7 @@ def test_entry_equals_config(model):
     assert model['In Collection'] == _collection_of(cfg)
     dataset, sampler = cfg.train_dataloader.dataset, cfg.train_dataloader.sampler
     while 'data_root' not in dataset:
-        dataset = dataset.dataset
+        dataset = dataset.get('dataset') or dataset.labelled
     expected = {
         'Training Data': TRAINING_DATA[dataset.data_root.rstrip('/')],
         'Epochs': cfg.train_cfg.max_epochs,

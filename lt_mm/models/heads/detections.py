@@ -209,7 +209,7 @@ class DetectionConsistency(ConsistencyMixin):
         """The unlabelled images of the batch.
 
         Raises:
-            UnsupportedHeadError: If there are some, and a memory.
+            UnsupportedHeadError: If there are some, and a memory or replicas on other ranks.
         """
         supervision = Supervision.of(detections.records, 'all')
         unlabelled = supervision.unlabelled_images
@@ -218,6 +218,11 @@ class DetectionConsistency(ConsistencyMixin):
                 'there are unlabelled images in the batch, and a memory, which keeps predictions '
                 'of annotations; expected memory=None in the LossTransformHead, or a data set of '
                 'labelled images alone'
+            )
+        if unlabelled and self.lt_options.across_ranks:
+            raise UnsupportedHeadError(
+                'there are unlabelled images in the batch, and across_ranks=True; expected '
+                "across_ranks=False in the LossTransformHead, and placement='rank' in the sampler"
             )
         return unlabelled
 

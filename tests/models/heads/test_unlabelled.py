@@ -324,10 +324,13 @@ def test_cut_groups_of_unlabelled_images_stop():
         head.loss((torch.randn(5, 5),), samples[:5])
 
 
-def test_a_memory_of_annotations_knows_no_unlabelled_images():
+def test_what_unlabelled_images_do_not_go_with():
     head = dense_data.build('RetinaNet', memory=dict(momentum=0.5))
     outputs, _ = dense_data.made_outputs('RetinaNet', head, 6)
     with pytest.raises(UnsupportedHeadError, match='memory=None'):
+        dense_data.losses_of('RetinaNet', head, outputs, batch())
+    head = dense_data.build('RetinaNet', across_ranks=True)
+    with pytest.raises(UnsupportedHeadError, match='across_ranks=False'):
         dense_data.losses_of('RetinaNet', head, outputs, batch())
 
 

@@ -2,6 +2,7 @@
 
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from lt_mm.engine.hooks.memory_hook import MemoryHook
+from lt_mm.engine.hooks.nonfinite_hook import NonFiniteHook
 from lt_mm.engine.hooks.pair_visualization_hook import PairVisualizationHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
 from lt_mm.engine.hooks.resume_hook import ResumeHook
@@ -9,6 +10,7 @@ from lt_mm.engine.hooks.resume_hook import ResumeHook
 __all__ = [
     'AtomicCheckpointHook',
     'MemoryHook',
+    'NonFiniteHook',
     'PairVisualizationHook',
     'PreemptionHook',
     'ResumeHook',

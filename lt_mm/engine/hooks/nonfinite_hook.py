@@ -89,7 +89,7 @@ class NonFiniteHook(Hook):
         if found is None:
             if not names:
                 return None
-            fault = f'after step {step}, up to which all losses were finite, {_listed(names)} not'
+            fault = f'{_listed(names)} not finite after step {step}, although all losses were'
             return step, True, fault
         fault = f'{_listed(found[1])} not finite at step {found[0]}'
         if names or not _scales_losses(runner.optim_wrapper) or self._watch.is_bad_now():
@@ -166,6 +166,7 @@ def _message(runner: Any, fault: str) -> str:
     return (
         f'the training has become NaN or infinite: {fault}. The last checkpoint with finite '
         f'weights is {saved}. Before it is resumed (--resume), lower the learning rate, or clip '
-        'the gradients: optim_wrapper.clip_grad=dict(max_norm=35, norm_type=2). To go on in spite of this: '
+        'the gradients: optim_wrapper.clip_grad=dict(max_norm=35, norm_type=2). To go on in '
+        'spite of this: '
         "custom_hooks=[dict(type='lt_mm.NonFiniteHook', stop=False)]"
     )

@@ -19,6 +19,7 @@ from lt_mm.apis import train as api
 from lt_mm.engine.checkpoints import load_weights_only, nonfinite_weights, read_last_checkpoint
 from lt_mm.engine.hooks.nonfinite_hook import LossWatch
 from lt_mm.engine.hooks.preemption_hook import REQUEUE_EXIT_CODE
+from tests.ranks import run_ranks
 from tests.training_data import classifier_config, write_pictures
 
 BATCHES = 6
@@ -125,7 +126,7 @@ def test_iterations_stop_before_the_next_checkpoint(pictures, tmp_path):
 def test_a_gradient_of_the_last_step(pictures, tmp_path):
     """All losses of the training were finite; the weights are not."""
     spoil = dict(at=2 * BATCHES, gradient_alone=True)
-    with pytest.raises(FloatingPointError, match=f'after step {2 * BATCHES}.*weight.*epoch_1.pth'):
+    with pytest.raises(FloatingPointError, match='not finite after step 12, although.*epoch_1.pth'):
         train(pictures, tmp_path, spoil, **{'train_cfg.max_epochs': 2})
     assert saved(tmp_path) == (['epoch_1.pth'], 'epoch_1.pth')
 
@@ -146,6 +147,21 @@ def test_by_its_name_with_the_stock_runner_and_hook(pictures, tmp_path):
     with pytest.raises(FloatingPointError, match='loss is not finite at step 8.*epoch_1.pth'):
         Runner.from_cfg(cfg).train()
     assert saved(tmp_path)[0] == ['epoch_1.pth']
+
+
+def message_of_rank(rank, pictures, folder):
+    own = folder / f'rank{rank}'
+    own.mkdir()
+    with pytest.raises(FloatingPointError) as error:
+        train(pictures, own, dict(at=6 if rank else 1000), **{'train_cfg.max_epochs': 4})
+    return str(error.value)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_which_one_has_the_loss(pictures, tmp_path):
+    """Both stop at the end of the second epoch, and name the loss, not what it spoiled."""
+    for message in run_ranks(message_of_rank, 2, pictures, tmp_path, timeout=180):
+        assert 'loss is not finite at step 6' in message
 
 
 def test_a_step_that_the_loss_scaler_leaves_out_is_a_warning(pictures, tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 MIN_BOX_SIDE = 0.01  # pixels; below it, a side counts as this long
+LOWEST_LOG = -100  # a log-probability below it counts as this; the gradient stays
 BIN_FLOOR = 0.001  # share of a side's distribution that is the same in all bins
 
 # ---------------------------------------------------------------------------
@@ -49,11 +50,15 @@ def discrete(log_p, group_ids, **options):
     size = log_p.shape[1]
 
     def divergence(mean, row):
-        mean, own = mean[:size], row[size:]
+        mean, own = mean[:size], floored(row[size:])
         present = mean > 0
         return (mean[present] * (mean[present].log() - own[present])).sum()
 
     return consistency(torch.cat([log_p.exp(), log_p], dim=1), group_ids, divergence, **options)
+
+
+def floored(log_p):
+    return log_p + (log_p.clamp(min=LOWEST_LOG) - log_p).detach()
 
 
 def categorical(logits, group_ids, temperature=1.0, **options):
@@ -128,7 +133,7 @@ def pixel_divergence(logits, own, detach_mean):
         mean = signed.sigmoid().mean()
         mean = mean.detach() if detach_mean else mean
         if mean > 0:
-            log_p = torch.nn.functional.logsigmoid(signed[own])
+            log_p = floored(torch.nn.functional.logsigmoid(signed[own]))
             total = total + mean * (mean.log() - log_p)
     return total
 

@@ -103,10 +103,10 @@ def choose_resumed_checkpoint(cfg: Config, resume: str | None, trusted: bool = F
 
 
 def add_hooks(cfg: Config) -> None:
-    """Adds the hooks that make interruptions harmless, unless the config has them."""
+    """Adds the hooks that make interruptions and NaN harmless, unless the config has them."""
     hooks = cfg.get('custom_hooks') or []
     names = {str(hook.get('type')).split('.')[-1] for hook in hooks if isinstance(hook, dict)}
-    own = ('PreemptionHook', 'ResumeHook', 'MemoryHook')
+    own = ('PreemptionHook', 'ResumeHook', 'MemoryHook', 'NonFiniteHook')
     added = [name for name in own if name not in names]
     cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}') for name in added)]
     # MMEngine's own default comes first.

@@ -265,8 +265,32 @@ class TestClosedForm:
         value, gradient = _value_and_gradient(
             categorical_consistency, logits, _ids(0, 0, 1, 1), 0.1, detach_mean=detach_mean
         )
-        assert value.isfinite() and value > 1e29
+        # Of the second pair, each rules out what the other one is sure of.
+        first, _ = _value_and_gradient(categorical_consistency, logits[:2, :2], _ids(0, 0), 0.1)
+        assert value == pytest.approx((first + 100 / 2 - math.log(2)) / 2)
         assert gradient.isfinite().all() and not gradient[:2, 2].any()
+
+    @classifiers
+    @both_means
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+    def test_a_class_that_one_replica_rules_out(self, term, dtype, detach_mean):
+        """As if that replica had a log-probability of -100: bounded, in value and gradient."""
+        rows = [[0.5, 2, -1], [0, 0, -math.inf], [1, 1, 1.5]]
+        logits, ids = torch.tensor(rows, dtype=dtype), _ids(4, 4, 4)
+        value, gradient = _value_and_gradient(term.ours, logits, ids, detach_mean=detach_mean)
+        far = logits.double().clamp(min=-1e3)
+        expected, expected_gradient = _value_and_gradient(
+            term.naive, far, ids, detach_mean=detach_mean
+        )
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5) and value < 100
+        assert gradient.isfinite().all() and gradient.abs().max() < 10
+        reached = torch.isfinite(logits)
+        torch.testing.assert_close(
+            gradient[reached].double(), expected_gradient[reached], rtol=2e-3, atol=1e-5
+        )
+        mean = logits.double().softmax(dim=1) if term is CATEGORICAL else logits.double().sigmoid()
+        given, _ = _value_and_gradient(term.ours, logits, ids, target=mean.mean(dim=0).repeat(3, 1))
+        assert given.item() == pytest.approx(expected.item(), rel=1e-5)
 
     def test_nan_stays_in_its_group(self):
         logits = _predictions(CATEGORICAL, 4)

@@ -125,7 +125,7 @@ def validation(pictures):
     }
 
 
-def run(config, work_dir, interrupt=None, write_event=None, options=None):
+def run(config, work_dir, interrupt=None, write_event=None, options=None, kill_after=None):
     """Trains in a process of its own, resuming from what is in ``work_dir``.
 
     Args:
@@ -133,6 +133,7 @@ def run(config, work_dir, interrupt=None, write_event=None, options=None):
         write_event: Number of the moment, among those of all files written atomically,
             at which the process is killed: 3 a file (half of the bytes are written;
             all are and the name is not; the name is, and the folder is not synced).
+        kill_after: Seconds after which the process is killed, wherever it is.
 
     Returns:
         The exit code; negative numbers are signals.
@@ -143,7 +144,10 @@ def run(config, work_dir, interrupt=None, write_event=None, options=None):
         target=_train, args=(str(config), str(work_dir), interrupt, write_event, options)
     )
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=kill_after or 120)
+    if kill_after is not None and process.exitcode is None:
+        process.kill()
+        process.join()
     if process.exitcode is None:
         process.kill()
         raise AssertionError('the run hangs:\n' + output(work_dir))

@@ -101,6 +101,7 @@ class FakeRunner(SimpleNamespace):
             epoch=0,
             iter=0,
             seen=[],
+            model=torch.nn.Identity(),
             logger=SimpleNamespace(info=print, warning=print),
             message_hub=SimpleNamespace(
                 runtime_info=info, get_info=info.get, update_info=info.__setitem__
@@ -298,11 +299,11 @@ def test_tools_make_interruptions_harmless(built, tmp_path):
         "custom_hooks = [dict(type='ResumeHook', seed_steps=True)]\n",
     )
     train(tmp_path, "default_hooks = dict(checkpoint=dict(type='Other'))\n")
-    own = ('PreemptionHook', 'ResumeHook', 'MemoryHook')
+    own = ('PreemptionHook', 'ResumeHook', 'MemoryHook', 'NonFiniteHook')
     hooks = [dict(type=f'lt_mm.{name}') for name in own]
     assert [cfg.custom_hooks for cfg in built] == [
         hooks,
-        [dict(type='ResumeHook', seed_steps=True), hooks[0], hooks[2]],
+        [dict(type='ResumeHook', seed_steps=True), hooks[0], *hooks[2:]],
         hooks,
     ]
     assert [cfg.default_hooks.checkpoint for cfg in built] == [

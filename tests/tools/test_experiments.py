@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import os
 import runpy
 from argparse import Namespace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from lt_mm.visualization.training_log import read_log
 from tests.engine.interrupted_runs import validation, weights, write_config
 from tests.paths import TOOLS
 from tests.training_data import write_pictures
@@ -19,14 +21,15 @@ from tests.training_data import write_pictures
 STUDIES = sorted((TOOLS / 'experiments' / 'studies').glob('*.py'))
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / 'experiments' / f'{name}.py')
+def load(name, folder='experiments'):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / folder / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 run, report = load('run'), load('report')
+plots = load('plot_logs', 'analysis')
 
 
 @pytest.fixture(params=STUDIES, ids=lambda path: path.stem)
@@ -104,6 +107,47 @@ def test_curve_of_an_interrupted_run(tmp_path):
     assert last == dict(images=32, metric=50, loss=6.0, loss_lt=0.5, paired_share=1)
     with pytest.raises(ValueError, match=r"no 'top1' in .*scalars.json.*'acc', .*`metric`"):
         run.read_curve(tmp_path, 'top1', 100)
+
+
+def test_logs_that_were_cut_by_a_kill(tmp_path):
+    """Wherever the kill was in a line: the entries before it and of the next start are read."""
+    steps = [dict(epoch=1, iter=i, step=i, loss=0.5, acc=float('nan')) for i in (1, 2)]
+    line = json.dumps(steps[1])
+    for end in range(len(line)):
+        write_log(tmp_path / f'run{end}', '20260101_000000', [steps[0]])
+        write_log(tmp_path / f'run{end}', '20260102_000000', [steps[1]])
+        path = next(tmp_path.glob(f'run{end}/20260101*/vis_data/scalars.json'))
+        path.write_text(path.read_text() + '\n' + line[:end])
+        (tmp_path / f'run{end}' / 'summary.json').write_text(json.dumps(dict(images_per_step=8)))
+        first, second = read_log(tmp_path / f'run{end}')
+        assert first[0]['iter'] == 1 and len(first) == 1 and second[0]['iter'] == 2
+    last = tmp_path / f'run{end}'
+    write_log(last, '20260103_000000', [dict(step=1, acc=0.5)])
+    assert run.read_curve(last, 'acc', 1).metric.tolist() == [0.5]
+    assert plots.read_run(str(last)).loss.tolist() == [0.5, 0.5]
+    path.write_text('\x00\x00\n"text"\n' + json.dumps(steps[0]) + '\n')  # a power failure
+    with pytest.warns(UserWarning, match='scalars.json:1 is left out') as caught:
+        assert [entry['iter'] for entry in read_log(last)[0]] == [1]
+    assert len(caught) == 2
+
+
+def test_rows_are_written_in_one_step_and_once(tmp_path, monkeypatch):
+    path = tmp_path / 'new' / 'test.csv'
+    for seed, metric in [(0, 1.5), (10, 2.5), (0, 3.5)]:
+        run.append(path, 'plain', seed, pd.DataFrame([dict(metric=metric)]))
+    expected = 'run,seed,metric\nplain,10,2.5\nplain,0,3.5\n'
+    assert path.read_text() == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', lambda *paths: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.append(path, 'plain', 1, pd.DataFrame([dict(metric=1.0)]))
+    assert path.read_text() == expected
+    path.write_text(expected + 'plain,1')  # of seed 11, by an earlier version
+    assert run.recorded(path) == {('plain', 0), ('plain', 10)}
+    run.append(path, 'other', 0, pd.DataFrame([dict(metric=4.5)]))
+    assert path.read_text() == expected + 'other,0,4.5\n'
+    path.write_text('run,se')
+    assert run.recorded(path) == set()
 
 
 def test_differences_of_means():

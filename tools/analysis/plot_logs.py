@@ -2,15 +2,14 @@
 
 import argparse
 import fnmatch
-import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from lt_mm.visualization.drawing import colors, new_figure, save_figure
+from lt_mm.visualization.training_log import read_log
 
 DASHES = ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (7, 3)))
 # Titles of panels, and what the keys in them look like.
@@ -31,9 +30,7 @@ def read_run(work_dir: str) -> pd.DataFrame:
     In runs that count epochs, a validation is put at the last iteration logged before it.
     """
     entries: list[dict] = []
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):  # by time of the start
-        # The last line may be incomplete, if the run is writing it or was killed.
-        new = [json.loads(line) for line in path.open() if line.endswith('\n')]
+    for new in read_log(work_dir):
         first = min((entry['iter'] for entry in new if 'iter' in entry), default=math.inf)
         entries = [entry for entry in entries if entry['at'] < first]
         has_epochs = any('epoch' in entry for entry in entries + new)

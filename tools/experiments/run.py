@@ -8,6 +8,8 @@ and a run that was interrupted goes on from its last checkpoint.
 
 import argparse
 import fnmatch
+import io
+import itertools
 import json
 import os
 import runpy
@@ -131,9 +133,10 @@ def tables(study: dict[str, Any]) -> list[str]:
 
 def recorded(path: Path) -> set[tuple[str, int]]:
     """Which runs have a row, with which seeds."""
-    if not path.exists():
+    if not whole_lines(path):
         return set()
-    return set(pd.read_csv(path)[['run', 'seed']].itertuples(index=False, name=None))
+    whole = io.StringIO(''.join(whole_lines(path)))
+    return set(pd.read_csv(whole)[['run', 'seed']].itertuples(index=False, name=None))
 
 
 def folder_of(work_dir: Path, name: str, seed: int) -> Path:
@@ -233,7 +236,7 @@ def train(study: dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
         summary.update(
             (key, round(report[key], 5)) for key in MEASURED if report.get(key) is not None
         )
-    (folder / 'summary.json').write_text(json.dumps(summary))
+    write(folder / 'summary.json', json.dumps(summary))
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -249,11 +252,9 @@ def read_curve(folder: Path, metric: str, scale: float) -> pd.DataFrame:
     Raises:
         ValueError: If the metric is not in the logs.
     """
-    entries = pd.DataFrame(
-        json.loads(line)
-        for path in sorted(folder.glob('*/vis_data/scalars.json'))
-        for line in path.read_text().splitlines()
-    )
+    from lt_mm.visualization.training_log import read_log
+
+    entries = pd.DataFrame(itertools.chain.from_iterable(read_log(folder)))
     if metric not in entries:
         raise ValueError(
             f'no {metric!r} in {folder}/*/vis_data/scalars.json, which has '
@@ -276,10 +277,29 @@ def read_curve(folder: Path, metric: str, scale: float) -> pd.DataFrame:
 
 
 def append(path: Path, name: str, seed: int, rows: pd.DataFrame) -> None:
-    """Adds rows of a run to a CSV file, with the columns of that file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Adds rows of a run to a CSV file, with the columns of that file, in one step.
+
+    Rows that the file has of this run and seed, of a process that was killed before it had
+    recorded everything, are replaced.
+    """
     rows = rows.assign(run=name, seed=seed).reindex(columns=['run', 'seed', *COLUMNS[path.name]])
-    rows.to_csv(path, mode='a', header=not path.exists(), index=False)
+    header, *new = rows.to_csv(index=False).splitlines(keepends=True)
+    header, *before = whole_lines(path) or [header]
+    others = [line for line in before if not line.startswith(f'{name},{seed},')]
+    write(path, ''.join([header, *others, *new]))
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a CSV file; an earlier version may have been killed within the last one."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith('\n')]
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file in one step: it is whole, or as it was before."""
+    from lt_mm.engine.checkpoints import AtomicBackend
+
+    AtomicBackend().put_text(text, path)
 
 
 if __name__ == '__main__':

@@ -10,9 +10,11 @@ All functions take the predictions of a batch and their group ids, and return a 
 up to rounding, in float32 or wider, under autocast too. The gradient flows to every paired
 prediction, and through the mean unless ``detach_mean``. A prediction without a positive adds
 0; without any pair the term is 0 and still has a graph. Finite predictions give a finite term
-and, in float32 or wider, a finite gradient, however large they are. A paired prediction that
-is NaN makes the term NaN. Time and memory are linear in the number of predictions: the mean is
-a segment reduction. With a ``target``, such as the mean of earlier epochs
+and, in float32 or wider, a finite gradient, however large they are. A log-probability below -100
+counts as -100, in classes and masks, so that a class which one prediction rules out with a logit
+of -inf adds a bounded amount; the gradient flows as without this. A paired prediction that is NaN
+makes the term NaN. Time and memory are linear in the number of predictions: the mean is a segment
+reduction. With a ``target``, such as the mean of earlier epochs
 (:mod:`lt_mm.core.memory`), that mean is taken instead, and counts as constant; a prediction
 then needs no positive in the batch. ``ValueError`` is raised if shapes do not fit, or if the
 temperature or ``avg_factor`` is not positive.

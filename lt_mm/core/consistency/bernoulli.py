@@ -7,6 +7,7 @@ from torch import Tensor
 from lt_mm.core.consistency.common import (
     average,
     check_predictions,
+    floored,
     group_mean,
     group_sum,
     known_targets,
@@ -142,7 +143,7 @@ def _bernoulli_divergence(logits: Tensor, means: tuple[Tensor, Tensor]) -> Tenso
     """D_KL(pbar_i || p_i) of each Bernoulli: logits (N, D) to (N, D)."""
     divergence = torch.zeros_like(logits)
     for signed, mean in zip((logits, -logits), means):
-        log_p = F.logsigmoid(signed)
+        log_p = floored(F.logsigmoid(signed))
         log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
         divergence = divergence + mean * (log_mean - log_p)
     return divergence

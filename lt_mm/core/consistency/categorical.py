@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from lt_mm.core.consistency.common import (
-    LARGEST,
+    LOWEST_LOG,
     average,
     check_predictions,
+    floored,
     known_targets,
     zero_unpaired,
 )
@@ -48,7 +49,8 @@ def categorical_consistency(
     if target is not None:
         known = known_targets(target, logits, group_ids).all(dim=1)
         with torch.autocast(logits.device.type, enabled=False):
-            log_p = (zero_unpaired(known, logits) / temperature).log_softmax(dim=1)
+            scaled = zero_unpaired(known, logits) / temperature
+            log_p = floored(scaled.log_softmax(dim=1))
             mean = torch.where(known[:, None], target.detach(), 0).to(log_p)
             divergence = (torch.xlogy(mean, mean) - mean * log_p).sum(dim=1)
             return average(divergence, known, avg_factor)
@@ -71,6 +73,8 @@ class _CategoricalSum(torch.autograd.Function):
     has the share 1 / m. The 1 vanishes in the softmax, whose rows sum to one::
 
         p_k - pbar + p_k * (w - <p_k, w>)
+
+    A log p below ``LOWEST_LOG`` counts as that in w; the gradient is otherwise the one above.
 
     The gradient is computed in the forward pass and written over the softmax, so at most
     one tensor (N, C) and two (G, C) are alive. Rows are processed in blocks, so that
@@ -111,22 +115,20 @@ def _softmax_and_means(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     p = torch.empty_like(logits, dtype=dtype)
     mean = p.new_zeros(len(groups.sizes), p.shape[1])
-    log_mean, log_totals = torch.zeros_like(mean), mean.new_zeros(len(mean), 1)
+    log_mean = torch.zeros_like(mean)
     for rows, own, numbers in _blocks(logits, p, groups.numbers):
         rows = rows.to(dtype)
         shifted = rows - rows.amax(dim=1, keepdim=True)
         if temperature != 1:
             shifted.div_(temperature)
-        log_mean.index_add_(0, numbers, shifted)
-        totals = shifted.exp_().sum(dim=1, keepdim=True)
-        torch.div(shifted, totals, out=own)
-        mean.index_add_(0, numbers, own)
-        log_totals.index_add_(0, numbers, totals.log_())
+        torch.exp(shifted, out=own)
+        totals = own.sum(dim=1, keepdim=True)
+        mean.index_add_(0, numbers, own.div_(totals))
+        log_mean.index_add_(0, numbers, shifted.sub_(totals.log_()).clamp_(min=LOWEST_LOG))
     counts = groups.sizes[:, None].clamp(min=1)
-    for pbar, log_pbar, totals, count in _blocks(mean, log_mean, log_totals, counts):
+    for pbar, log_pbar, count in _blocks(mean, log_mean, counts):
         pbar.div_(count)
-        # A logit far below the largest has -inf here; sums have to stay finite.
-        log_pbar.sub_(totals).div_(count).clamp_(min=-LARGEST)
+        log_pbar.div_(count)
     mean[-1].zero_()
     log_mean[-1].zero_()
     return p, mean, log_mean

@@ -7,6 +7,9 @@ from lt_mm.core.pairing import PairedGroups
 
 # A prediction beyond this counts as this, without gradient, so that sums stay finite.
 LARGEST = 1e30
+# A log-probability below this counts as this, as in torch's binary_cross_entropy: the KL of an
+# outcome that one prediction rules out (a logit of -inf) would be infinite. In nats.
+LOWEST_LOG = -100.0
 
 
 def group_mean(
@@ -50,6 +53,12 @@ def known_targets(target: Tensor, values: Tensor, group_ids: Tensor) -> Tensor:
             f'{tuple(values.shape)}; expected the same, one mean for each prediction'
         )
     return ~target.isnan() & (group_ids >= 0).view(-1, *[1] * (target.dim() - 1))
+
+
+def floored(log_p: Tensor) -> Tensor:
+    """Log-probabilities (finite) of ``LOWEST_LOG`` at least; the gradient stays that of log_p."""
+    value = log_p.detach()
+    return value.clamp(min=LOWEST_LOG) + (log_p - value)
 
 
 def non_negative(term: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Checkpoints: written whole, chosen whole, and loaded without running code from them."""
 
 from lt_mm.engine.checkpoints.atomic_files import ATOMIC, AtomicBackend
+from lt_mm.engine.checkpoints.finite_weights import nonfinite_weights
 from lt_mm.engine.checkpoints.loading import checkpoint_loading, load_weights_only
 from lt_mm.engine.checkpoints.locking import lock_folder, unlock_folder
 from lt_mm.engine.checkpoints.refusals import (
@@ -26,6 +27,7 @@ __all__ = [
     'is_complete',
     'load_weights_only',
     'lock_folder',
+    'nonfinite_weights',
     'read_last_checkpoint',
     'unlock_folder',
     'write_last_checkpoint',

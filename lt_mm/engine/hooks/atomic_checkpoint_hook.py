@@ -1,5 +1,6 @@
 """The stock hook that saves checkpoints, made safe against being killed."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 
 from lt_mm.engine.checkpoints.atomic_files import ATOMIC, remove_partial_files
+from lt_mm.engine.checkpoints.finite_weights import nonfinite_weights
 from lt_mm.engine.checkpoints.locking import lock_folder, unlock_folder
 from lt_mm.engine.checkpoints.resuming import write_last_checkpoint
 from lt_mm.registry import HOOKS, register
@@ -26,7 +29,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     The hook locks the folders that it writes to while the training runs, and removes what
     processes that were killed have left there. It removes files in the folder of the checkpoints
-    only: their names come from the checkpoint that a run is resumed from.
+    only: their names come from the checkpoint that a run is resumed from. Weights that are NaN or
+    infinite are not saved.
 
     Takes the arguments of the stock hook. Overrides its private methods
     ``_save_checkpoint_with_step`` and ``_save_best_checkpoint``.
@@ -76,6 +80,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)
+        if _is_refused(runner, name):
+            return
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         superseded = self._keep(runner, step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -107,6 +113,8 @@ class AtomicCheckpointHook(CheckpointHook):
         return surplus
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        if _is_refused(runner, 'the best checkpoint'):
+            return
         # The stock method removes the old best checkpoint through this backend.
         backend, self.file_backend = self.file_backend, _Keeping(self.file_backend)
         try:
@@ -134,6 +142,18 @@ class AtomicCheckpointHook(CheckpointHook):
             return Path(path).resolve().parent == Path(self.out_dir).resolve()
         folder, _, name = str(path).rpartition('/')
         return folder == str(self.out_dir).rstrip('/') and name not in ('', '.', '..')
+
+
+def _is_refused(runner: Any, name: str) -> bool:
+    names = nonfinite_weights(runner.model)
+    if names:
+        print_log(
+            f'{name} is not saved: {len(names)} weights are NaN or infinite, the first is '
+            f'{names[0]}. The last checkpoint stays the one before',
+            'current',
+            logging.WARNING,
+        )
+    return bool(names)
 
 
 class _Keeping:

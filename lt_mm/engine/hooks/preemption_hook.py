@@ -18,7 +18,12 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from torch.utils.data import DataLoader
 
-from lt_mm.engine.checkpoints import ATOMIC, read_last_checkpoint, write_last_checkpoint
+from lt_mm.engine.checkpoints import (
+    ATOMIC,
+    nonfinite_weights,
+    read_last_checkpoint,
+    write_last_checkpoint,
+)
 from lt_mm.registry import HOOKS, register
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -35,7 +40,8 @@ class PreemptionHook(Hook):
     when the run is resumed (:class:`ResumeHook` does this, and resumes in mid-epoch). A
     signal that comes after the last step changes nothing. The checkpoint is
     ``preempted_iter_<iterations done>.pth`` in the work directory; ``last_checkpoint``
-    names it, and it is removed when a later checkpoint exists.
+    names it, and it is removed when a later checkpoint exists. Weights that are NaN or infinite are
+    not saved.
 
     Until the training ends, the hook handles the two signals in this process and sets
     ``worker_init_fn`` of the runner's data loaders: worker processes leave the process
@@ -146,15 +152,18 @@ class PreemptionHook(Hook):
 
     def _stop(self, runner: Any, validation_due: bool = False) -> None:
         name = f'{_PREFIX}{runner.iter}.pth'
-        runner.save_checkpoint(
-            runner.work_dir,
-            name,
-            backend_args=ATOMIC,
-            meta=dict(epoch=runner.epoch, iter=runner.iter, validation_due=validation_due),
-        )
-        if is_main_process():
-            write_last_checkpoint(runner.work_dir, Path(runner.work_dir, name))
-            _remove_superseded(runner.work_dir)
+        if nonfinite_weights(runner.model):  # the last checkpoint stays the one before
+            name = 'nothing, because weights are NaN or infinite'
+        else:
+            runner.save_checkpoint(
+                runner.work_dir,
+                name,
+                backend_args=ATOMIC,
+                meta=dict(epoch=runner.epoch, iter=runner.iter, validation_due=validation_due),
+            )
+            if is_main_process():
+                write_last_checkpoint(runner.work_dir, Path(runner.work_dir, name))
+                _remove_superseded(runner.work_dir)
         if self._group is not None:
             # Launchers kill the other ranks when one exits.
             torch_dist.barrier(group=self._group)

@@ -166,7 +166,7 @@ def _positives(kind, head, target, sample):
         labels = [int(scores.argmax()) for scores in target[1]]
         boxes = list(target[3])
     else:
-        labels = target[1] if kind in ('ATSS', 'GFL') else target[0]
+        labels = target[1] if kind in ('ATSS', 'GFL', 'RTMDet') else target[0]
         rows = [row for row, label in enumerate(labels) if 0 <= label < head.num_classes]
         labels = [int(labels[row]) for row in rows]
         boxes = [_target_box(kind, head, target, row, sample) for row in rows]
@@ -188,7 +188,7 @@ def _target_box(kind, head, target, row, sample):
         left, top, right, bottom = target[1][row].double()
         x, y = (x + 0.5) * STRIDES[level], (y + 0.5) * STRIDES[level]
         return torch.stack([x - left, y - top, x + right, y + bottom])
-    if kind in ('ATSS', 'GFL'):
+    if kind in ('ATSS', 'GFL', 'RTMDet'):
         return target[3][row]
     if kind == 'RetinaNet, softmax':
         return target[2][row]
@@ -199,6 +199,8 @@ def _normaliser(kind, targets, positives):
     """n as the stock loss has it: positives, and what a sampler drew besides."""
     if kind == 'RPN':
         return sum(int((target[1] > 0).sum()) for target in targets)
+    if kind == 'RTMDet':
+        return max(sum(float(target[4].double().sum()) for target in targets), 1)
     least = 1 if kind in ANCHORS else 0
     return max(sum(max(len(own), least) for own in positives), 1)
 

@@ -10,7 +10,11 @@ from lt_mm.models.heads.families.cls_head import ClsConsistency
 from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency
 from lt_mm.models.heads.families.detr_heads import DETRConsistency
 from lt_mm.models.heads.families.mask_head import MaskConsistency
-from lt_mm.models.heads.families.point_heads import FCOSConsistency, YOLOXConsistency
+from lt_mm.models.heads.families.point_heads import (
+    FCOSConsistency,
+    RTMDetConsistency,
+    YOLOXConsistency,
+)
 from lt_mm.models.heads.families.roi_heads import (
     BBoxConsistency,
     CascadeConsistency,
@@ -31,6 +35,7 @@ __all__ = [
     'GFLConsistency',
     'MaskConsistency',
     'RPNConsistency',
+    'RTMDetConsistency',
     'RoIConsistency',
     'SourceTrackingSampler',
     'YOLOXConsistency',

@@ -1,12 +1,14 @@
-"""Heads on points: FCOS and YOLOX."""
+"""Heads on points: FCOS, YOLOX and RTMDet."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import FCOSHead, YOLOXHead
+from mmdet.models.dense_heads import FCOSHead, RTMDetHead, YOLOXHead
+from mmdet.structures.bbox import distance2bbox
 from torch import Tensor
 
+from lt_mm.models.heads.families.anchor_heads import ATSSConsistency
 from lt_mm.models.heads.families.dense_base import (
     Assigned,
     DenseConsistency,
@@ -57,6 +59,28 @@ class YOLOXConsistency(DenseConsistency):
 
         def decode(rows: Tensor, labels: Tensor) -> Tensor:
             return self._bbox_decode(priors[rows % len(priors)], predicted[rows].float())
+
+        return decode
+
+
+@register_head_family(RTMDetHead)
+class RTMDetConsistency(ATSSConsistency):
+    """Mixin of RTMDet heads, whose targets are laid out as those of ATSS.
+
+    The stock loss is divided by the sum of the soft labels of the positives.
+    """
+
+    def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
+        _, labels, _, _, metrics, sampled = targets
+        rows = foreground(labels, self.num_classes)
+        return Assigned(rows, sampled.pos_assigned_gt_inds.long(), float(metrics.sum()))
+
+    def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        points = _priors(self.prior_generator, arguments['cls_scores'])
+        distances = flatten_levels(arguments['bbox_preds'], 4).flatten(0, 1)
+
+        def decode(rows: Tensor, labels: Tensor) -> Tensor:
+            return distance2bbox(points[rows % len(points)], distances[rows].float())
 
         return decode
 

@@ -5,6 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from lt_mm.apis.term_gradients import measure_term_gradients
 from lt_mm.engine import launch
 from lt_mm.engine.checkpoints import UntrustedCheckpointError
 from lt_mm.engine.hooks import MemoryHook
@@ -131,6 +132,21 @@ def test_a_run_without_a_memory_saves_none(pictures, tmp_path):
     run(cfg)
     assert not list(tmp_path.glob('*.memory'))
     assert 'lt_memory' not in torch.load(tmp_path / 'iter_9.pth', weights_only=False)['meta']
+
+
+def test_the_gradients_of_the_term_are_measured_with_the_memory(pictures, tmp_path):
+    cfg = memory_config(pictures, tmp_path / 'run', **{'train_cfg.max_epochs': 2})
+    run(cfg)
+    path = tmp_path / 'config.py'
+    cfg.dump(path)
+    checkpoint = str(tmp_path / 'run' / 'iter_6.pth')
+    report = measure_term_gradients(str(path), checkpoint, 2, work_dir=str(tmp_path / 'measured'))
+    assert report['heads']['head']['pairs'] == 4
+    assert report['terms']['loss_lt_cls']['ratio'] > 0
+    for file in (tmp_path / 'run').glob('*.memory'):
+        file.unlink()
+    with pytest.raises(ValueError, match='nothing is paired'):
+        measure_term_gradients(str(path), checkpoint, 2, work_dir=str(tmp_path / 'empty'))
 
 
 def test_fewer_than_two_files_are_refused():

@@ -205,7 +205,7 @@ HEADS: dict[str, dict] = {
         stacked_convs=1,
         with_objectness=False,
         norm_cfg=dict(type='BN'),
-        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=STRIDES),
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0.5, strides=STRIDES),
         bbox_coder=dict(type='DistancePointBBoxCoder'),
         loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
@@ -366,7 +366,7 @@ def as_the_head_gets(kind: str, samples: list) -> list:
     samples = copy.deepcopy(samples)
     if kind == 'RTMDet':  # the stock assigner takes masks for tensors
         for sample in samples:
-            del sample.gt_instances.masks
+            sample.gt_instances.pop('masks', None)
     if kind == 'RPN':
         for sample in samples:
             sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
@@ -495,8 +495,7 @@ def box_at(
             _, logits, distances = side_logits_at(head, outputs, image, row)
             shares = logits.double().softmax(dim=1)
             sides = (shares * torch.tensor(distances, dtype=torch.float64)).sum(dim=1)
-        middle = 0.0 if kind == 'RTMDet' else 0.5  # its points are the corners of cells
-        center_x, center_y = (x + middle) * stride, (y + middle) * stride
+        center_x, center_y = (x + 0.5) * stride, (y + 0.5) * stride
         return torch.stack(
             [center_x - sides[0], center_y - sides[1], center_x + sides[2], center_y + sides[3]]
         )

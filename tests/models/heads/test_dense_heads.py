@@ -200,7 +200,8 @@ def _normaliser(kind, targets, positives):
     if kind == 'RPN':
         return sum(int((target[1] > 0).sum()) for target in targets)
     if kind == 'RTMDet':
-        return max(sum(float(target[4].double().sum()) for target in targets), 1)
+        weight = sum(float(target[4].double().sum()) for target in targets)
+        return max(weight, 1) * sum(map(len, positives)) / weight
     least = 1 if kind in ANCHORS else 0
     return max(sum(max(len(own), least) for own in positives), 1)
 
@@ -563,7 +564,7 @@ UNSUPPORTED = {
     'CornerHead': _CORNER,
     'CentripetalHead': _CORNER,
     'CenterNetHead': dict(num_classes=CLASSES, in_channels=8, feat_channels=8),
-    'RTMDetHead': dict(
+    'RTMDetInsHead': dict(
         _NARROW,
         norm_cfg=dict(type='BN'),
         anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=list(STRIDES)),

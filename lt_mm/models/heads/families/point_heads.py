@@ -8,6 +8,7 @@ from mmdet.models.dense_heads import FCOSHead, RTMDetHead, YOLOXHead
 from mmdet.structures.bbox import distance2bbox
 from torch import Tensor
 
+from lt_mm.models.heads.detections import Detections
 from lt_mm.models.heads.families.anchor_heads import ATSSConsistency
 from lt_mm.models.heads.families.dense_base import (
     Assigned,
@@ -18,6 +19,9 @@ from lt_mm.models.heads.families.dense_base import (
     strides_of,
 )
 from lt_mm.models.heads.head_families import register_head_family
+
+# Of soft labels that are all 0; the stock box loss is 0 then too.
+_SMALLEST_WEIGHT = 1e-6
 
 
 @register_head_family(FCOSHead)
@@ -67,13 +71,22 @@ class YOLOXConsistency(DenseConsistency):
 class RTMDetConsistency(ATSSConsistency):
     """Mixin of RTMDet heads, whose targets are laid out as those of ATSS.
 
-    The stock loss is divided by the sum of the soft labels of the positives.
+    The stock losses weigh a positive by its soft label, and are divided by the sum of these, or by
+    1 if it is smaller. The terms weigh all positives as these labels do on average.
     """
 
     def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
         _, labels, _, _, metrics, sampled = targets
         rows = foreground(labels, self.num_classes)
         return Assigned(rows, sampled.pos_assigned_gt_inds.long(), float(metrics.sum()))
+
+    def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
+        detections = super().lt_detections(assigned, arguments)
+        count = sum(len(image.rows) for image in assigned)
+        weights = sum(image.avg_factor for image in assigned)
+        if count:
+            detections.avg_factor *= count / max(weights, _SMALLEST_WEIGHT)
+        return detections
 
     def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
         points = _priors(self.prior_generator, arguments['cls_scores'])

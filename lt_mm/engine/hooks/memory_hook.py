@@ -115,6 +115,8 @@ def load_memories(model: Any, meta: Mapping[str, Any], folders: Sequence[str]) -
     for head, memory in memories.items():
         if states.get(head):
             memory.load_state_dict(states[head])
+            count = len(states[head]['keys'])
+            print_log(f'{head} remembers {count} instances, from {paths[0].name}', 'current')
         else:
             _say_empty(f'{paths[0]} holds nothing of {head}')
 

@@ -73,6 +73,8 @@ def test_a_resumed_run_ends_bit_equal(pictures, tmp_path):
         run(memory_config(pictures, work_dir, [dict(type='StopAt', at=5)]))
     resumed = run(memory_config(pictures, work_dir), resume='auto')
     assert recorded(resumed) == steps[5:]
+    log = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
+    assert 'head remembers 12 instances' in log
     for (name, mine), (_, theirs) in zip(
         resumed.model.state_dict().items(), whole.model.state_dict().items()
     ):

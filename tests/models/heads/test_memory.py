@@ -391,9 +391,19 @@ def test_options_out_of_range(options, message):
     assert MemoryOptions().momentum == MOMENTUM
 
 
-def test_mixed_images_are_refused():
-    head = classifier(memory=dict(momentum=0.5))
+@pytest.mark.parametrize('kind', ['LinearClsHead', 'MultiLabelLinearClsHead'])
+def test_mixed_images_are_refused(kind):
+    head = build_cls_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            head=dict(type=kind, num_classes=3, in_channels=4),
+            memory=dict(momentum=0.5),
+        )
+    )
     samples = cls_samples([1, 2])
+    for sample in samples:
+        sample.set_gt_score(torch.tensor([0.0, 1.0, 0.0]))
+    head.loss((torch.randn(2, 4),), samples)  # whole images
     for sample in samples:
         sample.set_gt_score(torch.tensor([0.5, 0.5, 0.0]))
     with pytest.raises(ValueError, match='remove model.train_cfg.augments'):

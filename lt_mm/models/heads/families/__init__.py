@@ -6,6 +6,7 @@ from lt_mm.models.heads.families.anchor_heads import (
     GFLConsistency,
     RPNConsistency,
 )
+from lt_mm.models.heads.families.chosen_heads import PAAConsistency
 from lt_mm.models.heads.families.cls_head import ClsConsistency
 from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency
 from lt_mm.models.heads.families.detr_heads import DETRConsistency
@@ -21,6 +22,7 @@ from lt_mm.models.heads.families.roi_heads import (
     RoIConsistency,
 )
 from lt_mm.models.heads.families.roi_sampler import SourceTrackingSampler
+from lt_mm.models.heads.families.text_heads import PhraseConsistency
 
 __all__ = [
     'ATSSConsistency',
@@ -34,6 +36,8 @@ __all__ = [
     'FCOSConsistency',
     'GFLConsistency',
     'MaskConsistency',
+    'PAAConsistency',
+    'PhraseConsistency',
     'RPNConsistency',
     'RTMDetConsistency',
     'RoIConsistency',

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import DeformableDETRHead, DETRHead, DINOHead
+from mmdet.models.dense_heads import DDQDETRHead, DeformableDETRHead, DETRHead, DINOHead
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency, a
 from lt_mm.models.heads.head_families import register_head_family
 
 
-@register_head_family(DETRHead, DeformableDETRHead, DINOHead)
+@register_head_family(DETRHead, DeformableDETRHead, DINOHead, DDQDETRHead)
 class DETRConsistency(DenseConsistency):
     """Mixin of DETR-like heads."""
 
@@ -45,9 +45,10 @@ class DETRConsistency(DenseConsistency):
 
 
 def _matching(arguments: dict[str, Any], all_layers: Tensor) -> Tensor:
-    """(B, n, ...) of the last layer, without DINO's denoising queries."""
-    denoising = arguments.get('dn_meta') or {}
-    return all_layers[-1][:, denoising.get('num_denoising_queries', 0) :]
+    """(B, n, ...) of the last layer, without DINO's denoising and DDQ's dense queries."""
+    others = arguments.get('dn_meta') or {}
+    end = all_layers.shape[2] - others.get('num_dense_queries', 0)
+    return all_layers[-1][:, others.get('num_denoising_queries', 0) : end]
 
 
 def _sides(meta: dict[str, Any], like: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ def test_rho_zero_is_the_stock_head(kind):
         predicted = [
             each.eval().predict(*kind.inputs(count), with_phrases(replicas()[:count]))
             for each in (plain, head)
+            if count
         ]
     for theirs, mine in zip(*predicted):
         for name in ('bboxes', 'scores'):
@@ -152,7 +153,7 @@ ALIKE = {
     'LDHead': (
         'GFL',
         dict(loss_ld=dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)),
-        lambda outputs: dict(soft_targets=[level.detach().flip(1) for level in outputs[1]]),
+        lambda head, outputs: dict(soft_targets=[level.detach().flip(1) for level in outputs[1]]),
     ),
     'PISASSDHead': (
         'SSD',
@@ -160,13 +161,16 @@ ALIKE = {
             train_cfg=HEADS['SSD']['train_cfg']
             | dict(isr=dict(k=2.0, bias=0.0), carl=dict(k=1.0, bias=0.2))
         ),
-        lambda outputs: {},
+        lambda head, outputs: {},
     ),
     'RTMDetInsHead': (
         'RTMDet',
-        dict(num_prototypes=2, num_dyconvs=1, mask_loss_stride=8),
-        lambda outputs: dict(
-            kernel_preds=[level.new_ones(len(level), 5, *level.shape[2:]) for level in outputs[0]],
+        dict(num_prototypes=2, dyconv_channels=2, mask_loss_stride=8),
+        lambda head, outputs: dict(
+            kernel_preds=[
+                level.new_ones(len(level), head.num_gen_params, *level.shape[2:])
+                for level in outputs[0]
+            ],
             mask_feat=outputs[0][0].detach()[:, :2],
         ),
     ),
@@ -188,7 +192,7 @@ def test_heads_with_further_losses_have_the_terms_of_their_kind(name):
         *outputs,
         batch_gt_instances=[sample.gt_instances for sample in samples],
         batch_img_metas=[sample.metainfo for sample in samples],
-        **extra(outputs),
+        **extra(head, outputs),
     )
     assert len(found) > len(expected)
     for key in (key for key in expected if 'lt_' in key):

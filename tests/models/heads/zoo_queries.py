@@ -91,7 +91,29 @@ class Queries(Kind):
 
 
 class DDQ(Queries):
+    """Every third query is like another one in the last layer, and is not matched there."""
+
     dense = 5
+    distinct = torch.arange(MATCHING) % 3 != 1
+
+    def build(self, **options):
+        head = super().build(**options)
+        head.cache_dict = dict(
+            num_dense_queries=self.dense,
+            num_heads=1,
+            # The last one is that of the prediction.
+            distinct_query_mask=[
+                *[self.distinct.expand(5, 1, -1)] * (LAYERS - 1),
+                torch.ones(5, 1, DENOISING + MATCHING + self.dense, dtype=torch.bool),
+            ],
+        )
+        return head
+
+    def positives(self, head, outputs, samples):
+        rows = self.distinct.nonzero()[:, 0].tolist()
+        return [
+            [(rows[row], k) for row, k in own] for own in super().positives(head, outputs, samples)
+        ]
 
 
 def with_phrases(samples: list) -> list:
@@ -102,6 +124,7 @@ def with_phrases(samples: list) -> list:
         gt.positive_maps = torch.zeros(len(gt), TOKENS)
         for row, label in enumerate(gt.labels.tolist()):
             gt.positive_maps[row, PHRASES[label]] = 1.0
+        gt.text_token_mask = torch.arange(TOKENS).expand(len(gt), -1) < TEXT
         sample.token_positive_map = {
             label + 1: list(tokens) for label, tokens in enumerate(PHRASES)
         }
@@ -228,6 +251,8 @@ QUERY_KINDS: dict[str, Kind] = {
         dict(
             HEADS['ATSS'],
             type='ATSSVLFusionHead',
+            # The stock anchors are not symmetric; all near an object are positive so.
+            train_cfg=dict(HEADS['ATSS']['train_cfg'], assigner=dict(type='ATSSAssigner', topk=24)),
             lang_model_name='none',
             loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0),
         )

@@ -1,6 +1,7 @@
 """DETR and its descendants: the matched queries of the last decoder layer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency, a
 from lt_mm.models.heads.head_families import register_head_family
 
 
-@register_head_family(DETRHead, DeformableDETRHead, DINOHead, DDQDETRHead)
+@register_head_family(DETRHead, DeformableDETRHead, DINOHead)
 class DETRConsistency(DenseConsistency):
     """Mixin of DETR-like heads."""
 
@@ -42,6 +43,23 @@ class DETRConsistency(DenseConsistency):
             return boxes * sides[rows // queries]
 
         return decode
+
+
+@register_head_family(DDQDETRHead)
+class DDQConsistency(DETRConsistency):
+    """Mixin of DDQ heads, which match only the queries that are distinct in a layer."""
+
+    def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
+        compared = super().lt_compared(assigned, arguments)
+        layers = len(arguments['all_layers_cls_scores'])
+        if layers == 1:  # all are
+            return compared
+        masks = self.cache_dict['distinct_query_mask'][layers - 2]
+        heads = self.cache_dict['num_heads']
+        return [
+            replace(image, rows=masks[number * heads][0].nonzero()[:, 0][image.rows])
+            for number, image in enumerate(compared)
+        ]
 
 
 def _matching(arguments: dict[str, Any], all_layers: Tensor) -> Tensor:

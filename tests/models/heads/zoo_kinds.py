@@ -85,6 +85,7 @@ class Kind:
     by_stride = False
     boxes = 1
     first = False
+    epoch = 0
     num_predicted = 2
 
     def __init__(self, config: dict, **facts: Any) -> None:
@@ -94,7 +95,7 @@ class Kind:
     def build(self, **options: Any) -> nn.Module:
         """The stock head; wrapped where there are options, with the formula of the paper."""
         init_default_scope('mmdet')
-        MessageHub.get_current_instance().update_info('epoch', 0)
+        MessageHub.get_current_instance().update_info('epoch', self.epoch)
         config: Any = ConfigDict(dict(copy.deepcopy(self.config), test_cfg=dict(_TEST)))
         if options:
             config = dict(type='lt_mm.LossTransformHead', head=config, strength='plain') | options
@@ -367,7 +368,7 @@ class Guided(Kind):
 
 class RepPoints(Kind):
     channels = (18, 18)
-    span = (-1.5, 1.5)
+    span = (-3.0, 3.0)
     boxes = 2
 
     def flip(self, number, values, stride):
@@ -378,7 +379,7 @@ class RepPoints(Kind):
         level, y, x, _ = place_of(head, row)
         ys, xs = raw[0::2] + y, raw[1::2] + x
         half_x, half_y = (
-            torch.std(values) * head.moment_transfer[axis].double().exp()
+            (torch.std(values) * head.moment_transfer[axis].double().exp()).clamp(min=1)
             for axis, values in enumerate((xs, ys))
         )
         sides = [xs.mean() - half_x, ys.mean() - half_y, xs.mean() + half_x, ys.mean() + half_y]
@@ -846,6 +847,7 @@ KINDS: dict[str, Kind] = {
         )
     ),
 }
+KINDS['TOOD, later'] = TOOD(KINDS['TOOD'].config, epoch=4)
 KINDS['LAD'] = LAD(
     dict(without(KINDS['PAA'].config), type='LADHead', loss_bbox=dict(type='GIoULoss'))
 )

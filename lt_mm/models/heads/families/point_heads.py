@@ -137,7 +137,12 @@ class FoveaConsistency(DenseConsistency):
 
 @register_head_family(RepPointsHead)
 class RepPointsConsistency(DenseConsistency):
-    """Mixin of RepPoints heads; compared are the refined points, by the boxes around them."""
+    """Mixin of RepPoints heads; compared are the refined points, by the boxes around them.
+
+    The points begin in one place, where boxes without size would make any two of them infinitely
+    different. Boxes count as at least half as wide and high as the objects of their level, by
+    whose size the stock losses measure.
+    """
 
     lt_averages_positives = False
 
@@ -160,6 +165,10 @@ class RepPointsConsistency(DenseConsistency):
                 return shapes[rows, :4]
             point = rows % len(points)
             boxes = self.points2bbox(shapes[rows].float())
+            low, high = boxes[:, :2], boxes[:, 2:]
+            centres = (low + high) / 2
+            halves = ((high - low) / 2).clamp(min=self.point_base_scale / 4)
+            boxes = torch.cat([centres - halves, centres + halves], dim=1)
             return boxes * strides[point, None] + points[point].repeat(1, 2)
 
         return decode

@@ -225,6 +225,22 @@ def annotation_of_target(
     return (distance + _LABEL_MISMATCH * other_class).argmin(dim=1)
 
 
+def best_of_annotations(scores: Tensor, boxes_xyxy: Tensor, annotations_xyxy: Tensor) -> Tensor:
+    """The prediction of each annotation that is best by its score times its overlap.
+
+    Args:
+        scores: (n, G), the score of each prediction for the class of each annotation.
+        boxes_xyxy: (n, 4), n > 0.
+        annotations_xyxy: (G, 4).
+
+    Returns:
+        (G,) int64 rows of the predictions. Where none overlaps, the nearest one.
+    """
+    iou = pairwise_iou(boxes_xyxy, annotations_xyxy)
+    gap = (_wide(boxes_xyxy)[:, None] - _wide(annotations_xyxy)[None]).abs().sum(dim=2)
+    return torch.where(iou > 0, scores * iou, -gap).nan_to_num(nan=-torch.inf).argmax(dim=0)
+
+
 def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     """Intersection over union: (..., n, 4) and (..., k, 4) xyxy to (..., n, k).
 

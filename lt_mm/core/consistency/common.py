@@ -32,6 +32,15 @@ def group_sum(values: Tensor, groups: PairedGroups) -> Tensor:
     return sums.index_add(0, groups.numbers, values)[groups.numbers]
 
 
+def logits_of(probabilities: Tensor) -> Tensor:
+    """Logits of probabilities, in float32 or wider; 0 and 1 count as the numbers next to them."""
+    if probabilities.dtype != torch.float64:
+        probabilities = probabilities.float()
+    eps = torch.finfo(probabilities.dtype).eps
+    probabilities = probabilities.clamp(eps, 1 - eps)
+    return probabilities.log() - (-probabilities).log1p()
+
+
 def average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Tensor:
     """The sum over the paired of (N,) or (N, D) divergences, divided by n of the formula."""
     if avg_factor is None:

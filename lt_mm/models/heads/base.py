@@ -21,8 +21,9 @@ from lt_mm.models.heads.pairing import Pairs
 from lt_mm.models.memory import HeadMemory
 from lt_mm.models.mixins import InstanceMixin, mix_in
 from lt_mm.structures import comparing_heads
-from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError
+from lt_mm.structures.errors import SAMPLER_HINT, UnpairedBatchError, UnsupportedHeadError
 from lt_mm.structures.pair_record import PairRecord
+from lt_mm.structures.supervision import Supervision
 
 # Batches in a row without whole groups before training is stopped where nothing tells the
 # number of replicas. A few are normal: a data set may replace an image.
@@ -42,6 +43,7 @@ class ConsistencyMixin(InstanceMixin):
         lt_recorder: Called with what is paired (:mod:`lt_mm.structures.pair_record`), while
             somebody wants to know.
         lt_memory: With ``memory=dict(...)``, what the head predicted in earlier epochs.
+        lt_splits_batches: Whether the stock loss of some images of a batch can be taken alone.
         lt_takes_teacher: Whether its predictions for some images may come from another head.
         lt_teacher: Gives them, within a training step (:mod:`lt_mm.models.weak_copies`).
     """
@@ -53,6 +55,7 @@ class ConsistencyMixin(InstanceMixin):
     lt_recorder: Callable[[PairRecord], None] | None = None
     lt_empty_terms: EmptyTerms
     lt_memory: HeadMemory | None = None
+    lt_splits_batches = True
     lt_takes_teacher = False
     lt_teacher: Callable[[Callable, Any], Any] | None = None
     _lt_excess = 0
@@ -194,6 +197,19 @@ class ConsistencyMixin(InstanceMixin):
             logits = pairs.cells.mean_logits(logits, sigmoid, options.temperature)
         code = ClassCode(logits.shape[1], options.memory.num_kept, sigmoid)
         return code, class_probabilities(logits, sigmoid, options.temperature)
+
+    def lt_check_split(self, supervision: Supervision) -> None:
+        """Refuses batches with images that the stock loss must not see, if they cannot be left out.
+
+        Raises:
+            UnsupportedHeadError: If there are some.
+        """
+        if not (supervision.is_stock or self.lt_splits_batches):
+            raise UnsupportedHeadError(
+                f'{type(self).__name__} computes its losses from what it keeps of the whole batch, '
+                'so images cannot be left out of them; expected a data set of labelled images '
+                "alone, and supervise='all' in the LossTransformHead"
+            )
 
     def lt_forward(self, forward: Callable, feats: Any) -> Any:
         """What ``forward`` predicts from features; for weak copies, what a teacher does."""

@@ -35,6 +35,10 @@ class ClassLoss:
         of QualityFocalLoss, so that classes that no replica sees do not make up the sum.
         """
         weight = float(getattr(loss, 'loss_weight', 1.0))
+        if hasattr(loss, 'pos_weight') and hasattr(loss, 'gamma'):  # GaussianFocalLoss
+            return cls(weight, Modulation(loss.alpha, loss.alpha, loss.pos_weight, loss.neg_weight))
+        if hasattr(loss, 'iou_weighted'):  # VarifocalLoss
+            return cls(weight, Modulation(0.0, loss.gamma, 1.0, loss.alpha))
         if hasattr(loss, 'gamma') and hasattr(loss, 'alpha'):  # FocalLoss
             gamma, alpha = loss.gamma, loss.alpha
             return cls(weight, Modulation(gamma, gamma, alpha, 1 - alpha))

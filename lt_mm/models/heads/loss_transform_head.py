@@ -26,7 +26,8 @@ class LossTransformHead:
 
     - MMPretrain classification heads with logits of shape (N, C), multi-label ones included;
     - MMDetection's single-stage heads ``RetinaHead``, ``SSDHead``, ``ATSSHead``, ``GFLHead``,
-      ``FCOSHead``, ``YOLOXHead``, ``DETRHead``, ``DeformableDETRHead``, ``DINOHead``, and
+      ``FCOSHead``, ``YOLOXHead``, ``RTMDetHead``, ``DETRHead``,
+      ``DeformableDETRHead``, ``DINOHead``, and
       ``RPNHead``, with subclasses that keep their losses;
     - ``roi_head``: ``StandardRoIHead``, ``CascadeRoIHead`` and their subclasses; wraps the box
       heads, the mask heads and the RoI samplers in it;

@@ -198,6 +198,19 @@ HEADS: dict[str, dict] = {
         sync_cls_avg_factor=True,
         loss_cls=_FOCAL,
     ),
+    'RTMDet': dict(
+        type='RTMDetHead',
+        **_COMMON,
+        feat_channels=CHANNELS,
+        stacked_convs=1,
+        with_objectness=False,
+        norm_cfg=dict(type='BN'),
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0.5, strides=STRIDES),
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+        train_cfg=dict(assigner=dict(type='DynamicSoftLabelAssigner', topk=6), **_PSEUDO),
+    ),
     'RPN': dict(
         type='RPNHead',
         in_channels=CHANNELS,
@@ -284,8 +297,8 @@ def made_outputs(
         return outputs, leaves
     sizes = [(HEIGHT // stride, WIDTH // stride) for stride in STRIDES]
     priors, per_prior = priors_of(head), box_channels(kind, head)
-    low, high = (0.2, 2.0) if kind in FCOS_LIKE else (-0.6, 0.6)
-    scale = [stride if kind == 'FCOS' else 1 for stride in STRIDES]
+    low, high = (0.2, 2.0) if kind in ('RTMDet', *FCOS_LIKE) else (-0.6, 0.6)
+    scale = [stride if kind in ('FCOS', 'RTMDet') else 1 for stride in STRIDES]
     scores = [
         leaf(images, count * head.cls_out_channels, *size) for count, size in zip(priors, sizes)
     ]
@@ -321,7 +334,7 @@ def mirrored(kind: str, head: nn.Module, outputs: tuple) -> tuple:
 
     def flip(boxes: torch.Tensor) -> torch.Tensor:
         each = boxes.flip(-1).unflatten(1, (-1, box_channels(kind, head)))
-        if kind == 'GFL' or kind in FCOS_LIKE:  # left and right change places
+        if kind in ('GFL', 'RTMDet', *FCOS_LIKE):  # left and right change places
             sides = each.unflatten(2, (4, -1))[:, :, [2, 1, 0, 3]]
             return sides.flatten(1, 3)
         first = 1 - each[:, :, :1] if kind == 'YOLOX' else -each[:, :, :1]
@@ -351,6 +364,9 @@ def losses_of(kind: str, head: nn.Module, outputs: tuple, samples: list) -> dict
 def as_the_head_gets(kind: str, samples: list) -> list:
     """Copies of the samples; a RPN has one class, as TwoStageDetector.loss makes it."""
     samples = copy.deepcopy(samples)
+    if kind == 'RTMDet':  # the stock assigner takes masks for tensors
+        for sample in samples:
+            sample.gt_instances.pop('masks', None)
     if kind == 'RPN':
         for sample in samples:
             sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
@@ -464,7 +480,7 @@ def box_at(
     if kind in DETR_LIKE:
         height, width = img_shape
         return _around(raw[0] * width, raw[1] * height, raw[2] * width, raw[3] * height)
-    if kind in ('YOLOX', 'GFL', *FCOS_LIKE):
+    if kind in ('YOLOX', 'GFL', 'RTMDet', *FCOS_LIKE):
         level, y, x, _ = place_of(head, row)
         stride = STRIDES[level]
         if kind == 'YOLOX':

@@ -166,7 +166,7 @@ def _positives(kind, head, target, sample):
         labels = [int(scores.argmax()) for scores in target[1]]
         boxes = list(target[3])
     else:
-        labels = target[1] if kind in ('ATSS', 'GFL') else target[0]
+        labels = target[1] if kind in ('ATSS', 'GFL', 'RTMDet') else target[0]
         rows = [row for row, label in enumerate(labels) if 0 <= label < head.num_classes]
         labels = [int(labels[row]) for row in rows]
         boxes = [_target_box(kind, head, target, row, sample) for row in rows]
@@ -188,7 +188,7 @@ def _target_box(kind, head, target, row, sample):
         left, top, right, bottom = target[1][row].double()
         x, y = (x + 0.5) * STRIDES[level], (y + 0.5) * STRIDES[level]
         return torch.stack([x - left, y - top, x + right, y + bottom])
-    if kind in ('ATSS', 'GFL'):
+    if kind in ('ATSS', 'GFL', 'RTMDet'):
         return target[3][row]
     if kind == 'RetinaNet, softmax':
         return target[2][row]
@@ -199,6 +199,9 @@ def _normaliser(kind, targets, positives):
     """n as the stock loss has it: positives, and what a sampler drew besides."""
     if kind == 'RPN':
         return sum(int((target[1] > 0).sum()) for target in targets)
+    if kind == 'RTMDet':
+        weight = sum(float(target[4].double().sum()) for target in targets)
+        return max(weight, 1) * sum(map(len, positives)) / weight
     least = 1 if kind in ANCHORS else 0
     return max(sum(max(len(own), least) for own in positives), 1)
 
@@ -524,49 +527,11 @@ def test_an_error_in_the_stock_loss_leaves_nothing_behind():
 # Other stock heads
 # ---------------------------------------------------------------------------
 
-_NARROW = dict(num_classes=CLASSES, in_channels=8, stacked_convs=1, feat_channels=8)
-_NO_NORM = dict(_NARROW, norm_cfg=None)
-_GROUPS = dict(_NARROW, norm_cfg=dict(type='GN', num_groups=2))
-_TALL = dict(_NARROW, anchor_generator=HEADS['RetinaNet']['anchor_generator'])
-_ONE = dict(anchor_generator=HEADS['ATSS']['anchor_generator'])
-_DETR = {
-    key: HEADS['DINO'][key]
-    for key in ('num_classes', 'embed_dims', 'loss_cls', 'loss_bbox', 'loss_iou')
-}
 _CORNER = dict(num_classes=CLASSES, in_channels=8, num_feat_levels=1)
 UNSUPPORTED = {
-    'FoveaHead': _NARROW,
-    'RepPointsHead': dict(_NARROW, point_feat_channels=8),
-    'FSAFHead': _TALL,
-    'PAAHead': dict(_NO_NORM, **_ONE),
-    'TOODHead': dict(_GROUPS, **_ONE, num_dcn=0),
-    'VFNetHead': _NO_NORM,
-    'FreeAnchorRetinaHead': _TALL,
-    'PISARetinaHead': _TALL,
-    'PISASSDHead': {
-        key: value for key, value in HEADS['SSD'].items() if key not in ('type', 'train_cfg')
-    },
-    'GARetinaHead': _NARROW,
-    'LADHead': dict(_NO_NORM, **_ONE),
-    'LDHead': dict(
-        _NO_NORM,
-        **_ONE,
-        reg_max=6,
-        loss_ld=dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10),
-    ),
-    'AutoAssignHead': _NO_NORM,
-    'YOLOFHead': dict(num_classes=CLASSES, in_channels=8, num_cls_convs=1, num_reg_convs=1, **_ONE),
-    'YOLOV3Head': dict(num_classes=CLASSES, in_channels=(8, 8, 8), out_channels=(8, 8, 8)),
-    'SABLRetinaHead': _NARROW,
     'CornerHead': _CORNER,
     'CentripetalHead': _CORNER,
     'CenterNetHead': dict(num_classes=CLASSES, in_channels=8, feat_channels=8),
-    'RTMDetHead': dict(
-        _NARROW,
-        norm_cfg=dict(type='BN'),
-        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=list(STRIDES)),
-    ),
-    'DDQDETRHead': dict(_DETR, num_pred_layer=3, as_two_stage=True, aux_num_pos=4),
 }
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import Scale
 
 from tests.models.heads.dense_data import HEADS, build, losses_of_inputs, total
 from tests.models.heads.head_data import (
@@ -18,6 +19,11 @@ from tests.models.heads.head_data import (
     roi_losses,
     sampled_rois,
 )
+from tests.models.heads.test_zoo_roi_heads import sparse_head, sparse_losses
+from tests.models.heads.zoo_kinds import KINDS as LEVEL_KINDS
+from tests.models.heads.zoo_queries import QUERY_KINDS
+
+KINDS = LEVEL_KINDS | QUERY_KINDS
 
 
 def samples():
@@ -36,6 +42,8 @@ def initialised(head, seed):
             module._is_init = False
         elif hasattr(module, 'reset_parameters'):
             module.reset_parameters()
+        elif isinstance(module, Scale):
+            module.scale.data.fill_(1.0)
     head.init_weights()
     return head
 
@@ -52,6 +60,19 @@ def check(losses):
 def test_dense_heads_start_at_half_of_their_stock_loss_at_most(kind, seed):
     head = initialised(build(kind, rho=1.0), seed)
     check(losses_of_inputs(kind, head, samples()))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_other_dense_heads_do_too(kind):
+    for seed in range(2):
+        head = initialised(KINDS[kind].build(rho=1.0), seed)
+        check(KINDS[kind].losses_of_inputs(head, samples()))
+
+
+@pytest.mark.parametrize('masks', [False, True], ids=['Sparse R-CNN', 'QueryInst'])
+def test_heads_of_queries_do_too(masks):
+    head = initialised(sparse_head(masks, wrapped=dict(rho=1.0)), 0)
+    check(sparse_losses(head, samples())[0])
 
 
 @pytest.mark.parametrize('seed', range(3))

@@ -441,17 +441,7 @@ def test_training_without_replicas_stops():
         roi_losses(head, samples)
 
 
-DYNAMIC = dict(
-    type='DynamicMaskHead',
-    num_classes=3,
-    in_channels=8,
-    conv_out_channels=8,
-    dynamic_conv_cfg=dict(
-        type='DynamicConv', in_channels=8, feat_channels=4, out_channels=8, input_feat_shape=3
-    ),
-)
 UNSUPPORTED = {
-    'DynamicMaskHead': DYNAMIC,
     'MaskPointHead': dict(
         type='MaskPointHead', num_classes=3, in_channels=8, num_fcs=1, fc_channels=8
     ),
@@ -489,8 +479,8 @@ def test_unsupported_mask_heads(name):
 
 
 def test_a_roi_head_with_an_unsupported_mask_head():
-    config = dict(mask_roi_head_config(), mask_head=DYNAMIC)
-    with pytest.raises(UnsupportedHeadError, match='DynamicMaskHead.*leave the mask head'):
+    config = dict(mask_roi_head_config(), mask_head=UNSUPPORTED['MaskPointHead'])
+    with pytest.raises(UnsupportedHeadError, match='MaskPointHead.*leave the mask head'):
         build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
 
 

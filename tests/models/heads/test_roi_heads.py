@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import DIIHead, Shared2FCBBoxHead
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
@@ -15,6 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from lt_mm.core.consistency import bernoulli_consistency, box_consistency, categorical_consistency
+from lt_mm.models.heads import wrap_head
 from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError, UnsupportedHeadError
 from tests import reference_losses as twin
 from tests.models.heads.head_data import (
@@ -369,33 +371,20 @@ def test_training_without_replicas_stops():
         roi_losses(head, samples)
 
 
-@pytest.mark.parametrize(
-    'change, message',
-    [
-        (dict(loss_cls=dict(type='SeesawLoss', num_classes=3)), 'SeesawLoss'),
-        (dict(type='DIIHead', num_classes=3, in_channels=8), 'DIIHead'),
-    ],
-)
-def test_unsupported_box_heads(change, message):
-    head = roi_head_config()['bbox_head'] | change
-    if head['type'] == 'DIIHead':
-        head = dict(
-            type='DIIHead',
-            num_classes=3,
-            in_channels=8,
-            num_heads=2,
-            feedforward_channels=8,
-            dynamic_conv_cfg=dict(
-                type='DynamicConv',
-                in_channels=8,
-                feat_channels=4,
-                out_channels=8,
-                input_feat_shape=3,
-            ),
-        )
-    init_default_scope('mmdet')
-    with pytest.raises(UnsupportedHeadError, match=message):
-        MODELS.build(dict(type='lt_mm.LossTransformHead', head=head))
+class BoxHeadWithItsOwnLoss(Shared2FCBBoxHead):
+    def loss_and_target(self, *args, **kwargs):
+        return super().loss_and_target(*args, **kwargs)
+
+
+class QueriesWithTheirOwnLoss(DIIHead):
+    def loss_and_target(self, *args, **kwargs):
+        return super().loss_and_target(*args, **kwargs)
+
+
+@pytest.mark.parametrize('head', [BoxHeadWithItsOwnLoss, QueriesWithTheirOwnLoss])
+def test_box_heads_with_a_loss_of_their_own_are_refused(head):
+    with pytest.raises(UnsupportedHeadError, match=f'{head.__name__} has a loss of its own'):
+        wrap_head(head())
 
 
 @pytest.mark.parametrize(
@@ -712,8 +701,8 @@ def test_a_cascade_without_a_proposal(kind):
 
 def test_a_cascade_with_a_head_that_cannot_be_wrapped():
     config = copy.deepcopy(CASCADES['Cascade R-CNN'])
-    config['bbox_head'][2]['loss_cls'] = dict(type='SeesawLoss', num_classes=3)
-    with pytest.raises(UnsupportedHeadError, match='SeesawLoss'):
+    config['bbox_head'][2] = dict(type='MultiInstanceBBoxHead', num_instance=2, num_classes=3)
+    with pytest.raises(UnsupportedHeadError, match='MultiInstanceBBoxHead'):
         build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
 
 

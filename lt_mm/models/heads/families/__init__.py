@@ -6,17 +6,23 @@ from lt_mm.models.heads.families.anchor_heads import (
     GFLConsistency,
     RPNConsistency,
 )
+from lt_mm.models.heads.families.chosen_heads import PAAConsistency
 from lt_mm.models.heads.families.cls_head import ClsConsistency
 from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency
 from lt_mm.models.heads.families.detr_heads import DETRConsistency
 from lt_mm.models.heads.families.mask_head import MaskConsistency
-from lt_mm.models.heads.families.point_heads import FCOSConsistency, YOLOXConsistency
+from lt_mm.models.heads.families.point_heads import (
+    FCOSConsistency,
+    RTMDetConsistency,
+    YOLOXConsistency,
+)
 from lt_mm.models.heads.families.roi_heads import (
     BBoxConsistency,
     CascadeConsistency,
     RoIConsistency,
 )
 from lt_mm.models.heads.families.roi_sampler import SourceTrackingSampler
+from lt_mm.models.heads.families.text_heads import PhraseConsistency
 
 __all__ = [
     'ATSSConsistency',
@@ -30,7 +36,10 @@ __all__ = [
     'FCOSConsistency',
     'GFLConsistency',
     'MaskConsistency',
+    'PAAConsistency',
+    'PhraseConsistency',
     'RPNConsistency',
+    'RTMDetConsistency',
     'RoIConsistency',
     'SourceTrackingSampler',
     'YOLOXConsistency',

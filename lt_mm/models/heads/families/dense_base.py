@@ -1,29 +1,32 @@
 """The consistency term on MMDetection's single-stage heads: what their families share.
 
-A dense head assigns its predictions inside ``_get_targets_single``, once an image. The
-mixin reads there which predictions became positives of which annotation, while the stock
-``loss_by_feat`` runs, and adds the terms to its losses. A family tells how the targets and
-the boxes of its heads are laid out.
+A dense head assigns its predictions in a method that is called while its ``loss_by_feat``
+runs, such as ``_get_targets_single`` once an image. The mixin reads there which predictions
+became positives of which annotation, and adds the terms to the losses. A family names that
+method, and tells how the targets and the boxes of its heads are laid out.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from lt_mm.core.pairing import annotation_of_target
+from lt_mm.core.pairing import annotation_of_target, best_of_annotations
 from lt_mm.models.heads.candidates import Detections
 from lt_mm.models.heads.detections import DetectionConsistency
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.record import InstanceRecord, refuse_moved_image
 from lt_mm.structures.supervision import LEAVES_OUT_UNLABELLED, Supervision
 
-# A subclass that overrides one of these may lay out its predictions in another way.
+# A subclass that overrides one of these, or the method that the family reads, may lay out its
+# predictions in another way.
 _READ_METHODS = ('loss_by_feat', '_get_targets_single', 'loss_by_feat_single')
 
 
@@ -49,36 +52,38 @@ class DenseConsistency(DetectionConsistency):
     from the usual :meth:`lt_class_logits`, :meth:`lt_is_sigmoid` and :meth:`lt_compared`.
 
     Attributes:
+        lt_reads: The method of the stock head that tells the positives. It is called for one
+            image after the other, or once for the batch. None where nothing is read.
         lt_averages_positives: Whether the stock loss is divided by the mean number of
             positives over the ranks, rather than by this rank's.
     """
 
+    lt_reads: str | None = '_get_targets_single'
     lt_averages_positives = True
     lt_takes_teacher = True
-    _lt_assigned_images: list[Assigned] | None = None
 
     @classmethod
     def lt_check(cls, head: Any) -> None:
         """Refuses heads that compute their loss or their targets in a way of their own."""
-        own = type(head)
+        own, read = type(head), dict.fromkeys((*_READ_METHODS, cls.lt_reads or _READ_METHODS[0]))
         for stock in cls.lt_heads:
             if isinstance(head, stock) and all(
-                getattr(own, name, None) is getattr(stock, name, None) for name in _READ_METHODS
+                getattr(own, name, None) is getattr(stock, name, None) for name in read
             ):
                 return
         raise UnsupportedHeadError(
             f'{own.__name__} computes its loss or its targets in a way of its own, so '
             'its predictions cannot be grouped by instance; expected '
             f'{", ".join(stock.__name__ for stock in cls.lt_heads)} or a subclass that keeps '
-            f'{", ".join(_READ_METHODS)}. Leave this head as it is: '
+            f'{", ".join(read)}. Leave this head as it is: '
             f"bbox_head=dict(type='{own.__name__}', ...)"
         )
 
-    def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
-        """The positives of an image.
+    def lt_assigned(self, targets: Any, arguments: dict[str, Any]) -> Assigned | list[Assigned]:
+        """The positives of an image, or of all images of the batch.
 
         Args:
-            targets: What ``_get_targets_single`` returned.
+            targets: What the method that is read returned.
             arguments: Its arguments by name.
         """
         raise NotImplementedError
@@ -104,8 +109,18 @@ class DenseConsistency(DetectionConsistency):
         return bool(self.loss_cls.use_sigmoid)
 
     def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
-        """The images whose predictions are compared, of all for which targets were made."""
+        """The positives of each image that are compared.
+
+        Args:
+            assigned: All that :meth:`lt_assigned` told, in the order of the calls.
+            arguments: Those of ``loss_by_feat`` by name.
+        """
         return assigned
+
+    @property
+    def lt_splits_batches(self) -> bool:  # type: ignore[override]  # of others it is a constant
+        """Not where a mask head takes the positives of the whole batch from this head."""
+        return type(self).get_positive_infos is BaseDenseHead.get_positive_infos
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.lt_teacher is None:
@@ -133,6 +148,7 @@ class DenseConsistency(DetectionConsistency):
         self, arguments: dict[str, Any], supervision: Supervision
     ) -> tuple[dict[str, Any], list[Assigned]]:
         """The stock losses of the supervised images, and the positives of every image."""
+        self.lt_check_split(supervision)
         if supervision.is_stock:
             return self._lt_assigning(arguments)
         images = supervision.supervised_images
@@ -153,12 +169,9 @@ class DenseConsistency(DetectionConsistency):
 
     def _lt_assigning(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Assigned]]:
         """The stock losses of some images, and their positives."""
-        self._lt_assigned_images = []
-        try:
+        with self._lt_reading() as assigned:
             losses = super().loss_by_feat(**arguments)
-            return losses, self.lt_compared(self._lt_assigned_images, arguments)
-        finally:
-            self._lt_assigned_images = None
+        return losses, self.lt_compared(assigned, arguments)
 
     def _lt_selected(self, arguments: dict[str, Any], images: list[int]) -> dict[str, Any]:
         return {name: self.lt_select(name, value, images) for name, value in arguments.items()}
@@ -179,12 +192,27 @@ class DenseConsistency(DetectionConsistency):
             return [self.lt_select('', each, images) for each in value]
         return value[images] if isinstance(value, Tensor) else value
 
-    def _get_targets_single(self, *args: Any, **kwargs: Any) -> tuple:
-        targets = super()._get_targets_single(*args, **kwargs)
-        if self._lt_assigned_images is not None:
-            bound = inspect.signature(super()._get_targets_single).bind(*args, **kwargs)
-            self._lt_assigned_images.append(self.lt_assigned(targets, bound.arguments))
-        return targets
+    @contextmanager
+    def _lt_reading(self) -> Iterator[list[Assigned]]:
+        """Collects what the stock head assigns meanwhile."""
+        assigned: list[Assigned] = []
+        if self.lt_reads is None:
+            yield assigned
+            return
+        stock = getattr(self, self.lt_reads)
+        signature = inspect.signature(stock)
+
+        def reading(*args: Any, **kwargs: Any) -> Any:
+            targets = stock(*args, **kwargs)
+            found = self.lt_assigned(targets, signature.bind(*args, **kwargs).arguments)
+            assigned.extend(found if isinstance(found, list) else [found])
+            return targets
+
+        setattr(self, self.lt_reads, reading)
+        try:
+            yield assigned
+        finally:
+            delattr(self, self.lt_reads)
 
     def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
         """What the head predicted for all images, from the arguments of ``loss_by_feat``.
@@ -212,6 +240,29 @@ class DenseConsistency(DetectionConsistency):
         if self.lt_averages_positives:
             num_positives = reduce_mean(torch.tensor(float(num_positives), device=device)).item()
         return max(num_positives, 1)
+
+
+class SoftConsistency(DenseConsistency):
+    """Mixin of heads without positives: all predictions near an annotation share its loss.
+
+    Of each annotation one prediction is compared, the best by its score times its overlap.
+    """
+
+    lt_reads = None
+
+    @torch.no_grad()
+    def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
+        logits, decode = self.lt_class_logits(arguments), self.lt_box_decoder(arguments)
+        scores = logits.float().sigmoid() if self.lt_is_sigmoid() else logits.float().softmax(-1)
+        found = []
+        for image, gt_instances in enumerate(arguments['batch_gt_instances']):
+            labels = gt_instances.labels
+            rows = torch.arange(logits.shape[1], device=logits.device)
+            boxes = decode(rows + image * len(rows), torch.zeros_like(rows))
+            best = best_of_annotations(scores[image][:, labels], boxes, gt_instances.bboxes)
+            annotations = torch.arange(len(labels), device=labels.device)
+            found.append(Assigned(best, annotations, len(labels)))
+        return found
 
 
 def flatten_levels(levels: Sequence[Tensor], channels: int) -> Tensor:

@@ -1,10 +1,11 @@
 """DETR and its descendants: the matched queries of the last decoder layer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import DeformableDETRHead, DETRHead, DINOHead
+from mmdet.models.dense_heads import DDQDETRHead, DeformableDETRHead, DETRHead, DINOHead
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
@@ -52,10 +53,33 @@ class DETRConsistency(DenseConsistency):
         return decode
 
 
+@register_head_family(DDQDETRHead)
+class DDQConsistency(DETRConsistency):
+    """Mixin of DDQ heads, which match only the queries that are distinct in a layer.
+
+    They keep which these are in the whole batch.
+    """
+
+    lt_splits_batches = False
+
+    def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
+        compared = super().lt_compared(assigned, arguments)
+        layers = len(arguments['all_layers_cls_scores'])
+        if layers == 1:  # all are
+            return compared
+        masks = self.cache_dict['distinct_query_mask'][layers - 2]
+        heads = self.cache_dict['num_heads']
+        return [
+            replace(image, rows=masks[number * heads][0].nonzero()[:, 0][image.rows])
+            for number, image in enumerate(compared)
+        ]
+
+
 def _matching(arguments: dict[str, Any], all_layers: Tensor) -> Tensor:
-    """(B, n, ...) of the last layer, without DINO's denoising queries."""
-    denoising = arguments.get('dn_meta') or {}
-    return all_layers[-1][:, denoising.get('num_denoising_queries', 0) :]
+    """(B, n, ...) of the last layer, without DINO's denoising and DDQ's dense queries."""
+    others = arguments.get('dn_meta') or {}
+    end = all_layers.shape[2] - others.get('num_dense_queries', 0)
+    return all_layers[-1][:, others.get('num_denoising_queries', 0) : end]
 
 
 def _sides(meta: dict[str, Any], like: Tensor) -> Tensor:

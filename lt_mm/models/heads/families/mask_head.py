@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.mask_heads import DynamicMaskHead, FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from lt_mm.structures.supervision import Supervision
 _MAX_BLUR = 0.1
 
 
-@register_head_family(FCNMaskHead)
+@register_head_family(FCNMaskHead, DynamicMaskHead)
 class MaskConsistency(ConsistencyMixin):
     """Mixin of a mask head."""
 
@@ -39,7 +39,7 @@ class MaskConsistency(ConsistencyMixin):
     def lt_check(cls, head: Any) -> None:
         """Refuses mask heads with a loss of their own."""
         loss_and_target = getattr(type(head), 'loss_and_target', None)
-        if loss_and_target is not FCNMaskHead.loss_and_target:
+        if loss_and_target not in [stock.loss_and_target for stock in cls.lt_heads]:
             raise UnsupportedHeadError(
                 f'{type(head).__name__} predicts masks in a form of its own; expected an '
                 'FCNMaskHead or a subclass that keeps its loss_and_target. Wrap '

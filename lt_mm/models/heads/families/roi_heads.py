@@ -10,8 +10,9 @@ from mmdet.models.roi_heads import (
     StandardRoIHead,
     TridentRoIHead,
 )
-from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead, DIIHead, SABLHead
 from mmdet.models.task_modules.samplers import SamplingResult
+from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from lt_mm.models.heads.families.roi_sampler import (
     records_of,
     wrapped_heads,
 )
-from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.head_families import family_of, register_head_family
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.structures.errors import UnsupportedHeadError
 from lt_mm.structures.record import ImageRecord, refuse_moved_image
@@ -51,15 +52,12 @@ class BBoxConsistency(DetectionConsistency):
     def lt_check(cls, head: Any) -> None:
         """Refuses box heads with a loss or a classifier of their own kind."""
         name = type(head).__name__
-        # SABLHead skips BBoxHead's own construction and predicts buckets.
-        if type(head).loss_and_target is not BBoxHead.loss_and_target or not hasattr(
-            head, 'with_cls'
-        ):
+        if type(head).loss_and_target is not BBoxHead.loss_and_target:
             raise UnsupportedHeadError(
                 f'{name} has a loss of its own; expected a BBoxHead that '
                 'keeps BBoxHead.loss_and_target, such as Shared2FCBBoxHead'
             )
-        if head.custom_activation or not hasattr(head.loss_cls, 'use_sigmoid'):
+        if not hasattr(head.loss_cls, 'use_sigmoid'):
             raise UnsupportedHeadError(
                 f'{name} classifies with {type(head.loss_cls).__name__}, '
                 'whose scores are neither a softmax nor sigmoids over the logits; use '
@@ -84,13 +82,15 @@ class BBoxConsistency(DetectionConsistency):
             cls_score, bbox_pred, rois, sampling_results, *args, **kwargs
         )
 
+        with_cls, with_reg = (getattr(self, name, True) for name in ('with_cls', 'with_reg'))
+
         def decode(rows: Tensor, labels: Tensor) -> Tensor:
-            return self._lt_decode(bbox_pred[rows], rois[rows, 1:], labels)
+            return self.lt_decode(bbox_pred, rois[:, 1:], rows, labels)
 
         # Images are laid out as positives, then negatives.
         detections = Detections(
-            logits=cls_score if self.with_cls else None,
-            decode=decode if self.with_reg else None,
+            logits=self.lt_class_logits(cls_score) if with_cls else None,
+            decode=decode if with_reg else None,
             counts=[len(sampled.priors) for sampled in sampling_results],
             records=records_of(sampling_results),
             positives=[
@@ -98,7 +98,7 @@ class BBoxConsistency(DetectionConsistency):
                 for sampled in sampling_results
             ],
             annotations=[sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
-            sigmoid=self.with_cls and self.loss_cls.use_sigmoid,
+            sigmoid=with_cls and self.loss_cls.use_sigmoid,
             avg_factor=max(len(rois), 1),
             priors=rois[:, 1:],
             given=[sampled.pos_is_gt.bool() for sampled in sampling_results],
@@ -136,12 +136,73 @@ class BBoxConsistency(DetectionConsistency):
         # The next stage of a cascade refines the boxes of all images.
         return {**result, 'bbox_targets': self.get_targets(sampling_results, rcnn_train_cfg)}
 
-    def _lt_decode(self, deltas: Tensor, priors: Tensor, labels: Tensor) -> Tensor:
+    def lt_class_logits(self, cls_score: Tensor) -> Tensor:
+        """(N, C) logits of a softmax or of sigmoids, whatever the stock loss makes of scores."""
+        if not self.custom_activation:
+            return cls_score
+        if self.loss_cls.use_sigmoid:
+            return cls_score[:, : self.num_classes]
+        probabilities = self.loss_cls.get_activation(cls_score.float())
+        return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+    def lt_decode(self, bbox_pred: Any, priors: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """Boxes (P, 4) of rows (P,) of the predictions, of classes (P,)."""
+        deltas = bbox_pred[rows]
         if not self.reg_class_agnostic:
             size = self.bbox_coder.encode_size
             each = deltas.unflatten(1, (deltas.shape[1] // size, size))
             deltas = each[torch.arange(len(each), device=each.device), labels]
-        return self.bbox_coder.decode(priors.float(), deltas.float())
+        return self.bbox_coder.decode(priors[rows].float(), deltas.float())
+
+
+@register_head_family(SABLHead)
+class SABLConsistency(BBoxConsistency):
+    """Mixin of SABL heads, which say the sides of a box by buckets and offsets in them."""
+
+    def lt_decode(self, bbox_pred: Any, priors: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        predicted = [sides[rows].float() for sides in bbox_pred]
+        return self.bbox_coder.decode(priors[rows].float(), predicted)[0]
+
+
+@register_head_family(DIIHead)
+class DIIConsistency(DetectionConsistency):
+    """Mixin of the box heads of Sparse R-CNN and QueryInst, whose RoIs are queries."""
+
+    # The stages hand their queries on, image by image, with the targets.
+    lt_splits_batches = False
+
+    @classmethod
+    def lt_check(cls, head: Any) -> None:
+        """Refuses subclasses with a loss of their own."""
+        if type(head).loss_and_target is not DIIHead.loss_and_target:
+            raise UnsupportedHeadError(
+                f'{type(head).__name__} has a loss of its own; expected a DIIHead that keeps '
+                'loss_and_target'
+            )
+
+    def loss_and_target(
+        self,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        sampling_results: list[SamplingResult],
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict:
+        result = super().loss_and_target(cls_score, bbox_pred, sampling_results, *args, **kwargs)
+        positives = [sampled.pos_inds for sampled in sampling_results]
+        num_positives = cls_score.new_tensor(float(sum(map(len, positives))))
+        detections = Detections(
+            logits=cls_score,
+            decode=lambda rows, labels: bbox_pred[rows].float(),
+            counts=[len(sampled.priors) for sampled in sampling_results],
+            records=records_of(sampling_results),
+            positives=positives,
+            annotations=[sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
+            sigmoid=self.loss_cls.use_sigmoid,
+            avg_factor=max(reduce_mean(num_positives).item(), 1),
+        )
+        self.lt_add_terms(detections, result['loss_bbox'])
+        return result
 
 
 @register_head_family(StandardRoIHead)
@@ -167,7 +228,7 @@ class RoIConsistency(ConsistencyMixin):
         """Wraps the box heads, the mask heads and the samplers in a RoI head, and itself."""
         cls.lt_check(head)
         for box_head in heads_of(head, 'bbox_head'):
-            BBoxConsistency.lt_wrap(box_head, options)
+            family_of(box_head).lt_wrap(box_head, options)
         for mask_head in heads_of(head, 'mask_head'):
             MaskConsistency.lt_wrap(mask_head, options)
         # Without train_cfg a RoI head has no sampler.
@@ -180,6 +241,9 @@ class RoIConsistency(ConsistencyMixin):
     def loss(
         self, x: tuple[Tensor], rpn_results_list: list[InstanceData], batch_data_samples: list[Any]
     ) -> dict[str, Tensor]:
+        supervision = Supervision.of(batch_data_samples, self.lt_options.supervise)
+        for head in wrapped_heads(self):
+            head.lt_check_split(supervision)
         for sample, proposals in zip(batch_data_samples, rpn_results_list):
             refuse_moved_image(sample)
             _check_proposals(sample, proposals)
@@ -194,7 +258,7 @@ class RoIConsistency(ConsistencyMixin):
         return losses
 
     def _lt_keys_of_terms(self) -> list[str]:
-        kinds = {BBoxConsistency: 'cls', MaskConsistency: 'mask'}
+        kinds = {DetectionConsistency: 'cls', MaskConsistency: 'mask'}
         return [
             f'loss_lt_{kind}'
             for head in wrapped_heads(self)

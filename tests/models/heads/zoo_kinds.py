@@ -293,7 +293,7 @@ class CondInst(SidesByTarget):
 
 
 class CenterNet(SidesByTarget):
-    by_stride = False
+    span, by_stride = (0.6, 2.0), False
 
     def distances(self, head, raw, stride):
         return raw * stride

@@ -282,6 +282,16 @@ def strides_of(prior_generator: Any, levels: Sequence[Tensor]) -> Tensor:
     )
 
 
+def widened(boxes: Tensor, sides: Tensor) -> Tensor:
+    """Boxes (P, 4) around their centres, with sides of (P,) pixels at least.
+
+    For heads whose boxes begin without any size: two such boxes are infinitely different.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    centres, halves = (low + high) / 2, torch.maximum((high - low) / 2, sides[:, None] / 2)
+    return torch.cat([centres - halves, centres + halves], dim=1)
+
+
 def foreground(labels: Tensor, num_classes: int) -> Tensor:
     """Rows of the positives among the labels (n,) of an image."""
     return ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)

@@ -19,6 +19,7 @@ from mmdet.models.dense_heads import (
     YOLOXHead,
 )
 from mmdet.structures.bbox import distance2bbox
+from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from lt_mm.core.consistency import logits_of
@@ -31,6 +32,7 @@ from lt_mm.models.heads.families.dense_base import (
     flatten_levels,
     foreground,
     strides_of,
+    widened,
 )
 from lt_mm.models.heads.head_families import register_head_family
 
@@ -77,7 +79,10 @@ class CondInstConsistency(FCOSConsistency):
 
 @register_head_family(CenterNetUpdateHead)
 class CenterNetUpdateConsistency(FCOSConsistency):
-    """Mixin of CenterNet heads with several levels; compared are the positives of the boxes."""
+    """Mixin of CenterNet heads with several levels; compared are the positives of the boxes.
+
+    Boxes, which begin without size, count as at least one stride wide and high.
+    """
 
     @property
     def lt_norm_on_bbox(self) -> bool:
@@ -93,6 +98,11 @@ class CenterNetUpdateConsistency(FCOSConsistency):
 
     def lt_is_sigmoid(self) -> bool:
         return True
+
+    def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        decode = super().lt_box_decoder(arguments)
+        strides = strides_of(self.prior_generator, arguments['bbox_preds'])
+        return lambda rows, labels: widened(decode(rows, labels), strides[rows % len(strides)])
 
 
 @register_head_family(FoveaHead)
@@ -139,9 +149,8 @@ class FoveaConsistency(DenseConsistency):
 class RepPointsConsistency(DenseConsistency):
     """Mixin of RepPoints heads; compared are the refined points, by the boxes around them.
 
-    The points begin in one place, where boxes without size would make any two of them infinitely
-    different. Boxes count as at least half as wide and high as the objects of their level, by
-    whose size the stock losses measure.
+    All points begin in one place. Boxes count as at least half as wide and high as the objects of
+    their level, by whose size the stock losses measure.
     """
 
     lt_averages_positives = False
@@ -165,11 +174,8 @@ class RepPointsConsistency(DenseConsistency):
                 return shapes[rows, :4]
             point = rows % len(points)
             boxes = self.points2bbox(shapes[rows].float())
-            low, high = boxes[:, :2], boxes[:, 2:]
-            centres = (low + high) / 2
-            halves = ((high - low) / 2).clamp(min=self.point_base_scale / 4)
-            boxes = torch.cat([centres - halves, centres + halves], dim=1)
-            return boxes * strides[point, None] + points[point].repeat(1, 2)
+            boxes = boxes * strides[point, None] + points[point].repeat(1, 2)
+            return widened(boxes, strides[point] * self.point_base_scale / 2)
 
         return decode
 
@@ -223,10 +229,13 @@ class _SoftLabelConsistency(ATSSConsistency):
 
     def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
         detections = super().lt_detections(assigned, arguments)
-        count = sum(len(image.rows) for image in assigned)
-        weights = sum(image.avg_factor for image in assigned)
+        sums = [
+            sum(len(image.rows) for image in assigned),
+            sum(image.avg_factor for image in assigned),
+        ]
+        count, weight = reduce_mean(arguments['cls_scores'][0].new_tensor(sums)).tolist()
         if count:
-            detections.avg_factor *= count / max(weights, _SMALLEST_WEIGHT)
+            detections.avg_factor *= count / max(weight, _SMALLEST_WEIGHT)
         return detections
 
 

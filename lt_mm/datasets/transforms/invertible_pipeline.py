@@ -21,7 +21,13 @@ from lt_mm.datasets.transforms.box_record import (
     enter_loaded,
     lost_message,
 )
-from lt_mm.datasets.transforms.image_loading import BadImageError, load_image, transform_image
+from lt_mm.datasets.transforms.image_loading import (
+    MAX_PIXELS,
+    BadImageError,
+    check_max_pixels,
+    load_image,
+    transform_image,
+)
 from lt_mm.datasets.transforms.mixing import Mixing
 from lt_mm.datasets.transforms.packing import write_record
 from lt_mm.datasets.transforms.samples import ORIGIN, path_of, source_key, source_shape
@@ -51,11 +57,12 @@ class InvertiblePipeline(BaseTransform):
     transforms that draw nothing at random (``Resize``) do right after loading. Each
     gets arrays of its own, so that transforms may write into them.
 
-    Bad input, where this pipeline loads: an image that cannot be read, that is a truncated JPEG, or
-    that OpenCV refuses to transform, is left out, counted and logged. The last good image takes the
-    place of *all* its replicas, so that groups stay whole; only before the first good image the
-    dataset has to find another. Annotated boxes that are not finite, without area or outside the
-    image are dropped, counted and logged; instances whose mask cannot be decoded are ignored. For
+    Bad input, where this pipeline loads: an image that cannot be read, that is a truncated JPEG, of
+    another size than the annotation file says, that OpenCV refuses to transform or that takes too
+    much memory, is left out, counted and logged. The last good image takes the place of *all* its
+    replicas, so that groups stay whole; only before the first good image the dataset has to find
+    another. Annotated boxes that are not finite, without area or outside the image are dropped,
+    counted and logged; instances whose mask cannot be decoded or has no pixel are ignored. For
     evaluation, where no image may take the place of another, set ``on_bad_image='raise'``.
 
     Args:
@@ -75,6 +82,9 @@ class InvertiblePipeline(BaseTransform):
             a wrong path or an unfinished download.
         max_skipped: So many different images may be skipped, counted over all workers
             of a rank; None for any number. Twenty in a row always raise.
+        max_pixels: An image whose header claims more pixels is not decoded, and left out like
+            one that cannot be read. None: headers are not read. The default is Pillow's
+            limit, half a gigabyte of RGB; a larger one needs Pillow's to be raised too.
 
     Raises:
         LostRecordError: A transform broke the record; the message names it.
@@ -91,6 +101,7 @@ class InvertiblePipeline(BaseTransform):
         on_bad_image: str = 'skip',
         on_missing_image: str = 'raise',
         max_skipped: int | None = 100,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         if isinstance(transforms, (dict, str)) or not transforms:
             raise ValueError(
@@ -104,6 +115,7 @@ class InvertiblePipeline(BaseTransform):
         self.number(sample_idx_offset or 0)
         self._rejected_key: tuple | None = None
         self.max_refetch = max_refetch
+        self._max_pixels = check_max_pixels(max_pixels)
         self._num_loading = _count_leading(self.transforms, loads)
         self._num_shared = _count_leading(self.transforms, can_be_shared)
         self._loading = SharedLoading()
@@ -239,9 +251,9 @@ class InvertiblePipeline(BaseTransform):
     def _apply(self, transform: Callable, results: dict) -> Any:
         """Runs a transform, on annotations that it can use and with errors that name the image."""
         if loads_boxes(transform) and 'instances' in results:
-            self._cleaner.clean(results, getattr(transform, 'with_mask', False))
-        elif loads(transform) and 'img' not in results:
-            return load_image(transform, results)
+            return self._cleaner.load(transform, results, transform_image)
+        if loads(transform) and 'img' not in results:
+            return load_image(transform, results, self._max_pixels)
         return transform_image(transform, results)
 
     def __repr__(self) -> str:

@@ -130,7 +130,9 @@ class StandIns:
             return make(as_stand_in(self._stand_in))
         try:
             output = make(results)
-        except (BadImageError, FileNotFoundError) as error:
+        except (BadImageError, FileNotFoundError, MemoryError) as error:
+            if isinstance(error, MemoryError):
+                error = BadImageError(f'{path_of(results)} takes more memory than there is')
             self._skipped.skip(int(results['sample_idx']), error)
             output = None
         else:

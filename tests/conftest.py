@@ -43,6 +43,16 @@ def _mmengine_globals() -> Iterator[None]:
     one for the rest of the process: a later test would look its bare names up in
     that scope, or write to that run's logger.
     """
+    yield from _restored_globals()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _mmengine_globals_of_a_module() -> Iterator[None]:
+    """The same for what fixtures of a whole module make, before its first test."""
+    yield from _restored_globals()
+
+
+def _restored_globals() -> Iterator[None]:
     managers = (DefaultScope, MessageHub, MMLogger, Visualizer)
     before = [(cls, OrderedDict(cls._instance_dict)) for cls in managers]
     yield

@@ -28,6 +28,7 @@ def draw_replicas(
     num_replicas: int = 4,
     score_threshold: float = 0.4,
     seed: int = 0,
+    trust_checkpoint: bool = False,
 ) -> dict[str, int]:
     """Draws replicas of a validation image and all their predictions on the source.
 
@@ -46,6 +47,7 @@ def draw_replicas(
         num_replicas: How many replicas to draw.
         score_threshold: Predictions with a lower score are left out.
         seed: Seed of the augmentations.
+        trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
 
     Returns:
         How many ``boxes`` were drawn, and how many of them are ``paired``.
@@ -61,7 +63,7 @@ def draw_replicas(
     if index is None:
         index = _index_with_most_instances(dataset)
     model = MODELS.build(cfg.model)
-    with checkpoint_loading():
+    with checkpoint_loading(trust_checkpoint):
         load_checkpoint(model, checkpoint, map_location='cpu')
     np.random.seed(seed)
     packed = [dataset[index] for _ in range(num_replicas)]

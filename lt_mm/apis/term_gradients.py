@@ -1,5 +1,6 @@
 """What the consistency terms do to the gradient of the stock losses, on a checkpoint."""
 
+import os.path as osp
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import pandas as pd
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from lt_mm.core.gradients import compare_gradients
 from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.hooks.memory_hook import load_memories, memories_of
 from lt_mm.engine.launch import build_runner, load_config
 from lt_mm.structures.pair_record import PairRecord, recorded_heads, recording
 
@@ -75,6 +77,7 @@ def measure_term_gradients(
         runner = build_runner(cfg)
         _check_wrapped(runner.model, config)
         runner.load_or_resume()
+        _load_memories(runner.model, checkpoint)
     with recording(runner.model) as records:
         steps = _steps(runner, cfg, num_batches)
     names = dict.fromkeys(name for step in steps for name in step)
@@ -94,6 +97,13 @@ def measure_term_gradients(
         # A RoI head records nothing: its box and mask heads form the pairs.
         heads={name: _pairs_of(found, num_batches) for name, found in records.items() if found},
     )
+
+
+def _load_memories(model: nn.Module, checkpoint: str) -> None:
+    """What the heads remembered when the checkpoint was saved."""
+    if memories_of(model):
+        meta = CheckpointLoader.load_checkpoint(checkpoint, 'cpu').get('meta', {})
+        load_memories(model, meta, [osp.dirname(checkpoint)])
 
 
 def table_of(report: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from lt_mm.datasets.checks import explained
 from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
 from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
 from lt_mm.engine.launch import (
     add_hooks,
@@ -38,8 +39,8 @@ def train(
         config: Path of the config file.
         work_dir: Folder for logs and checkpoints; by default the config's, else
             ``work_dirs/<name of the config>``.
-        resume: A checkpoint to resume from, or 'auto' for the newest complete one in
-            ``work_dir``; without one the run starts as if this were not given.
+        resume: A checkpoint to resume from, or 'auto' for the newest one in ``work_dir``
+            that can be loaded; without one the run starts as if this were not given.
         amp: Whether to train with automatic mixed precision.
         auto_scale_lr: Whether to scale the learning rate with the batch size.
         cfg_options: Settings to override, keys with dots.
@@ -50,6 +51,8 @@ def train(
         ValueError: If the sampler's groups do not fit into the batch size.
         DataSetError: If the annotation file cannot be used for training.
         UntrustedCheckpointError: If a checkpoint to be loaded holds code.
+        DamagedCheckpointError: If a checkpoint to be loaded cannot be read.
+        RuntimeError: If another process trains in ``work_dir``.
         SystemExit: See :class:`lt_mm.engine.hooks.preemption_hook.PreemptionHook`.
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
@@ -58,7 +61,7 @@ def train(
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
         _enable_auto_scale_lr(cfg)
-    choose_resumed_checkpoint(cfg, resume)
+    choose_resumed_checkpoint(cfg, resume, trust_checkpoint)
     add_hooks(cfg)
     average_terms_in_log(cfg)
     with checkpoint_loading(trust_checkpoint):
@@ -72,6 +75,8 @@ def train(
             for hook in runner.hooks:
                 if isinstance(hook, PreemptionHook):
                     hook.restore()
+                if isinstance(hook, AtomicCheckpointHook):
+                    hook.unlock()
     return runner
 
 

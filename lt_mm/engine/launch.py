@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from lt_mm.engine.checkpoints import find_resumable
+from lt_mm.engine.checkpoints import check_resumable, find_resumable
 from lt_mm.engine.process_groups import prepare_process_group
 
 _RUNNERS = itertools.count(1)
@@ -74,22 +74,32 @@ def average_terms_in_log(cfg: Config) -> None:
     log_processor.setdefault('mean_pattern', r'.*(loss|time|data_time|grad_norm|lt_).*')
 
 
-def choose_resumed_checkpoint(cfg: Config, resume: str | None) -> None:
+def choose_resumed_checkpoint(cfg: Config, resume: str | None, trusted: bool = False) -> None:
     """Writes into the config which checkpoint a run resumes from, if any.
 
     Args:
         cfg: Config of the run; modified.
-        resume: A checkpoint, or 'auto' for the newest complete one in the work directory.
-            If there is none, the run starts from the weights that the config names, so that
-            a job can always be started with ``--resume``.
+        resume: A checkpoint, or 'auto' for the newest one in the work directory that can be
+            loaded. If there is none, the run starts from the weights that the config names,
+            so that a job can always be started with ``--resume``.
+        trusted: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
+
+    Raises:
+        ValueError: If the checkpoint holds weights, but not the state of a run.
+        UntrustedCheckpointError: If the checkpoint holds code.
+        DamagedCheckpointError: If the checkpoint cannot be read.
     """
-    if resume is not None and resume != 'auto':
-        cfg.resume, cfg.load_from = True, resume
-    elif resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
-        found = find_resumable(cfg.work_dir)
+    is_auto = resume == 'auto' if resume else cfg.get('resume') and cfg.get('load_from') is None
+    if is_auto:
+        found = find_resumable(cfg.work_dir, trusted)
         cfg.resume = found is not None
         if found is not None:
             cfg.load_from = found
+        return
+    if resume:
+        cfg.resume, cfg.load_from = True, resume
+    if cfg.get('resume') and osp.isfile(cfg.load_from):
+        check_resumable(cfg.load_from, trusted)
 
 
 def add_hooks(cfg: Config) -> None:

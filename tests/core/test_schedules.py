@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_mm.core.schedules import RhoSchedule
+from lt_mm.core.schedules import RhoPhases, RhoSchedule, rho_schedule
 
 MOVING = dict(start=0.5, end=2.5, begin=0.2, finish=0.6)
 parts = st.floats(0, 1)
@@ -51,7 +51,7 @@ class TestValues:
     def test_outside_of_training(self, kind, progress, expected):
         assert RhoSchedule(kind, **MOVING).at(progress) == pytest.approx(expected)
 
-    @given(first=parts, second=parts, kind=st.sampled_from(['linear', 'cosine']))
+    @given(first=parts, second=parts, kind=st.sampled_from(['linear', 'cosine', 'gaussian']))
     def test_never_turns_back(self, first, second, kind):
         schedule = RhoSchedule(kind, **MOVING)
         early, late = (schedule.at(part) for part in sorted([first, second]))
@@ -143,3 +143,54 @@ class TestKinds:
     )
     def test_constant(self, schedule, constant):
         assert schedule.is_constant == constant
+
+
+class TestGaussian:
+    def test_up_and_down_as_published(self):
+        """exp(-5 (1 - t)^2) and exp(-12.5 t^2)."""
+        up, down = RhoSchedule('gaussian', **MOVING), RhoSchedule('gaussian', start=2, end=0)
+        for part in (0.1, 0.5, 0.9):
+            expected = 0.5 + 2 * math.exp(-5 * (1 - part) ** 2)
+            assert up.at(0.2 + 0.4 * part) == pytest.approx(expected)
+            assert down.at(part) == pytest.approx(2 * math.exp(-12.5 * part**2))
+        assert [up.at(0.2), up.at(0.6), down.at(0), down.at(1)] == [0.5, 2.5, 2, 0]
+
+
+class TestPhases:
+    UP = dict(type='gaussian', start=0, end=2, begin=0.1, finish=0.4)
+    DOWN = dict(type='linear', start=2, end=0, begin=0.8, finish=1)
+
+    def test_up_held_and_down(self):
+        schedule = rho_schedule([self.UP, self.DOWN])
+        up = RhoSchedule.from_config(self.UP)
+        assert not schedule.is_constant
+        found = [schedule.at(part) for part in (0, 0.1, 0.3, 0.4, 0.6, 0.8, 0.9, 1)]
+        assert found == pytest.approx([0, 0, up.at(0.3), 2, 2, 2, 1, 0])
+
+    @given(first=parts, second=parts)
+    def test_without_jumps(self, first, second):
+        schedule = rho_schedule([dict(self.UP, type='cosine'), self.DOWN])
+        # Nowhere steeper than the steepest phase.
+        steepest = max(math.pi / 2 * 2 / 0.3, 2 / 0.2)
+        change = abs(schedule.at(first) - schedule.at(second))
+        assert change <= steepest * abs(first - second) + 1e-9
+
+    @pytest.mark.parametrize(
+        ('phases', 'message'),
+        [
+            ([DOWN, UP], 'in the order of time'),
+            ([UP, dict(DOWN, start=1)], 'ends at 2 before one that starts at 1'),
+            ([dict(type='constant', end=2), DOWN], 'expected moving phases'),
+            ([dict(UP, finish=0.9), DOWN], 'in the order of time'),
+        ],
+    )
+    def test_phases_that_do_not_follow_each_other(self, phases, message):
+        with pytest.raises(ValueError, match=message):
+            rho_schedule(phases)
+
+    def test_numbers_and_dicts_are_as_before(self):
+        assert rho_schedule(2) == RhoSchedule.from_config(2)
+        assert rho_schedule(self.UP) == RhoSchedule.from_config(self.UP)
+        assert isinstance(rho_schedule([self.UP]), RhoPhases)
+        with pytest.raises(ValueError, match='expected a number or a dict'):
+            rho_schedule([1, 2])

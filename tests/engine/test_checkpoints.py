@@ -298,10 +298,11 @@ def test_tools_make_interruptions_harmless(built, tmp_path):
         "custom_hooks = [dict(type='ResumeHook', seed_steps=True)]\n",
     )
     train(tmp_path, "default_hooks = dict(checkpoint=dict(type='Other'))\n")
-    hooks = [dict(type='lt_mm.PreemptionHook'), dict(type='lt_mm.ResumeHook')]
+    own = ('PreemptionHook', 'ResumeHook', 'MemoryHook')
+    hooks = [dict(type=f'lt_mm.{name}') for name in own]
     assert [cfg.custom_hooks for cfg in built] == [
         hooks,
-        [dict(type='ResumeHook', seed_steps=True), hooks[0]],
+        [dict(type='ResumeHook', seed_steps=True), hooks[0], hooks[2]],
         hooks,
     ]
     assert [cfg.default_hooks.checkpoint for cfg in built] == [

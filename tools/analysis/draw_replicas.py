@@ -20,6 +20,11 @@ def parse_args() -> argparse.Namespace:
         '--score-threshold', type=float, default=0.4, help='smallest confidence (default: 0.4)'
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the augmentations')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='also load checkpoints that hold more than weights, which may run code',
+    )
     return parser.parse_args()
 
 

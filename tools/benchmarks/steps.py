@@ -34,7 +34,7 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
     # parameters, which micro-batches add up, weigh more than the activations.
     rows, sources, scale = [], 2 if quick else 8, (416, 320) if quick else (1333, 800)
     for name, model, few, many in (
-        ('ResNet-50', _classifier, _pictures(4), _pictures(sources)),
+        ('ResNet-50', classifier, pictures(4), pictures(sources)),
         ('Faster R-CNN R50', _detector, _scenes(1, (416, 320)), _scenes(1, scale)),
     ):
         data = few(2)
@@ -45,7 +45,7 @@ def measure(timer: Timer, quick: bool) -> list[Row]:
 
 
 def _wrapper_cost(timer: Timer, name: str, model: Callable, data: dict[str, Any], amp: bool) -> Row:
-    wrapped, stock = (_stock_step(model(flag, timer.device), data, amp) for flag in (True, False))
+    wrapped, stock = (stock_step(model(flag, timer.device), data, amp) for flag in (True, False))
     ratio = timer.compare(wrapped, stock)
     return Row(
         f'step of {name} with LossTransformHead',
@@ -62,11 +62,11 @@ def _micro_batch_memory(
 ) -> list[Row]:
     """Peak of tensors of a step with m replicas, against one with the sources alone."""
     sources = batch(1)
-    base = timer.peak_bytes(_stock_step(model(False, timer.device), sources))
+    base = timer.peak_bytes(stock_step(model(False, timer.device), sources))
     shape, rows = 'x'.join(map(str, sources['inputs'][0].shape[1:])), []
     for count in replicas:
         data = batch(count)
-        joint = timer.peak_bytes(_stock_step(model(True, timer.device), data)) / base
+        joint = timer.peak_bytes(stock_step(model(True, timer.device), data)) / base
         network = model(True, timer.device)
         optim = _optim(network)
         flat = timer.peak_bytes(lambda: joint_step(network, data, optim, count)) / base
@@ -84,7 +84,8 @@ def _micro_batch_memory(
     return rows
 
 
-def _stock_step(model: BaseModel, data: dict[str, Any], amp: bool = False) -> Callable[[], Any]:
+def stock_step(model: BaseModel, data: dict[str, Any], amp: bool = False) -> Callable[[], Any]:
+    """Forward pass, backward pass and update."""
     optim = _optim(model)
 
     def step() -> None:
@@ -98,11 +99,12 @@ def _optim(model: torch.nn.Module) -> OptimWrapper:
     return OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
 
 
-def _classifier(wrapped: bool, device: torch.device) -> BaseModel:
+def classifier(wrapped: bool, device: torch.device, **options: Any) -> BaseModel:
+    """The stock classifier, wrapped with options or as it is."""
     config = get_config(CLASSIFIER)
     init_default_scope('mmpretrain')
     if wrapped:
-        config.model.head = dict(WRAP, head=config.model.head)
+        config.model.head = dict(WRAP, head=config.model.head, **options)
     config.model.data_preprocessor = config.data_preprocessor
     return _built(config, device)
 
@@ -121,7 +123,7 @@ def _built(config: Config, device: torch.device) -> BaseModel:
     return MODELS.build(config.model).to(device).train()
 
 
-def _pictures(sources: int) -> Callable[[int], dict[str, Any]]:
+def pictures(sources: int) -> Callable[[int], dict[str, Any]]:
     """Gives recorded batches of a classifier, by the number of replicas."""
 
     def batch(replicas: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ then needs no positive in the batch. ``ValueError`` is raised if shapes do not f
 temperature or ``avg_factor`` is not positive.
 """
 
-from lt_mm.core.consistency.bernoulli import bernoulli_consistency, mask_consistency
+from lt_mm.core.consistency.bernoulli import bernoulli_consistency, compared_cells, mask_consistency
 from lt_mm.core.consistency.boxes import (
     BIN_FLOOR,
     MIN_BOX_SIDE,
@@ -43,6 +43,7 @@ __all__ = [
     'box_divergences',
     'categorical_consistency',
     'compared_axes',
+    'compared_cells',
     'compared_sides',
     'mask_consistency',
     'non_negative',

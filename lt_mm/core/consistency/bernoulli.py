@@ -84,18 +84,15 @@ def mask_consistency(
             f'masks have shape {tuple(mask_logits.shape)} and inside has '
             f'{tuple(inside.shape)}; expected (N, H, W) for both'
         )
-    logits, inside = mask_logits.flatten(1), inside.flatten(1)
+    logits = mask_logits.flatten(1)
     check_predictions(logits, group_ids, avg_factor, temperature)
     groups = paired_groups(group_ids)
-    paired = groups.paired
-    if target is not None:
-        shared = inside & known_targets(target, mask_logits, group_ids).flatten(1)
-        paired = shared.any(dim=1)
+    shared = compared_cells(inside, group_ids, target).flatten(1)
+    paired = groups.paired if target is None else shared.any(dim=1)
     with torch.autocast(logits.device.type, enabled=False):
         scaled = zero_unpaired(paired, logits) / temperature
         if target is None:
-            seen = inside.to(scaled)
-            shared = inside & (group_sum(seen, groups) > 1)
+            seen = inside.flatten(1).to(scaled)
             means = _group_means(scaled, groups, detach_mean, seen)
         else:
             means = _complements(torch.where(shared, target.flatten(1), 0), scaled)
@@ -103,6 +100,25 @@ def mask_consistency(
         pixels = shared.sum(dim=1)
         mean = torch.where(shared, divergence, 0).sum(dim=1) / pixels.clamp(min=1)
         return average(mean, paired, avg_factor)
+
+
+def compared_cells(inside: Tensor, group_ids: Tensor, target: Tensor | None = None) -> Tensor:
+    """Which pixels :func:`mask_consistency` compares: another mask says something about them too.
+
+    Args:
+        inside: (N, H, W) bool, as there; so are the others.
+        group_ids: (N,) integer.
+        target: (N, H, W), if given.
+
+    Returns:
+        (N, H, W) bool.
+    """
+    if target is not None:
+        return inside & known_targets(target, inside, group_ids)
+    groups = paired_groups(group_ids)
+    seen = inside.flatten(1).to(torch.get_default_dtype())
+    counts = group_sum(seen, groups).view(inside.shape)
+    return inside & (counts > 1) & groups.paired[:, None, None]
 
 
 def _group_means(

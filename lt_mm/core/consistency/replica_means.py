@@ -37,6 +37,10 @@ class Cells(NamedTuple):
         kept = torch.where(self._like(values, self.keep), values, 0)
         return torch.zeros_like(kept).index_add(0, self.numbers, kept)[self.numbers]
 
+    def any(self, values: Tensor) -> Tensor:
+        """For each row of values (N, ...) bool whether a row of its cell is True."""
+        return self.sum(values.long()) > 0
+
     def mean(self, values: Tensor) -> Tensor:
         """For each row of values (N, ...) the mean of its cell's rows; receives gradient."""
         counts = self.sum(torch.ones_like(self.numbers)).clamp(min=1)
@@ -76,7 +80,7 @@ class Cells(NamedTuple):
         scaled = zero_unpaired(self.keep, logits.flatten(1)).view_as(logits) / temperature
         positive = self._mean_of_logarithms(F.logsigmoid(scaled), inside)
         negative = self._mean_of_logarithms(F.logsigmoid(-scaled), inside)
-        return temperature * (positive - negative), self.sum(inside.long()) > 0
+        return temperature * (positive - negative), self.any(inside)
 
     def _mean_of_logarithms(self, log_p: Tensor, counted: Tensor | None = None) -> Tensor:
         """log(mean of p) in each cell, over the entries that are counted: rows (N, ...)."""

@@ -1,14 +1,16 @@
 """Checkpoints: written whole, chosen whole, and loaded without running code from them."""
 
 from lt_mm.engine.checkpoints.atomic_files import ATOMIC, AtomicBackend
-from lt_mm.engine.checkpoints.loading import (
+from lt_mm.engine.checkpoints.loading import checkpoint_loading, load_weights_only
+from lt_mm.engine.checkpoints.locking import lock_folder, unlock_folder
+from lt_mm.engine.checkpoints.refusals import (
+    DamagedCheckpointError,
     UntrustedCheckpointError,
-    checkpoint_loading,
-    load_weights_only,
+    is_complete,
 )
 from lt_mm.engine.checkpoints.resuming import (
+    check_resumable,
     find_resumable,
-    is_complete,
     read_last_checkpoint,
     write_last_checkpoint,
 )
@@ -16,11 +18,15 @@ from lt_mm.engine.checkpoints.resuming import (
 __all__ = [
     'ATOMIC',
     'AtomicBackend',
+    'DamagedCheckpointError',
     'UntrustedCheckpointError',
+    'check_resumable',
     'checkpoint_loading',
     'find_resumable',
     'is_complete',
     'load_weights_only',
+    'lock_folder',
     'read_last_checkpoint',
+    'unlock_folder',
     'write_last_checkpoint',
 ]

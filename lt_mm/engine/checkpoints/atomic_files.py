@@ -1,9 +1,11 @@
 """Files that are written whole or not at all."""
 
 import os
+import secrets
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import print_log
 
 ATOMIC = dict(backend='lt_mm_atomic')
 
@@ -12,8 +14,9 @@ ATOMIC = dict(backend='lt_mm_atomic')
 class AtomicBackend(LocalBackend):
     """Local files that are complete or as they were before, even after a power failure.
 
-    The bytes go to ``<name>.partial`` in the same folder, are flushed to the disk, and then
-    replace the file in one step. Usable wherever MMEngine takes
+    The bytes go to a file of a name of its own in the same folder (``<name>.<random>.partial``),
+    are flushed to the disk, and then replace the file in one step. Two processes that write the
+    same file do not mix their bytes. Usable wherever MMEngine takes
     ``backend_args=dict(backend='lt_mm_atomic')``.
     """
 
@@ -23,20 +26,38 @@ class AtomicBackend(LocalBackend):
         Args:
             obj: Its content.
             filepath: Its path; missing folders are made.
+
+        Raises:
+            OSError: If it cannot be written, for example because the disk is full. The file is
+                as it was, and what was written is removed.
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'{path.name}.partial')
-        with open(partial, 'wb') as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}.partial')
+        try:
+            with open(partial, 'xb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)
+            raise
         _sync_folder(path.parent)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Writes a text file; arguments as in :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Removes what writers that were killed have left. No other process may write there now."""
+    for name in ('*.pth*', '*.memory*', 'last_checkpoint*'):
+        for path in Path(folder).glob(f'{name}.partial'):
+            path.unlink(missing_ok=True)
+            print_log(f'Removed {path}: a killed process left it', 'current')
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 :func:`checkpoint_loading` makes MMEngine load every checkpoint as
 ``torch.load(weights_only=True)`` does, with the few types that MMEngine itself puts into a
-checkpoint added to those that torch allows.
+checkpoint added to those that torch allows. The configs in a checkpoint, which are strings
+that MMEngine executes, are left out.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import logging
 import os
 import os.path as osp
 import pickle
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,14 +23,17 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_local
 from packaging.version import Version
 
+from lt_mm.engine.checkpoints.refusals import (
+    UntrustedCheckpointError,
+    check_intact,
+    is_zip,
+    refusal,
+)
+
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_NOT = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 # Older versions allow a type under its own name only.
 _OLDEST_TORCH = Version('2.6')
-
-
-class UntrustedCheckpointError(RuntimeError):
-    """A checkpoint was refused, because loading it would run code from the file."""
 
 
 @contextlib.contextmanager
@@ -53,6 +56,7 @@ def checkpoint_loading(trusted: bool = False) -> Iterator[None]:
     Raises:
         UntrustedCheckpointError: When a file that is loaded in the context refers to a
             global that is not allowed. Names the file, the global and what to do.
+        DamagedCheckpointError: When a file cannot be read. Names the file.
     """
     if trusted:
         print_log(
@@ -91,7 +95,7 @@ def _guarded(loader: Callable) -> Callable:
     @functools.wraps(loader)  # MMEngine logs the name of a loader
     def guarded(filename: str, map_location: Any = None) -> Any:
         with _refusing(filename):
-            return load(filename, map_location=map_location)
+            return _without_configs(load(filename, map_location=map_location))
 
     return guarded
 
@@ -107,12 +111,29 @@ def load_weights_only(filename: str, map_location: Any = None, mmap: bool = Fals
     Raises:
         FileNotFoundError: If there is no such file.
         UntrustedCheckpointError: As in :func:`checkpoint_loading`.
+        DamagedCheckpointError: If the file cannot be read.
     """
     filename = osp.expanduser(filename)
-    if not osp.isfile(filename):
-        raise FileNotFoundError(f'there is no checkpoint file {filename}')
+    check_intact(filename)
     with _refusing(filename):
-        return torch.load(filename, map_location, weights_only=True, mmap=mmap or None)
+        mmap = mmap and is_zip(filename)  # torch cannot do it with the older format
+        loaded = torch.load(filename, map_location, weights_only=True, mmap=mmap)
+    return _without_configs(loaded)
+
+
+def _without_configs(checkpoint: Any) -> Any:
+    """Leaves out the configs in a checkpoint: Python code in strings.
+
+    MMEngine executes ``meta['config']`` when a run is resumed, and its inferencers execute the
+    others. A resumed run would also write the one in ``message_hub`` into its own checkpoints.
+    """
+    for path in (('meta', 'config'), ('meta', 'cfg'), ('message_hub', 'runtime_info', 'cfg')):
+        holder = checkpoint
+        for key in path[:-1]:
+            holder = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(holder, dict):
+            holder.pop(path[-1], None)
+    return checkpoint
 
 
 @contextlib.contextmanager
@@ -126,16 +147,11 @@ def _refusing(filename: str) -> Iterator[None]:
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             yield
-    except pickle.UnpicklingError as error:
-        match = re.search(r'GLOBAL (\S+)', str(error))
-        found = match[1] if match else f'something else ({error})'
-        raise UntrustedCheckpointError(
-            f'{filename} was not loaded: it holds {found}, which is neither a weight '
-            'nor what MMEngine puts beside them, and loading it would run code from '
-            'the file. If you trust its source, pass --trust-checkpoint, or convert '
-            'it once: python -c "import torch; torch.save(torch.load('
-            f"'{filename}', weights_only=False)['state_dict'], 'weights.pth')\""
-        ) from error
+    except Exception as error:
+        explained = refusal(filename, error)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 @functools.cache

@@ -1,13 +1,15 @@
 """The stock hook that saves checkpoints, made safe against being killed."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
-from lt_mm.engine.checkpoints.atomic_files import ATOMIC
+from lt_mm.engine.checkpoints.atomic_files import ATOMIC, remove_partial_files
+from lt_mm.engine.checkpoints.locking import lock_folder, unlock_folder
 from lt_mm.engine.checkpoints.resuming import write_last_checkpoint
 from lt_mm.registry import HOOKS, register
 
@@ -22,16 +24,55 @@ class AtomicCheckpointHook(CheckpointHook):
     file. In folders that are not on this machine (``out_dir='s3://...'``), files are
     removed last as well, but written as the stock hook writes them.
 
+    The hook locks the folders that it writes to while the training runs, and removes what
+    processes that were killed have left there. It removes files in the folder of the checkpoints
+    only: their names come from the checkpoint that a run is resumed from.
+
     Takes the arguments of the stock hook. Overrides its private methods
     ``_save_checkpoint_with_step`` and ``_save_best_checkpoint``.
     """
 
     file_backend: Any
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._locked: list[str] = []
+
     def before_train(self, runner: Any) -> None:
+        info = runner.message_hub.runtime_info
+        if 'keep_ckpt_ids' in info:  # they become parts of paths
+            steps = [step for step in info['keep_ckpt_ids'] if isinstance(step, int)]
+            runner.message_hub.update_info('keep_ckpt_ids', steps)
         super().before_train(runner)
+        is_local = isinstance(self.file_backend, LocalBackend)
         if type(self.file_backend) is LocalBackend:
             self.backend_args = ATOMIC
+        self._lock([runner.work_dir, *([self.out_dir] if is_local else [])])
+
+    def after_train(self, runner: Any) -> None:
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Gives back the folders, also after a training that failed."""
+        for folder in self._locked:
+            unlock_folder(folder)
+        self._locked = []
+
+    def _lock(self, folders: list[str]) -> None:
+        """Takes the folders for this training; raises on all ranks if another one has them."""
+        errors: list[str | None] = [None]
+        if is_main_process():
+            try:
+                for folder in folders:
+                    lock_folder(folder)
+                    self._locked.append(folder)
+                    remove_partial_files(folder)
+            except RuntimeError as error:
+                self.unlock()
+                errors = [str(error)]
+        broadcast_object_list(errors)
+        if errors[0] is not None:
+            raise RuntimeError(errors[0])
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)
@@ -81,10 +122,18 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:
+            if not self._is_in_folder(path):
+                continue
             if self.file_backend.isdir(path):  # DeepSpeed writes folders
                 self.file_backend.rmtree(path)
             elif self.file_backend.isfile(path):
                 self.file_backend.remove(path)
+
+    def _is_in_folder(self, path: str) -> bool:
+        if isinstance(self.file_backend, LocalBackend):
+            return Path(path).resolve().parent == Path(self.out_dir).resolve()
+        folder, _, name = str(path).rpartition('/')
+        return folder == str(self.out_dir).rstrip('/') and name not in ('', '.', '..')
 
 
 class _Keeping:

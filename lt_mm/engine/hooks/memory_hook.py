@@ -4,6 +4,7 @@ import io
 import logging
 import os.path as osp
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,16 @@ class MemoryHook(Hook):
                 'the file of the memory and its checkpoint'
             )
         self.max_keep = max_keep
-        self._meta: dict[str, Any] | None = None
+        self._meta: dict[str, Any] = {}
         self._saved: tuple[int, str] | None = None
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         self._meta = checkpoint.get('meta', {})
 
     def before_train(self, runner: Any) -> None:
-        memories = memories_of(runner.model)
-        if memories and runner.iter > 0:
-            self._load(runner, memories)
+        if runner.iter > 0:
+            folders = [runner.work_dir, osp.dirname(str(runner._load_from or ''))]
+            load_memories(runner.model, self._meta, folders)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         # Called on the main process alone; all hold the same memory.
@@ -79,29 +80,45 @@ class MemoryHook(Hook):
         for path in files[: -self.max_keep]:
             path.unlink(missing_ok=True)
 
-    def _load(self, runner: Any, memories: dict[str, HeadMemory]) -> None:
-        name = (self._meta or {}).get(_META)
-        if not isinstance(name, str):
-            _say_empty('the checkpoint names no file of a memory')
-            return
-        # A name alone: a checkpoint cannot point elsewhere.
-        folders = [runner.work_dir, osp.dirname(str(runner._load_from or ''))]
-        paths = [path for folder in folders if (path := Path(folder, Path(name).name)).is_file()]
-        if not paths:
-            _say_empty(f'there is no {name} in {runner.work_dir}')
-            return
-        try:
-            states = load_weights_only(str(paths[0]), 'cpu')
-        except UntrustedCheckpointError:
-            raise
-        except (RuntimeError, EOFError, OSError) as error:
-            _say_empty(f'{paths[0]} cannot be loaded: {error}')
-            return
-        for head, memory in memories.items():
-            if states.get(head):
-                memory.load_state_dict(states[head])
-            else:
-                _say_empty(f'{paths[0]} holds nothing of {head}')
+
+def load_memories(model: Any, meta: Mapping[str, Any], folders: Sequence[str]) -> None:
+    """Loads what the heads of a model remembered when a checkpoint was saved.
+
+    Where it is not found, the memories begin empty, and the log says so.
+
+    Args:
+        model: The model, wrapped for several ranks or not.
+        meta: Of the checkpoint; it names the file.
+        folders: Where the file may be.
+
+    Raises:
+        UntrustedCheckpointError: If the file holds code.
+    """
+    memories, name = memories_of(model), meta.get(_META)
+    if not memories:
+        return
+    if not isinstance(name, str):
+        _say_empty('the checkpoint names no file of a memory')
+        return
+    # A name alone: a checkpoint cannot point elsewhere.
+    paths = [path for folder in folders if (path := Path(folder, Path(name).name)).is_file()]
+    if not paths:
+        _say_empty(f'there is no {name} in {" or ".join(folders)}')
+        return
+    try:
+        states = load_weights_only(str(paths[0]), 'cpu')
+    except UntrustedCheckpointError:
+        raise
+    except (RuntimeError, EOFError, OSError) as error:
+        _say_empty(f'{paths[0]} cannot be loaded: {error}')
+        return
+    for head, memory in memories.items():
+        if states.get(head):
+            memory.load_state_dict(states[head])
+            count = len(states[head]['keys'])
+            print_log(f'{head} remembers {count} instances, from {paths[0].name}', 'current')
+        else:
+            _say_empty(f'{paths[0]} holds nothing of {head}')
 
 
 def memories_of(model: Any) -> dict[str, HeadMemory]:

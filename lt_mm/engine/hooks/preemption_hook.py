@@ -184,7 +184,7 @@ def _restore_trained_weights(runner: Any) -> None:
 def _remove_superseded(work_dir: str) -> None:
     """Removes checkpoints of earlier interruptions, if there is a later checkpoint."""
     last = read_last_checkpoint(work_dir)
-    if not is_main_process() or last is None or not Path(last).is_file():
+    if not is_main_process() or last is None or not os.path.isfile(last):
         return
     for path in Path(work_dir).glob(f'{_PREFIX}*.pth'):
         if path.name != Path(last).name:

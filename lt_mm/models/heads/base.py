@@ -109,11 +109,7 @@ class ConsistencyMixin(InstanceMixin):
             term = non_negative(compute(pairs))
         losses[f'loss_{self.lt_key_prefix}lt_{kind}'] = term * self.lt_options.rho_now(kind)
         losses[f'{self.lt_key_prefix}lt_kl_{kind}'] = term.detach()
-        if (
-            self.lt_options.pairing == 'gt_all'
-            and 'instances' in batch.columns
-            and not (pairs.targets)
-        ):
+        if self.lt_options.pairing == 'gt_all' and 'instances' in batch.columns:
             with torch.no_grad():
                 between = compute(pairs.between_replicas(batch.columns['images']))
             share = torch.where(term > 0, between / term, 1.0)

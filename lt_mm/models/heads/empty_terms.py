@@ -21,6 +21,11 @@ CUT = (
     'in each axis a border, a crop or a paste cut a side of all paired boxes but one of an '
     'instance (crop and shift less, or set rho_bbox=0)'
 )
+BLURRED = (
+    'no cell of the masks of an instance was read within the mask, and away from its edge, in two '
+    'replicas (masks of few cells that are uncertain everywhere; set rho_mask=0 for the first '
+    'epochs with a schedule)'
+)
 
 
 class EmptyTerms:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.logging import MessageHub
 
-from lt_mm.core.schedules import RhoConfig, RhoSchedule
+from lt_mm.core.schedules import RhoConfig, RhoPhases, RhoSchedule, rho_schedule
 from lt_mm.models.memory import MemoryOptions
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
@@ -22,7 +22,8 @@ class ConsistencyOptions:
 
     Args:
         rho: Weight of the terms: a number, or a schedule over training such as
-            ``dict(type='linear', start=0, end=1, begin=0, finish=0.5)`` (also 'cosine'),
+            ``dict(type='linear', start=0, end=1, begin=0, finish=0.5)`` (also 'cosine',
+            'gaussian'; a list of such dicts for phases that follow each other),
             where begin and finish are parts of training. With 0 the terms are computed
             without a graph, for the log alone; losses and gradients are those of the stock
             head, bit for bit.
@@ -87,7 +88,7 @@ class ConsistencyOptions:
     allow_unrepeated: bool = False
     # A dict in configs; made into MemoryOptions below.
     memory: Any = None
-    schedules: dict[str, RhoSchedule] = field(init=False, repr=False)
+    schedules: dict[str, RhoSchedule | RhoPhases] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_choice('pairing', self.pairing, _PAIRINGS)
@@ -111,7 +112,7 @@ class ConsistencyOptions:
                 'or memory=None'
             )
         self.schedules = {
-            kind: RhoSchedule.from_config(self.rho if own is None else own)
+            kind: rho_schedule(self.rho if own is None else own)
             for kind, own in zip(KINDS, (self.rho_cls, self.rho_bbox, self.rho_mask))
         }
 

@@ -5,6 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from lt_mm.apis.term_gradients import measure_term_gradients
 from lt_mm.engine import launch
 from lt_mm.engine.checkpoints import UntrustedCheckpointError
 from lt_mm.engine.hooks import MemoryHook
@@ -72,6 +73,8 @@ def test_a_resumed_run_ends_bit_equal(pictures, tmp_path):
         run(memory_config(pictures, work_dir, [dict(type='StopAt', at=5)]))
     resumed = run(memory_config(pictures, work_dir), resume='auto')
     assert recorded(resumed) == steps[5:]
+    log = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
+    assert 'head remembers 12 instances' in log
     for (name, mine), (_, theirs) in zip(
         resumed.model.state_dict().items(), whole.model.state_dict().items()
     ):
@@ -94,7 +97,9 @@ def test_checkpoints_are_those_of_the_stock_head_and_few_files_are_kept(pictures
 
 
 @pytest.mark.parametrize('fault', ['missing', 'damaged', 'unnamed'])
-def test_without_the_file_the_memory_begins_empty_and_says_so(fault, pictures, tmp_path, capfd):
+def test_without_the_file_the_memory_begins_empty_and_says_so(
+    fault, pictures, tmp_path, monkeypatch
+):
     run(memory_config(pictures, tmp_path, **{'train_cfg.max_epochs': 2}))
     for file in tmp_path.glob('*.memory'):
         if fault == 'missing':
@@ -105,10 +110,13 @@ def test_without_the_file_the_memory_begins_empty_and_says_so(fault, pictures, t
         checkpoint = torch.load(tmp_path / 'iter_6.pth', weights_only=False)
         del checkpoint['meta']['lt_memory']
         torch.save(checkpoint, tmp_path / 'iter_6.pth')
-    capfd.readouterr()
+    said = []
+    monkeypatch.setattr(
+        'lt_mm.engine.hooks.memory_hook.print_log', lambda message, *_: said.append(message)
+    )
     resumed = run(memory_config(pictures, tmp_path), resume=str(tmp_path / 'iter_6.pth'))
     assert [step['lt_num_paired'] for step in recorded(resumed)] == [0, 0, 0]
-    said = ' '.join(''.join(capfd.readouterr()).split())
+    (said,) = said
     reason = dict(missing='there is no iter_6_', damaged='cannot be loaded', unnamed='names no')
     assert 'The memory begins empty' in said and reason[fault] in said
 
@@ -126,6 +134,21 @@ def test_a_run_without_a_memory_saves_none(pictures, tmp_path):
     run(cfg)
     assert not list(tmp_path.glob('*.memory'))
     assert 'lt_memory' not in torch.load(tmp_path / 'iter_9.pth', weights_only=False)['meta']
+
+
+def test_the_gradients_of_the_term_are_measured_with_the_memory(pictures, tmp_path):
+    cfg = memory_config(pictures, tmp_path / 'run', **{'train_cfg.max_epochs': 2})
+    run(cfg)
+    path = tmp_path / 'config.py'
+    cfg.dump(path)
+    checkpoint = str(tmp_path / 'run' / 'iter_6.pth')
+    report = measure_term_gradients(str(path), checkpoint, 2, work_dir=str(tmp_path / 'measured'))
+    assert report['heads']['head']['pairs'] == 4
+    assert report['terms']['loss_lt_cls']['ratio'] > 0
+    for file in (tmp_path / 'run').glob('*.memory'):
+        file.unlink()
+    with pytest.raises(ValueError, match='nothing is paired'):
+        measure_term_gradients(str(path), checkpoint, 2, work_dir=str(tmp_path / 'empty'))
 
 
 def test_fewer_than_two_files_are_refused():

@@ -13,8 +13,10 @@ from tests.models.heads.head_data import (
     build_roi_head,
     cascade_config,
     det_sample,
+    mask_roi_head_config,
     roi_head_config,
     roi_losses,
+    sampled_rois,
 )
 
 
@@ -96,3 +98,27 @@ def test_a_term_that_compares_says_nothing(monkeypatch):
     for _ in range(51):
         losses, _ = roi_losses(head, samples())
     assert losses['lt_num_box_pairs'] > 0 and not said
+
+
+def test_masks_that_are_uncertain_everywhere_are_said_to_compare_nothing(monkeypatch):
+    """Yes and no from cell to cell: all cells of the grid are read across an edge."""
+    head = build_roi_head(
+        dict(type='lt_mm.LossTransformHead', head=mask_roi_head_config(), mask_grid=8)
+    )
+    replicas = [det_sample(3), det_sample(3, view=ZOOM)]
+    _, sampled = sampled_rois(head, replicas)
+    annotations = [replica.gt_instances for replica in replicas]
+    head.train_cfg.mask_size = 12
+    count = sum(len(each.pos_priors) for each in sampled)
+    said = []
+    monkeypatch.setattr(
+        'lt_mm.models.heads.empty_terms.print_log', lambda message, **_: said.append(message)
+    )
+    ys, xs = torch.meshgrid(torch.arange(12), torch.arange(12), indexing='ij')
+    board = torch.where((xs + ys) % 2 == 0, 9.0, -9.0).expand(count, 3, 12, 12).clone()
+    for step in range(50):
+        losses = head.mask_head.loss_and_target(board, sampled, annotations, head.train_cfg)
+        losses = losses['loss_mask']
+        assert len(said) == (step >= 49)
+    assert losses['lt_kl_mask'] == 0
+    assert 'away from its edge' in said[0] and 'loss_lt_mask' in said[0]

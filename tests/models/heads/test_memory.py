@@ -359,7 +359,11 @@ def test_entries_grow_too_old(epoch):
     assert found == [0, 1, 0, 1]
 
 
-def test_a_term_that_stays_empty_is_not_reported_before_the_first_epoch_is_over(epoch, capfd):
+def test_a_term_that_stays_empty_is_not_reported_before_the_first_epoch_is_over(epoch, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'lt_mm.models.heads.empty_terms.print_log', lambda message, **_: said.append(message)
+    )
     for first, warned in ((0, False), (1, True)):
         head = classifier(memory=dict(momentum=0.5, max_age=1))
         epoch(0)
@@ -367,7 +371,7 @@ def test_a_term_that_stays_empty_is_not_reported_before_the_first_epoch_is_over(
         epoch(first)
         for _ in range(60):
             head.lt_watch_term('cls', {'no pair': torch.zeros(1, dtype=torch.bool)})
-        assert ('loss_lt_cls has weight' in ''.join(capfd.readouterr())) == warned
+        assert ['loss_lt_cls has weight' in message for message in said] == [True] * warned
 
 
 @pytest.mark.parametrize(
@@ -387,9 +391,19 @@ def test_options_out_of_range(options, message):
     assert MemoryOptions().momentum == MOMENTUM
 
 
-def test_mixed_images_are_refused():
-    head = classifier(memory=dict(momentum=0.5))
+@pytest.mark.parametrize('kind', ['LinearClsHead', 'MultiLabelLinearClsHead'])
+def test_mixed_images_are_refused(kind):
+    head = build_cls_head(
+        dict(
+            type='lt_mm.LossTransformHead',
+            head=dict(type=kind, num_classes=3, in_channels=4),
+            memory=dict(momentum=0.5),
+        )
+    )
     samples = cls_samples([1, 2])
+    for sample in samples:
+        sample.set_gt_score(torch.tensor([0.0, 1.0, 0.0]))
+    head.loss((torch.randn(2, 4),), samples)  # whole images
     for sample in samples:
         sample.set_gt_score(torch.tensor([0.5, 0.5, 0.0]))
     with pytest.raises(ValueError, match='remove model.train_cfg.augments'):

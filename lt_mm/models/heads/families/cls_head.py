@@ -208,7 +208,9 @@ def _refuse_mixed(scores: Tensor, group_ids: Tensor, one_hot: bool) -> None:
 
 
 def _refuse_mixed_memory(scores: Tensor, multi_label: bool) -> None:
-    if not multi_label and bool((scores.amax(dim=1) < scores.sum(dim=1)).any()):
+    # A multi-label target sums to anything, but is yes or no; a blend lies between.
+    mixed = (scores > 0) & (scores < 1) if multi_label else scores.amax(dim=1) < scores.sum(dim=1)
+    if bool(mixed.any()):
         raise ValueError(
             'the labels of the batch are mixed (gt_score), and there is a memory: what is '
             'predicted for a mixed image is not comparable with what was predicted for the '

@@ -7,13 +7,13 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
 from torch import Tensor
 
-from lt_mm.core.consistency import mask_consistency
+from lt_mm.core.consistency import compared_cells, mask_consistency
 from lt_mm.core.geometry import boxes_to_source, is_invertible, masks_to_source
 from lt_mm.core.memory_codes import MaskCode, class_probabilities
 from lt_mm.core.pairing import distance_to_annotations, group_hulls
 from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.detections import Annotated
-from lt_mm.models.heads.empty_terms import NO_PAIR
+from lt_mm.models.heads.empty_terms import BLURRED, NO_PAIR
 from lt_mm.models.heads.families.roi_sampler import records_of
 from lt_mm.models.heads.gathering import Part
 from lt_mm.models.heads.head_families import register_head_family
@@ -73,7 +73,9 @@ class MaskConsistency(ConsistencyMixin):
             result['loss_mask'],
         )
         paired = pairs.paired
-        self.lt_watch_term('mask', {NO_PAIR: paired})
+        sees = inside if pairs.cells is None else pairs.cells.any(inside)
+        cells = compared_cells(sees, pairs.compared_ids, pairs.targets.get('mask'))
+        self.lt_watch_term('mask', {NO_PAIR: paired, BLURRED: cells.flatten(1).any(dim=1)})
         if self.lt_recorder is not None:
             group_ids = pairs.group_ids[batch.own]
             self.lt_recorder(_pair_record(columns, group_ids, paired[batch.own]))

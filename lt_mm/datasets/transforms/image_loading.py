@@ -3,35 +3,32 @@
 import io
 import os
 import os.path as osp
-import struct
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 import cv2
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from PIL import Image
+from PIL.TiffImagePlugin import (
+    COMPRESSION,
+    STRIPBYTECOUNTS,
+    STRIPOFFSETS,
+    TILEBYTECOUNTS,
+    TILEOFFSETS,
+    TiffImageFile,
+)
 
 from lt_mm.datasets.transforms.samples import path_of, source_shape
 
 MAX_PIXELS = 2**29 // 3  # half a gigabyte of RGB; Pillow by itself reads no larger ones
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
-_LOADING_ERRORS = (OSError, cv2.error, AssertionError)
-# What stock decoders and Pillow's readers of headers raise on files that are not what they seem.
-_DECODER_ERRORS = (
-    *_LOADING_ERRORS,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
+# Of these formats, what Pillow does not know is damaged. It knows only some TIFF files, and
+# OpenCV has formats of its own.
+_STARTS = (_JPEG_START, b'\x89PNG', b'GIF8', b'BM', b'RIFF')
+_TIFF_DEFLATE = (8, 32946)
 
 
 class BadImageError(ValueError):
@@ -74,32 +71,66 @@ def load_image(load: Callable, results: dict, max_pixels: int | None = MAX_PIXEL
         BadImageError: If it cannot be read, or only a part of it, if it is too large, or if
             it has another size than was annotated.
     """
-    path, data = path_of(results), None
+    path, said = path_of(results), (results.get('width'), results.get('height'))
     is_stock = isinstance(load, LoadImageFromFile) and isinstance(results.get('img_path'), str)
-    unreadable = _DECODER_ERRORS if is_stock else _LOADING_ERRORS
-    try:
+    data = None
+    with _named_errors(path):
         if is_stock:
             data = _content_unless_local(load, path)
-            if max_pixels is not None:
-                _check_header(path, path if data is None else io.BytesIO(data), results, max_pixels)
+            _check_header(load, path, data, said, max_pixels)
         output = load(results)
-    except BadImageError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f'there is no image {path}') from error
-    except Image.DecompressionBombError as error:
-        raise BadImageError(f'{path} is not decoded: {_first_line(error)}') from error
-    except unreadable as error:
-        raise BadImageError(f'{path} cannot be read as an image ({_first_line(error)})') from error
-    if output is None:
-        raise BadImageError(f'{path} cannot be read as an image')
-    if is_stock:
-        _refuse_truncated(path, data)
-        _check_decoded_size(path, output)
+        if output is None:
+            raise BadImageError(f'{path} cannot be read as an image')
+        if is_stock:
+            _refuse_truncated(path, data)
+            _check_decoded_size(path, source_shape(output), said)
     return output
 
 
-def _content_unless_local(load: LoadImageFromFile, path: str) -> bytes | None:
+def load_annotations(load: Callable, results: dict, max_pixels: int | None = MAX_PIXELS) -> Any:
+    """Runs a transform that loads annotations of a loaded image, perhaps with a map of classes.
+
+    Args:
+        load: The transform.
+        results: With ``seg_map_path``, if there is a map.
+        max_pixels: A larger map is not decoded; None for no limit.
+
+    Raises:
+        FileNotFoundError: If the map does not exist.
+        BadImageError: If it cannot be used, or has another size than the image.
+    """
+    path, shape = results.get('seg_map_path'), source_shape(results)
+    if not (getattr(load, 'with_seg', False) and isinstance(path, str) and shape is not None):
+        return transform_image(load, results)
+    with _named_errors(path):
+        data = _content_unless_local(load, path)
+        _check_header(load, path, data, (None, None), max_pixels)
+        output = load(results)
+        found = shape if output is None else output['gt_seg_map'].shape
+        if found != shape:
+            raise BadImageError(f'{path} is of shape {found}, but its image of {shape}')
+    return output
+
+
+@contextmanager
+def _named_errors(path: str) -> Iterator[None]:
+    """Turns whatever a backend or a decoder raises into an error that names the file.
+
+    A package that is missing is not the fault of a file, and too little memory is not always.
+    """
+    try:
+        yield
+    except (BadImageError, ImportError, MemoryError):
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f'there is no image {path}') from error
+    except Exception as error:
+        raise BadImageError(
+            f'{path} cannot be read as an image ({type(error).__name__}: {_first_line(error)})'
+        ) from error
+
+
+def _content_unless_local(load: Any, path: str) -> bytes | None:
     """The bytes of a file that lies elsewhere; None for one on a disk, if it is a regular file.
 
     As two or more replicas share a reading, the stock pipeline still reads no less.
@@ -109,34 +140,77 @@ def _content_unless_local(load: LoadImageFromFile, path: str) -> bytes | None:
             f'{path} cannot be read as an image: it is a directory, pipe or device; expected a '
             'regular file'
         )
-    if load.file_client_args is not None:
-        client = fileio.FileClient.infer_client(load.file_client_args, path)
-        return client.get(path)
-    backend = fileio.get_file_backend(path, backend_args=load.backend_args, enable_singleton=True)
-    return None if isinstance(backend, fileio.LocalBackend) else backend.get(path)
+    if getattr(load, 'file_client_args', None) is not None:
+        data = fileio.FileClient.infer_client(load.file_client_args, path).get(path)
+    else:
+        backend = fileio.get_file_backend(
+            path, backend_args=load.backend_args, enable_singleton=True
+        )
+        if isinstance(backend, fileio.LocalBackend):
+            return None
+        data = backend.get(path)
+    if data is None:  # what LMDB and Petrel give for a key that they do not have
+        raise FileNotFoundError(path)
+    return bytes(data)
 
 
-def _check_header(path: str, source: Any, results: dict, max_pixels: int) -> None:
-    """Refuses an image by the size that its header claims, before memory is taken for it."""
-    with Image.open(source) as image:
+def _check_header(
+    load: Any, path: str, data: bytes | None, said: tuple, max_pixels: int | None
+) -> None:
+    """Refuses an image by the size that its header claims, before memory is taken for it.
+
+    Args:
+        load: The transform that is to decode it.
+        path: The file.
+        data: Its content, if it does not lie on a disk.
+        said: (width, height) that it should have; None where that is not known.
+        max_pixels: The limit; without one, headers are not read.
+    """
+    if max_pixels is None:
+        return
+    with open(path, 'rb') if data is None else io.BytesIO(data) as file:
+        is_known = file.read(4).startswith(_STARTS)
+        try:
+            image = Image.open(file)
+        except Image.DecompressionBombError as error:
+            raise BadImageError(
+                f'{path} is not decoded, because its header claims too many pixels '
+                f'({_first_line(error)})'
+            ) from error
+        except Exception:
+            if is_known:  # OpenCV might believe in a damaged header
+                raise
+            return  # the decoder has the say
         width, height = image.size
         if width * height > max_pixels:
             raise BadImageError(
-                f'{path} is not decoded: its header claims {width} x {height} pixels, more than '
-                f'max_pixels={max_pixels}'
+                f'{path} is not decoded, because its header claims {width} x {height} pixels, more '
+                f'than max_pixels={max_pixels}'
             )
-        said = results.get('width'), results.get('height')
         # By its EXIF, an image may be turned when it is decoded.
         if None not in said and said not in ((width, height), (height, width)):
             raise _other_size(path, said, (width, height))
-        if image.format == 'TIFF':  # OpenCV fills what it cannot decompress with anything
-            image.load()
+        if isinstance(image, TiffImageFile) and load.imdecode_backend == 'cv2':
+            _refuse_damaged_tiff(image, file)
 
 
-def _check_decoded_size(path: str, results: dict) -> None:
-    said, found = (results.get('width'), results.get('height')), source_shape(results)
-    if None not in said and found is not None and said != found[::-1]:
-        raise _other_size(path, said, found[::-1])
+def _refuse_damaged_tiff(image: TiffImageFile, file: IO[bytes]) -> None:
+    """Raises an error where OpenCV fills what it cannot decompress with anything."""
+    places, sizes = (
+        next((image.tag_v2[tag] for tag in tags if tag in image.tag_v2), ())
+        for tags in ((STRIPOFFSETS, TILEOFFSETS), (STRIPBYTECOUNTS, TILEBYTECOUNTS))
+    )
+    if image.tag_v2.get(COMPRESSION) in _TIFF_DEFLATE:  # libtiff does not compare its checksums
+        most = 16 * image.width * image.height  # bytes: four channels of 32 bits
+        for place, size in zip(places, sizes):
+            file.seek(place)
+            zlib.decompressobj().decompress(file.read(size), most)
+    image.load()
+
+
+def _check_decoded_size(path: str, shape: tuple[int, int] | None, said: tuple) -> None:
+    if None not in said and shape is not None and said != shape[::-1]:
+        raise _other_size(path, said, shape[::-1])
 
 
 def _other_size(path: str, said: tuple, found: tuple[int, int]) -> BadImageError:

@@ -121,7 +121,7 @@ def claiming_bmp(width, height):
 def damaged_tiff():
     """A TIFF with zeros in the middle of its compressed pixels; OpenCV fills up the rest."""
     data = bytearray(by_pillow('RGB', 'TIFF', compression='tiff_adobe_deflate'))
-    data[len(data) // 2 : len(data) // 2 + 60] = bytes(60)
+    data[len(data) // 2 : len(data) // 2 + 60] = b'\xff' * 60
     return bytes(data)
 
 

@@ -55,9 +55,10 @@ def _numbers_in(values: Any) -> np.ndarray | None:
     """Values as float64; None if they are not numbers, or too large for it."""
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError):  # rows of different lengths
+        # Integers of more than 64 bits are objects.
+        return array.astype(np.float64) if array.dtype.kind in 'iufO' else None
+    except (OverflowError, TypeError, ValueError):  # rows of different lengths, for example
         return None
-    return array.astype(np.float64) if array.dtype.kind in 'iuf' else None
 
 
 def mask_fault(mask: Any, shape: tuple[int, int]) -> str | None:

@@ -15,12 +15,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset, MultiImageMixDataset
+from mmengine import fileio
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -100,11 +103,11 @@ def turned():
     return by_pillow('RGB', 'JPEG', exif=exif)
 
 
-def claiming(width, height):
-    """A small PNG whose header claims a size."""
+def claiming(width, height, error=0):
+    """A small PNG whose header claims a size, perhaps with a wrong checksum."""
     data = encoded(suffix='.png')
     header = b'IHDR' + struct.pack('>II', width, height) + data[24:29]
-    return data[:12] + header + struct.pack('>I', zlib.crc32(header)) + data[33:]
+    return data[:12] + header + struct.pack('>I', zlib.crc32(header) ^ error) + data[33:]
 
 
 def claiming_jpeg(width, height):
@@ -118,9 +121,9 @@ def claiming_bmp(width, height):
     return data[:18] + struct.pack('<ii', width, height) + data[26:]
 
 
-def damaged_tiff():
-    """A TIFF with zeros in the middle of its compressed pixels; OpenCV fills up the rest."""
-    data = bytearray(by_pillow('RGB', 'TIFF', compression='tiff_adobe_deflate'))
+def damaged_tiff(compression):
+    """A TIFF with ones in the middle of its pixels; OpenCV fills up what it cannot read."""
+    data = bytearray(by_pillow('RGB', 'TIFF', compression=compression))
     data[len(data) // 2 : len(data) // 2 + 60] = b'\xff' * 60
     return bytes(data)
 
@@ -476,7 +479,9 @@ CASES = [
     Case('PNG of 3 GB', check_skipped, claiming(30000, 30000), 'is not decoded'),
     Case('JPEG of 3 GB', check_skipped, claiming_jpeg(65000, 16000), 'is not decoded'),
     Case('BMP of 3 TB', check_skipped, claiming_bmp(10**6, 10**6), '1.jpg'),
-    Case('damaged TIFF', check_skipped, damaged_tiff(), 'cannot be read as an image'),
+    Case('PNG of 3 GB, damaged', check_skipped, claiming(30000, 30000, 1), 'cannot be read'),
+    Case('damaged deflated TIFF', check_skipped, damaged_tiff('tiff_adobe_deflate'), 'incorrect'),
+    Case('damaged LZW TIFF', check_skipped, damaged_tiff('tiff_lzw'), 'cannot be read'),
     Case('missing file', check_skipped, lambda path: None, 'there is no image'),
     Case(
         'link to nothing',
@@ -959,6 +964,105 @@ def test_a_whole_jpeg_is_not(lenient, data, tmp_path, log):
     write_data(tmp_path, bad_image=data)
     assert sources(open_data(tmp_path, load=lenient), [0, BAD, BAD]) == [0, BAD, BAD]
     assert log() == []
+
+
+class Store(fileio.LocalBackend):
+    """A store in which a file is missing, empty, or cannot be read."""
+
+    def get(self, path):
+        data = super().get(path)
+        if data == b'missing':
+            return None  # as LMDB and Petrel do
+        if data == b'locked':
+            raise KeyError('locked')
+        return memoryview(data)
+
+
+fileio.register_backend('store', Store, force=True)
+
+
+class LoadOwn(BaseTransform):
+    def transform(self, results):
+        data = Path(results['img_path']).read_bytes()
+        results['img'] = {encoded(picture(seed=0)): picture()}[data]
+        results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
+        return results
+
+
+STORE = dict(LOAD[0], backend_args=dict(backend='store'))
+
+
+@pytest.mark.parametrize(
+    'load, bad, words',
+    [
+        (STORE, b'missing', 'there is no image'),
+        (STORE, b'locked', "KeyError: 'locked'"),
+        (STORE, b'text', 'cannot be read'),
+        (STORE, part(50), 'cannot be read'),
+        (STORE, claiming(30000, 30000), 'is not decoded'),
+        (dict(LOAD[0], imdecode_backend='tifffile'), b'II*\0text', 'cannot be read'),
+        (
+            dict(LOAD[0], imdecode_backend='pillow'),
+            claiming(30000, 30000),
+            'DecompressionBombError',
+        ),
+        (LoadOwn(), b'text', "KeyError: b'text'"),
+    ],
+)
+def test_whatever_is_raised_the_file_is_named_and_left_out(load, bad, words, tmp_path, log):
+    write_data(tmp_path, bad_image=bad)
+    limit = None if 'Bomb' in words else 10**6
+    dataset = open_data(tmp_path, load=[load, LOAD[1]], on_missing_image='skip', max_pixels=limit)
+    if 'tifffile' in str(load):
+        pytest.importorskip('tifffile')
+        (tmp_path / '0.jpg').write_bytes(by_pillow('RGB', 'TIFF'))
+    assert sources(dataset, [0, 0, BAD, BAD]) == [0] * 4
+    (line,) = log()
+    assert words in line and f'{BAD}.jpg' in line
+
+
+def test_a_package_that_is_missing_is_not_the_fault_of_a_file(tmp_path, monkeypatch):
+    write_data(tmp_path)
+    monkeypatch.setattr('mmcv.imfrombytes', Mock(side_effect=ImportError('no tifffile')))
+    with pytest.raises(ImportError, match='no tifffile'):
+        open_data(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    'make, words',
+    [
+        (os.mkfifo, 'pipe or device'),
+        (lambda path: None, 'there is no image'),
+        (lambda path: path.write_bytes(b'text'), 'cannot be read'),
+        (lambda path: path.write_bytes(claiming(30000, 30000)), 'is not decoded'),
+        (lambda path: path.write_bytes(encoded(picture(9, 9), '.png')), 'is of shape (9, 9, 3)'),
+        (lambda path: path.write_bytes(encoded(picture()[..., 0], '.png')), ''),
+    ],
+)
+def test_a_map_of_classes_is_checked_as_images_are(make, words, tmp_path, log):
+    write_data(tmp_path)
+    for number in range(4):
+        (tmp_path / f'{number}.png').write_bytes(encoded(picture()[..., 0], '.png'))
+    (tmp_path / f'{BAD}.png').unlink()
+    make(tmp_path / f'{BAD}.png')
+    load = [LOAD[0], dict(LOAD[1], with_seg=True)]
+    dataset = CocoDataset(
+        ann_file=str(tmp_path / 'train.json'),
+        data_prefix=dict(img=str(tmp_path), seg=str(tmp_path)),
+        metainfo=dict(classes=('disc', 'cube')),
+        pipeline=[InvertiblePipeline([*load, *STEPS], on_missing_image='skip')],
+    )
+    assert sources(dataset, [0, BAD, BAD]) == ([0, 0, 0] if words else [0, BAD, BAD])
+    assert [words in line and f'{BAD}.png' in line for line in log()] == [True] * bool(words)
+
+
+def test_a_stand_in_that_cannot_be_read_either_is_left_out_too(tmp_path, log):
+    write_data(tmp_path, bad_image=b'damaged')
+    dataset = open_data(tmp_path)
+    assert sources(dataset, [0]) == [0]
+    damage(tmp_path, [0])
+    assert sources(dataset, [BAD])[0] in (2, 3)
+    assert {line.partition('.jpg')[0][-1] for line in log()} == {'0', '1'}
 
 
 def test_a_missing_file_raises_unless_told_otherwise(tmp_path):

@@ -6,6 +6,7 @@ of the stock data sets which file is wrong, and what is wrong with it; ``tools/t
 it. What an annotation file has to be is said in :mod:`lt_mm.datasets.coco_file`.
 """
 
+import os
 import os.path as osp
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -128,31 +129,34 @@ def _innermost_configs(cfg: Any) -> list[Mapping[str, Any]]:
     if not isinstance(cfg, Mapping):
         return []
     parts = cfg.get('datasets', [cfg['dataset']] if 'dataset' in cfg else None)
-    if parts is None:
+    if not isinstance(parts, (list, tuple)):
         return [cfg]
     return [inner for part in parts for inner in _innermost_configs(part)]
 
 
 def _ann_file_of(cfg: Mapping[str, Any]) -> str:
     """The path of a data set's annotation file; empty where it has not a single one."""
-    root, name = cfg.get('data_root') or '', cfg.get('ann_file')
-    return osp.join(root, name) if name and isinstance(name, str) else ''
+    root, name = cfg.get('data_root') or '', cfg.get('ann_file') or ''
+    return osp.join(root, name) if isinstance(name, str) and isinstance(root, str) else ''
 
 
 def _check_config(cfg: Mapping[str, Any]) -> None:
     """Checks the annotation file of a data set's config, if it is a COCO json."""
-    kind, metainfo, path = cfg.get('type'), cfg.get('metainfo') or {}, _ann_file_of(cfg)
-    found = DETECTION_DATASETS.get(kind) if isinstance(kind, str) else kind
-    if _reads_coco(found) and isinstance(metainfo, Mapping) and osp.isfile(path):
+    kind, path = cfg.get('type'), _ann_file_of(cfg)
+    metainfo, filter_cfg = cfg.get('metainfo') or {}, cfg.get('filter_cfg') or {}
+    found: Any = DETECTION_DATASETS.get(kind) if isinstance(kind, str) else kind
+    if not (_reads_coco(found) and osp.isfile(path) and os.access(path, os.R_OK)):
+        return
+    if isinstance(metainfo, Mapping) and isinstance(filter_cfg, Mapping):
         classes = metainfo.get('classes') or found.METAINFO.get('classes', ())
-        check_coco_file(path, classes, cfg.get('filter_cfg') or {})
+        check_coco_file(path, classes, filter_cfg)
 
 
 def _reads_coco(kind: Any) -> bool:
     """Whether a class of data sets reads its annotation file as ``CocoDataset`` does."""
+    methods = ('load_data_list', 'parse_data_info')
     return (
         isinstance(kind, type)
         and issubclass(kind, CocoDataset)
-        and kind.load_data_list is CocoDataset.load_data_list
-        and kind.parse_data_info is CocoDataset.parse_data_info
+        and all(getattr(kind, name) is getattr(CocoDataset, name) for name in methods)
     )

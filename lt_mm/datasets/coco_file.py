@@ -5,11 +5,13 @@ alone, and passes over what the schema does not name. Segmentations are not name
 examined when they are loaded, see :mod:`lt_mm.datasets.transforms.annotation_cleaning`.
 """
 
+import gc
 import json
 import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,15 +93,12 @@ def check_coco_file(
     """
     data = Path(path).read_bytes()
     try:
-        try:
-            coco = msgspec.json.decode(data, type=_CocoFile)
-        except (ValueError, ArithmeticError, RecursionError):
-            # The standard library also reads NaN and infinity, and so does pycocotools.
-            coco = _parsed_slowly(data)
-        if isinstance(classes, str):
+        coco = _parsed(data)
+        if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
+            name = classes if isinstance(classes, str) else 'name'
             raise DataSetError(
-                f'is to be read for the text {classes!r}; expected a tuple of names, with a comma '
-                f'after a single one: classes=({classes!r}, )'
+                f'is to be read for classes={classes!r}; expected a tuple of names, with a comma '
+                f'after a single one: classes=({name!r}, )'
             )
         _check_ids(coco)
         _check_categories(coco.categories, classes)
@@ -112,10 +111,30 @@ def check_coco_file(
 # -- the schema --------------------------------------------------------------
 
 
-def _parsed_slowly(data: bytes) -> _CocoFile:
-    """Parses with the standard library, which also tells the values of a bad file."""
+def _parsed(data: bytes) -> _CocoFile:
+    """Parses a file; one that is not as it should be a second time, to name the place."""
     try:
-        content = json.loads(data.decode('utf-8'))
+        return msgspec.json.decode(data, type=_CocoFile)
+    except msgspec.ValidationError:
+        is_json = True
+    except (ValueError, ArithmeticError, RecursionError):
+        is_json = False
+    was_on = gc.isenabled()
+    gc.disable()  # it would walk again and again through all that was parsed
+    try:
+        return _checked(_content_of(data, is_json))
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _content_of(data: bytes, is_json: bool) -> Any:
+    if is_json:  # at least up to the first fault
+        with suppress(ValueError, ArithmeticError, RecursionError):
+            return msgspec.json.decode(data)
+    try:
+        # The standard library also reads NaN and infinity, and so does pycocotools.
+        return json.loads(data.decode('utf-8'))
     except RecursionError as error:
         raise DataSetError('is nested too deeply. Download or write it again') from error
     except ValueError as error:  # the bytes are not text, or the text is not json
@@ -123,6 +142,10 @@ def _parsed_slowly(data: bytes) -> _CocoFile:
             f'is not complete, valid json ({error}); it has {len(data)} bytes. '
             'Download or write it again'
         ) from error
+
+
+def _checked(content: Any) -> _CocoFile:
+    """The content in the types of the schema."""
     if not isinstance(content, dict):
         raise DataSetError(
             f'holds a {type(content).__name__}; expected COCO json, an object with keys {_KEYS}'
@@ -245,6 +268,11 @@ def _check_something_is_left(
     kept = _ids_of(coco.categories, classes)
     annotated = {each.image_id for each in coco.annotations if each.category_id in kept}
     min_size = filter_cfg.get('min_size', 0)
+    if not isinstance(min_size, (int, float)):
+        raise DataSetError(
+            f'is to be filtered by min_size={min_size!r}; expected a number of pixels. Check '
+            'train_dataloader.dataset.filter_cfg'
+        )
     large = [image for image in coco.images if min(image.width, image.height) >= min_size]
     if not large or (
         filter_cfg.get('filter_empty_gt') and not (annotated & {image.id for image in large})

@@ -146,7 +146,7 @@ def _content_unless_local(load: Any, path: str) -> bytes | None:
         backend = fileio.get_file_backend(
             path, backend_args=load.backend_args, enable_singleton=True
         )
-        if isinstance(backend, fileio.LocalBackend):
+        if type(backend) is fileio.LocalBackend:
             return None
         data = backend.get(path)
     if data is None:  # what LMDB and Petrel give for a key that they do not have

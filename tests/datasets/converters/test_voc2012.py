@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lt_mm.datasets.converters import VOC_CLASSES, convert_voc2012
+from lt_mm.datasets.converters.coco_json import pixels_by_label
 from lt_mm.datasets.converters.voc2012 import connected_components
 from tests.paths import REPOSITORY, TOOLS
 
@@ -145,6 +146,17 @@ def test_pixels_that_touch_at_a_corner_are_connected():
     assert len(components(mask)) == 1
     mask[1, 1] = False
     assert [part.sum() for part in components(mask)] == [1, 2]
+
+
+@pytest.mark.timeout(20)
+def test_ninety_thousand_components_take_a_second():
+    mask = np.zeros((600, 600), bool)
+    mask[::2, ::2] = True
+    parts = pixels_by_label(connected_components(mask))
+    del parts[0]
+    assert [pixels.tolist() for pixels in parts.values()] == [
+        [600 * x + y] for y in range(0, 600, 2) for x in range(0, 600, 2)
+    ]
 
 
 def test_a_component_of_one_pixel_and_none():

@@ -1059,7 +1059,7 @@ def test_a_map_of_classes_is_checked_as_images_are(make, words, tmp_path, log):
 def test_a_stand_in_that_cannot_be_read_either_is_left_out_too(tmp_path, log):
     write_data(tmp_path, bad_image=b'damaged')
     dataset = open_data(tmp_path)
-    assert sources(dataset, [0]) == [0]
+    assert sources(dataset, [3, 0]) == [3, 0]
     damage(tmp_path, [0])
     assert sources(dataset, [BAD])[0] in (2, 3)
     assert {line.partition('.jpg')[0][-1] for line in log()} == {'0', '1'}
@@ -1100,6 +1100,32 @@ def test_options_are_checked(options, words):
 def damage(root, numbers):
     for number in numbers:
         (root / f'{number}.jpg').write_bytes(b'damaged')
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(metainfo=dict(classes=5)), 'classes=5'),
+        (dict(metainfo=dict(classes=('disc', 7))), "classes=('disc', 7)"),
+        (dict(filter_cfg=dict(min_size='32')), "min_size='32'"),
+        (dict(metainfo=5), None),
+        (dict(filter_cfg=5), None),
+        (dict(type='NoSuchDataset'), None),
+        (dict(ann_file=5), None),
+        (dict(data_root=5), None),
+        (dict(ann_file=''), None),
+        (dict(datasets=5), None),
+    ],
+)
+def test_the_explainer_stands_any_config(options, words, tmp_path):
+    """Where it has nothing to say, the error that came is left as it is."""
+    write_data(tmp_path)
+    cfg = dict(type='CocoDataset', ann_file='train.json', data_root=str(tmp_path))
+    cfg = {**cfg, 'metainfo': dict(classes=('disc', 'cube')), **options}
+    error = RuntimeError('what the stock data set says')
+    with pytest.raises((RuntimeError, DataSetError)) as found, explained(cfg):
+        raise error
+    assert found.value is error if words is None else words in str(found.value)
 
 
 def test_too_many_raise(tmp_path, log):

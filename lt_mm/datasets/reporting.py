@@ -6,6 +6,10 @@ import torch
 from mmengine.logging import print_log
 
 
+class DataSetError(ValueError):
+    """A data set cannot be trained on."""
+
+
 class Tally:
     """A set of numbers, shared by all processes that a data loader starts.
 

@@ -48,6 +48,9 @@ def test_a_box_is_usable_where_a_part_of_it_is_left(box):
         (None, 'the box None is not four numbers'),
         ('text', "the box 'text' is not four numbers"),
         ([1, 2, 3, 'x'], 'is not four numbers'),
+        (['1', '2', '3', '4'], 'is not four numbers'),
+        ([1, 2, 3, 10**400], 'is not four numbers'),
+        ({}, 'the box {} is not four numbers'),
     ],
 )
 def test_words_for_boxes(box, words):
@@ -78,7 +81,8 @@ def test_runs_are_those_that_pycocotools_wrote(mask):
     counts = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))['counts'].decode()
     assert decompressed_runs(counts) == naive_runs(mask)
     for form in (counts, naive_runs(mask)):
-        assert mask_fault(dict(size=list(mask.shape), counts=form), mask.shape) is None
+        fault = mask_fault(dict(size=list(mask.shape), counts=form), mask.shape)
+        assert fault == (None if mask.any() else 'its mask has no pixel')
 
 
 @given(masks(), st.integers(-3, 3))
@@ -86,7 +90,7 @@ def test_runs_have_to_cover_the_image(mask, change):
     height, width = mask.shape
     runs = naive_runs(mask)
     runs[-1] += change
-    usable = change == 0
+    usable = change == 0 and mask.any()
     assert (mask_fault(dict(size=[height, width], counts=runs), (height, width)) is None) == usable
     words = mask_fault(dict(size=[height, width], counts=runs), (height, width + 1))
     assert words == f'its mask is of {width} x {height} pixels, the image of {width + 1} x {height}'
@@ -103,11 +107,26 @@ def test_runs_have_to_cover_the_image(mask, change):
         (dict(size=[48, 64], counts=[9, 9]), 'the runs of its mask cover 18 of 3072 pixels'),
         (dict(size=[48, 64], counts=[-9, 9, 3072]), 'the runs of its mask cover 3072 of 3072'),
         (dict(size=[48, 64], counts=''), 'cover 0 of 3072 pixels'),
-        ([], None),
+        ([], 'it has no mask'),
         ([[0, 0, 5, 0, 5, 5]], None),
-        (dict(size=[48, 64]), None),
-        (dict(counts=[9]), None),
-        (dict(size=[48, 64], counts=b'bytes are decoded already'), None),
+        ([[0, 0, 5, 0, 5, 5], [0, 0, 5, 0]], None),
+        ([[0, 0, 5, 0], []], 'no polygon of its mask has three points'),
+        ([[0, 0, 5, 0, 5, 5, 9]], 'a polygon of its mask has 7 numbers'),
+        ([[0, 0, 5, 0, 5, 10**400]], 'not a list of polygons'),
+        (dict(size=[48, 64]), 'the counts of its mask are None'),
+        (dict(counts=[9]), 'the size of its mask is None'),
+        (dict(size=[48], counts=[9]), 'the size of its mask is [48]'),
+        (dict(size='text', counts=[9]), "the size of its mask is 'text'"),
+        (dict(size=[48, 64], counts=b'bytes'), "the counts of its mask are b'bytes'"),
+        (dict(size=[48, 64], counts=[9, None]), 'the counts of its mask are [9, None]'),
+        (dict(size=[48, 64], counts=[1.5, 3070.5]), 'expected whole numbers'),
+        (dict(size=[48, 64], counts=[3072]), 'its mask has no pixel'),
+        (dict(size=[48, 64], counts=[3000, 0, 72]), 'its mask has no pixel'),
+        (dict(size=[48, 64], counts='\ud800'), 'not compressed RLE: character 0'),
+        (dict(size=[48, 64], counts='P' * 10**5), 'not compressed RLE: character 7'),
+        (dict(size=[48, 64], counts='0P'), 'its last number does not end'),
+        (5, 'its mask is 5; expected polygons or RLE'),
+        ('text', "its mask is 'text'"),
     ],
 )
 def test_words_for_masks(mask, words):

@@ -58,21 +58,60 @@ def mask_to_annotation(mask: np.ndarray, image_id: int, category_id: int) -> dic
     Raises:
         ValueError: If no pixel of the mask is set.
     """
-    ys, xs = np.nonzero(mask)
-    if len(xs) == 0:
+    return pixels_to_annotation(np.flatnonzero(mask.T), mask.shape, image_id, category_id)
+
+
+def pixels_by_label(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """The pixels of each label, in one pass over an image, however many labels there are.
+
+    Args:
+        labels: (H, W) integers.
+
+    Returns:
+        By label, in ascending order, the ascending numbers of its pixels, counted column by
+        column.
+    """
+    flat = labels.T.ravel()
+    order = np.argsort(flat, kind='stable')
+    values, starts = np.unique(flat[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:])))
+
+
+def pixels_to_annotation(
+    pixels: np.ndarray, shape: tuple[int, ...], image_id: int, category_id: int
+) -> dict[str, Any]:
+    """As :func:`mask_to_annotation`, in a time that depends on the instance alone.
+
+    Args:
+        pixels: Ascending numbers of the visible pixels, counted column by column.
+        shape: (H, W) of the image.
+        image_id: Id of the image.
+        category_id: Id of the category.
+
+    Raises:
+        ValueError: If there is no pixel.
+    """
+    height, width = shape
+    if len(pixels) == 0:
         raise ValueError(
             f'the mask of an instance in image {image_id} has no pixel set; '
             'leave instances that are not visible out of the annotations'
         )
-    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
-    x, y = int(xs.min()), int(ys.min())
-    width, height = int(xs.max()) - x + 1, int(ys.max()) - y + 1
+    breaks = np.flatnonzero(np.diff(pixels) > 1)
+    begins, ends = pixels[[0, *(breaks + 1)]], pixels[[*breaks, -1]] + 1
+    # Where it changes from pixels that are not set to pixels that are, and back.
+    changes = np.stack([begins, ends], axis=1).ravel()
+    runs = np.diff([0, *changes, height * width])
+    counts = runs[: -1 if runs[-1] == 0 else None].tolist()
+    rle = mask_utils.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+    xs, ys = pixels // height, pixels % height
+    x, y = int(xs[0]), int(ys.min())
     return dict(
         image_id=image_id,
         category_id=category_id,
-        bbox=[float(x), float(y), float(width), float(height)],
-        area=float(len(xs)),
-        segmentation=dict(size=[int(n) for n in rle['size']], counts=rle['counts'].decode('ascii')),
+        bbox=[float(x), float(y), float(xs[-1] + 1 - x), float(ys.max() + 1 - y)],
+        area=float(len(pixels)),
+        segmentation=dict(size=[height, width], counts=rle['counts'].decode('ascii')),
         iscrowd=0,
     )
 

@@ -11,12 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from lt_mm.datasets.converters.coco_json import (
     SPLITS,
     CocoSplit,
-    mask_to_annotation,
+    pixels_by_label,
+    pixels_to_annotation,
     remove_stale_json,
     write_split,
 )
@@ -139,8 +138,9 @@ def _write(
         (image_dir / f'{name}.png').write_bytes(data)
         images[split].append(dict(id=image_id, file_name=f'{name}.png', height=height, width=width))
         annotations[split] += [
-            mask_to_annotation(labels == label, image_id, category_id=1)
-            for label in np.unique(labels[labels > 0])
+            pixels_to_annotation(pixels, labels.shape, image_id, category_id=1)
+            for label, pixels in pixels_by_label(labels).items()
+            if label > 0
         ]
     written = {}
     for split in SPLITS:

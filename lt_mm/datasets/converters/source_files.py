@@ -84,9 +84,12 @@ def open_source(
         raise FileNotFoundError(f'{path} does not exist; expected {expected}')
     if path.is_dir():
         found = (file for pattern in patterns for file in path.glob(pattern))
-        names = {file.relative_to(path).as_posix() for file in found}
+        names = {file.relative_to(path).as_posix() for file in found if file.is_file()}
         yield SourceFiles(path, names, lambda name: (path / name).read_bytes(), expected)
         return
+
+    if not path.is_file():
+        raise ValueError(f'{path} is a pipe or a device; expected {expected}')
 
     def damaged(where: str = '') -> ValueError:
         return ValueError(
@@ -144,7 +147,7 @@ def decode_image(files: SourceFiles, name: str, data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-    except (OSError, SyntaxError) as error:  # Pillow's errors for what it cannot read
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = 'JPEG' if name.endswith('.jpg') else 'PNG'
         raise ValueError(
             f'{name} in {files.path} cannot be read as an image ({error}); expected a '

@@ -17,7 +17,8 @@ import numpy as np
 from lt_mm.datasets.converters.coco_json import (
     SPLITS,
     CocoSplit,
-    mask_to_annotation,
+    pixels_by_label,
+    pixels_to_annotation,
     remove_stale_json,
     write_split,
 )
@@ -108,8 +109,8 @@ def convert_voc2012(
         return _write(files, root, names, out_dir, instances, min_area)
 
 
-def connected_components(mask: np.ndarray) -> list[np.ndarray]:
-    """Split a mask into its connected components, by OpenCV's union-find.
+def connected_components(mask: np.ndarray) -> np.ndarray:
+    """Number the connected components of a mask, by OpenCV's union-find.
 
     Pixels that touch at a side or at a corner are connected (8-connectivity).
 
@@ -117,12 +118,14 @@ def connected_components(mask: np.ndarray) -> list[np.ndarray]:
         mask: (H, W) bool.
 
     Returns:
-        (H, W) bool masks, in the order of their first pixels, row by row.
+        (H, W) integers: 0 for the background, and the numbers of the components from 1, in
+        the order of their first pixels, row by row.
     """
     labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
-    values, first = np.unique(labels, return_index=True)
-    ordered = values[np.argsort(first)]
-    return [labels == value for value in ordered if value > 0]
+    values, first = np.unique(labels[mask], return_index=True)
+    numbers = np.zeros(labels.max(initial=0) + 1, dtype=np.int64)
+    numbers[values[np.argsort(first)]] = np.arange(1, len(values) + 1)
+    return numbers[labels]
 
 
 def _read_list(files: SourceFiles, root: str, split: str) -> list[str]:
@@ -186,11 +189,13 @@ def _write(
         data = files.read(image_file)
         width, height = decode_image(files, image_file, data).size
         found = _read_instances(files, mask_files, (height, width))
-        kept = [(mask, label) for mask, label in found if mask.sum() >= min_area]
+        kept = [(pixels, label) for pixels, label in found if len(pixels) >= min_area]
         dropped[split] += len(found) - len(kept)
         (image_dir / f'{name}.jpg').write_bytes(data)
         images[split].append(dict(id=image_id, file_name=f'{name}.jpg', height=height, width=width))
-        annotations[split] += [mask_to_annotation(mask, image_id, label) for mask, label in kept]
+        annotations[split] += [
+            pixels_to_annotation(pixels, (height, width), image_id, label) for pixels, label in kept
+        ]
     written = {}
     for split in SPLITS:
         info = dict(
@@ -211,7 +216,7 @@ def _write(
 def _read_instances(
     files: SourceFiles, mask_files: list[str], shape: tuple[int, int]
 ) -> list[tuple[np.ndarray, int]]:
-    """Masks (H, W) bool of the instances of an image, with their classes from 1.
+    """Pixels of the instances of an image, column by column, with their classes from 1.
 
     Args:
         files: The data set.
@@ -228,13 +233,17 @@ def _read_instances(
         )
     if not object_files:
         return [
-            (mask, int(label))
-            for label in _labels_in(classes)
-            for mask in connected_components(classes == label)
+            (pixels, label)
+            for label in np.setdiff1d(classes, [0, VOID]).tolist()
+            for number, pixels in pixels_by_label(connected_components(classes == label)).items()
+            if number > 0
         ]
-    objects = read_labels(files, object_files[0], shape)
-    masks = [objects == number for number in _labels_in(objects)]
-    return [(mask, _class_of(files, object_files[0], classes[mask])) for mask in masks]
+    objects, flat_classes = read_labels(files, object_files[0], shape), classes.T.ravel()
+    return [
+        (pixels, _class_of(files, object_files[0], flat_classes[pixels]))
+        for number, pixels in pixels_by_label(objects).items()
+        if number not in (0, VOID)
+    ]
 
 
 def _class_of(files: SourceFiles, name: str, classes: np.ndarray) -> int:
@@ -247,8 +256,3 @@ def _class_of(files: SourceFiles, name: str, classes: np.ndarray) -> int:
             'expected SegmentationObject and SegmentationClass of one image'
         )
     return int(counts.argmax())
-
-
-def _labels_in(labels: np.ndarray) -> np.ndarray:
-    """The values of a mask, ascending, without background and void."""
-    return np.setdiff1d(labels, [0, VOID])

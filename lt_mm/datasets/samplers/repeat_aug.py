@@ -23,7 +23,7 @@ from lt_mm.core.sampling.replicas import (
     endless_chunks,
     epoch_chunks,
 )
-from lt_mm.datasets.checks import check_annotated
+from lt_mm.datasets.checks import check_annotated, check_annotation_files
 from lt_mm.datasets.reporting import warn
 from lt_mm.datasets.source_numbers import number_sources, set_num_replicas
 from lt_mm.registry import DATA_SAMPLERS, register
@@ -310,8 +310,8 @@ def _integers(chunks: Iterable[np.ndarray]) -> Iterator[int]:
 def check_train_dataloader(dataloader: DataLoader) -> None:
     """Makes sure that every batch of a loader holds whole groups of replicas.
 
-    Loaders with other samplers pass, and so do replicas that are spread over the ranks,
-    because they do not meet in the batch of one rank.
+    Loaders with other samplers pass, after a check of their data set, and so do replicas that
+    are spread over the ranks, because they do not meet in the batch of one rank.
 
     Args:
         dataloader: A built loader; its batch sampler may be a custom one that has
@@ -321,9 +321,12 @@ def check_train_dataloader(dataloader: DataLoader) -> None:
         ValueError: If ``num_repeats`` does not divide the batch size, or if only a part of
             the samples is repeated and the batch sampler is not torch's own, or if batches would
             differ in their share of unlabelled samples.
+        DataSetError: See :func:`lt_mm.datasets.checks.check_annotation_files`.
     """
     batch_sampler: Any = dataloader.batch_sampler
     sampler = getattr(batch_sampler, 'sampler', None)
+    if not isinstance(sampler, _ReplicaSampler):  # which have done so when they were built
+        check_annotation_files(dataloader.dataset)
     if not isinstance(sampler, _ReplicaSampler) or sampler.layout.placement != 'rank':
         return
     share = getattr(sampler, 'unlabelled_share', None)

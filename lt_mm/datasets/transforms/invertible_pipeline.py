@@ -21,7 +21,14 @@ from lt_mm.datasets.transforms.box_record import (
     enter_loaded,
     lost_message,
 )
-from lt_mm.datasets.transforms.image_loading import BadImageError, load_image, transform_image
+from lt_mm.datasets.transforms.image_loading import (
+    MAX_PIXELS,
+    BadImageError,
+    check_max_pixels,
+    load_annotations,
+    load_image,
+    transform_image,
+)
 from lt_mm.datasets.transforms.mixing import Mixing
 from lt_mm.datasets.transforms.packing import write_record
 from lt_mm.datasets.transforms.samples import (
@@ -34,7 +41,7 @@ from lt_mm.datasets.transforms.samples import (
 )
 from lt_mm.datasets.transforms.shared_loading import SharedLoading
 from lt_mm.datasets.transforms.stand_ins import SkippedImages, StandIns
-from lt_mm.datasets.transforms.stock_transforms import can_be_shared, loads, loads_boxes
+from lt_mm.datasets.transforms.stock_transforms import can_be_shared, loads, loads_boxes, name_of
 from lt_mm.registry import TRANSFORMS, register
 from lt_mm.structures import LostRecordError, MissingRecordError, Origin
 
@@ -54,15 +61,17 @@ class InvertiblePipeline(BaseTransform):
     transforms off by name (``YOLOXModeSwitchHook``), leave them outside and wrap the
     packing alone: the record travels in the boxes.
 
-    Consecutive samples of one source load and decode it once, and share what stock
-    transforms that draw nothing at random (``Resize``) do right after loading. Each
-    gets arrays of its own, so that transforms may write into them.
+    Consecutive samples of one source load and decode it once, and share what further
+    transforms do right after loading, as long as they are known to draw nothing at random:
+    the stock loaders, stock ``Resize`` and those in ``draws_nothing``. Each sample gets arrays
+    of its own, so that transforms may write into them.
 
-    Bad input, where this pipeline loads: an image that cannot be read, that is a truncated JPEG, or
-    that OpenCV refuses to transform, is left out, counted and logged. The last good image takes the
-    place of *all* its replicas, so that groups stay whole; only before the first good image the
-    dataset has to find another. Annotated boxes that are not finite, without area or outside the
-    image are dropped, counted and logged; instances whose mask cannot be decoded are ignored. For
+    Bad input, where this pipeline loads: an image that cannot be read, that is a truncated JPEG, of
+    another size than the annotation file says, that OpenCV refuses to transform or that takes too
+    much memory, is left out, counted and logged. The last good image takes the place of *all* its
+    replicas, so that groups stay whole; only before the first good image the dataset has to find
+    another. Annotated boxes that are not finite, without area or outside the image are dropped,
+    counted and logged; instances whose mask cannot be decoded or has no pixel are ignored. For
     evaluation, where no image may take the place of another, set ``on_bad_image='raise'``.
 
     Args:
@@ -82,6 +91,12 @@ class InvertiblePipeline(BaseTransform):
             a wrong path or an unfinished download.
         max_skipped: So many different images may be skipped, counted over all workers
             of a rank; None for any number. Twenty in a row always raise.
+        max_pixels: An image whose header claims more pixels is not decoded, and left out like
+            one that cannot be read. None: headers are not read. The default is Pillow's
+            limit, half a gigabyte of RGB; a larger one needs Pillow's to be raised too.
+        draws_nothing: Class names of loaders and other first transforms of your own that
+            draw nothing at random, so that they run once for all replicas of a source. A
+            loader that is neither stock nor named here runs for every replica.
         weak: The list of transforms, from loading to packing, of *weak* copies. A data set that
             shows some (:class:`~lt_mm.datasets.WithWeakCopies`) asks for them; all others see
             ``transforms`` alone.
@@ -101,6 +116,8 @@ class InvertiblePipeline(BaseTransform):
         on_bad_image: str = 'skip',
         on_missing_image: str = 'raise',
         max_skipped: int | None = 100,
+        max_pixels: int | None = MAX_PIXELS,
+        draws_nothing: Sequence[str] = (),
         weak: Sequence[Any] | None = None,
     ) -> None:
         if isinstance(transforms, (dict, str)) or not transforms:
@@ -111,6 +128,12 @@ class InvertiblePipeline(BaseTransform):
         self.transforms: list[Callable] = [
             TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms
         ]
+        names = [name_of(t) for t in self.transforms]
+        if not set(draws_nothing) <= set(names):
+            raise ValueError(
+                f'draws_nothing is {draws_nothing!r}; expected a list of class names among those '
+                f'of its transforms, {names}'
+            )
         self.given_offset = sample_idx_offset
         # A LabelledAndUnlabelled data set clears it.
         self.is_labelled = True
@@ -118,8 +141,11 @@ class InvertiblePipeline(BaseTransform):
         self.number(sample_idx_offset or 0)
         self._rejected_key: tuple | None = None
         self.max_refetch = max_refetch
+        self._max_pixels = check_max_pixels(max_pixels)
         self._num_loading = _count_leading(self.transforms, loads)
-        self._num_shared = _count_leading(self.transforms, can_be_shared)
+        self._num_shared = _count_leading(
+            self.transforms, lambda each: can_be_shared(each, draws_nothing)
+        )
         self._loading = SharedLoading()
         self._cleaner = AnnotationCleaner()
         skipped = SkippedImages(on_bad_image, on_missing_image, max_skipped)
@@ -131,11 +157,15 @@ class InvertiblePipeline(BaseTransform):
             self.get_indexes = self._mixing.get_indexes
         self.weak: InvertiblePipeline | None = None
         if weak is not None:
-            self.weak = self._weak_pipeline(weak, image_only)
+            self.weak = self._weak_pipeline(weak, image_only, max_pixels)
 
-    def _weak_pipeline(self, transforms: Sequence[Any], image_only: Sequence[str]) -> Any:
+    def _weak_pipeline(
+        self, transforms: Sequence[Any], image_only: Sequence[str], max_pixels: int | None
+    ) -> Any:
         """The pipeline of weak copies, which replaces the same bad images by the same others."""
-        weak = InvertiblePipeline(transforms, image_only, max_refetch=self.max_refetch)
+        weak = InvertiblePipeline(
+            transforms, image_only, max_refetch=self.max_refetch, max_pixels=max_pixels
+        )
         if not (weak.is_loading and self.is_loading):
             raise ValueError(
                 f'weak={transforms} stands beside transforms={self.transforms}; expected lists '
@@ -283,10 +313,14 @@ class InvertiblePipeline(BaseTransform):
     def _apply(self, transform: Callable, results: dict) -> Any:
         """Runs a transform, on annotations that it can use and with errors that name the image."""
         if loads_boxes(transform) and 'instances' in results:
-            self._cleaner.clean(results, getattr(transform, 'with_mask', False))
-        elif loads(transform) and 'img' not in results:
-            return load_image(transform, results)
+            return self._cleaner.load(transform, results, self._load_annotations)
+        if loads(transform):
+            load = load_annotations if 'img' in results else load_image
+            return load(transform, results, self._max_pixels)
         return transform_image(transform, results)
+
+    def _load_annotations(self, transform: Callable, results: dict) -> Any:
+        return load_annotations(transform, results, self._max_pixels)
 
     def __repr__(self) -> str:
         inner = ''.join(f'\n    {transform},' for transform in self.transforms)

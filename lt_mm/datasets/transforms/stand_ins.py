@@ -127,21 +127,27 @@ class StandIns:
             FileNotFoundError: Likewise.
         """
         if self._is_replaced(results):
-            return make(as_stand_in(self._stand_in))
-        try:
-            output = make(results)
-        except (BadImageError, FileNotFoundError) as error:
-            self._skipped.skip(int(results['sample_idx']), error)
-            output = None
-        else:
-            self._skipped.succeed()
-            if output is None:
-                self._log_rejection(results)
+            return self._made(as_stand_in(self._stand_in), make)
+        output = self._made(results, make)
         if output is not None:
             self._last_good = results
         elif self._last_good is not None:
             self._stand_in, self._replaced_key = self._last_good, source_key(results)
-            return make(as_stand_in(self._stand_in))
+            return self._made(as_stand_in(self._stand_in), make)
+        return output
+
+    def _made(self, results: dict, make: Callable[[dict], Any]) -> Any:
+        """What ``make`` gives; None where the source cannot be used."""
+        try:
+            output = make(results)
+        except (BadImageError, FileNotFoundError, MemoryError) as error:
+            if isinstance(error, MemoryError):
+                error = BadImageError(f'{path_of(results)} takes more memory than there is')
+            self._skipped.skip(int(results['sample_idx']), error)
+            return None
+        self._skipped.succeed()
+        if output is None:
+            self._log_rejection(results)
         return output
 
     def _is_replaced(self, results: dict) -> bool:

@@ -1,17 +1,42 @@
-"""What is known of stock transforms, by their names."""
+"""What is known of stock transforms, by their names or classes."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any
 
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmcv.transforms import Resize as ResizeImage
-from mmdet.datasets.transforms import FixScaleResize, FixShapeResize, Resize
+from mmdet.datasets.transforms import (
+    FixScaleResize,
+    FixShapeResize,
+    LoadEmptyAnnotations,
+    LoadImageFromNDArray,
+    LoadMultiChannelImageFromFiles,
+    LoadPanopticAnnotations,
+    LoadProposals,
+    Resize,
+)
+from mmdet.datasets.transforms import LoadAnnotations as LoadDetectionAnnotations
 
 # They move no pixel but rebuild the boxes from numbers.
 IMAGE_ONLY = frozenset(['RandomErasing'])
 
 # They draw nothing at random, so that the replicas of a source can share what they give.
-# Subclasses may draw.
-_DETERMINISTIC = (ResizeImage, Resize, FixScaleResize, FixShapeResize)
+# Subclasses with methods of their own may draw.
+_DETERMINISTIC = (
+    LoadImageFromFile,
+    LoadImageFromNDArray,
+    LoadMultiChannelImageFromFiles,
+    LoadAnnotations,
+    LoadDetectionAnnotations,
+    LoadPanopticAnnotations,
+    LoadProposals,
+    LoadEmptyAnnotations,
+    ResizeImage,
+    Resize,
+    FixScaleResize,
+    FixShapeResize,
+)
 
 # They treat an image without boxes like any other: they either call the box type's method
 # on the empty set or move no pixel. Every other transform may move the pixels of such an
@@ -32,7 +57,7 @@ def name_of(transform: Callable) -> str:
 
 
 def loads(transform: Callable) -> bool:
-    """Whether a transform loads: then it gives the same for every replica of a source."""
+    """Whether a transform loads: what it gives is the source, to the record."""
     return type(transform).__name__.startswith('Load')
 
 
@@ -45,9 +70,30 @@ def loads_boxes(transform: Callable) -> bool:
     )
 
 
-def can_be_shared(transform: Callable) -> bool:
-    """Whether a transform does the same to every replica of a source."""
-    return loads(transform) or type(transform) in _DETERMINISTIC
+def can_be_shared(transform: Callable, declared: Collection[str] = ()) -> bool:
+    """Whether a transform is known to give the same for every replica of a source.
+
+    Args:
+        transform: The transform.
+        declared: Names of further classes that draw nothing at random.
+    """
+    if name_of(transform) in declared:
+        return True
+    for kind in type(transform).__mro__:
+        if kind in _DETERMINISTIC:
+            return True
+        if _has_methods(kind):
+            return False
+    return False
+
+
+def _has_methods(kind: type) -> bool:
+    """Whether a class defines more than other default arguments."""
+    return any(
+        inspect.isroutine(value) or isinstance(value, property)
+        for name, value in vars(kind).items()
+        if name not in ('__init__', '__repr__')
+    )
 
 
 def records_without_boxes(transform: Any) -> bool:

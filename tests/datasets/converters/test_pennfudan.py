@@ -398,3 +398,24 @@ def test_mmdet_reads_the_real_data_set(real):
                 assert not result['gt_ignore_flags'].any()
                 seen += len(masks)
     assert seen == 423
+
+
+@pytest.mark.timeout(60)
+def test_a_mask_of_many_labels_takes_seconds(tmp_path):
+    """One pass over the image, rather than one for each label."""
+    for part in ('PNGImages', 'PedMasks'):
+        (tmp_path / 'in' / part).mkdir(parents=True)
+    labels = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    masks = dict(few=np.eye(512, dtype=np.uint16), many=labels.repeat(2, 0).repeat(2, 1))
+    for name, mask in masks.items():
+        Image.new('RGB', mask.shape[::-1]).save(tmp_path / 'in' / 'PNGImages' / f'{name}.png')
+        Image.fromarray(mask).save(tmp_path / 'in' / 'PedMasks' / f'{name}_mask.png')
+    written = convert_pennfudan(tmp_path / 'in', tmp_path / 'out', num_val=1)
+    assert sorted(split.num_instances for split in written.values()) == [1, 2**16 - 1]
+
+
+def test_a_pipe_is_not_waited_for(tree):
+    os.mkfifo(tree / 'PedMasks' / 'PennPed00002_mask.png')
+    Image.new('RGB', (9, 9)).save(tree / 'PNGImages' / 'PennPed00002.png')
+    with pytest.raises(ValueError, match='lacks 1 of 3.*PennPed00002_mask.png'):
+        convert_pennfudan(tree, tree.parent / 'out', num_val=1)

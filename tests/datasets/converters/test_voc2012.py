@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lt_mm.datasets.converters import VOC_CLASSES, convert_voc2012
+from lt_mm.datasets.converters.coco_json import pixels_by_label
 from lt_mm.datasets.converters.voc2012 import connected_components
 from tests.paths import REPOSITORY, TOOLS
 
@@ -127,32 +128,47 @@ def naive_components(mask):
     return sorted(groups.values())
 
 
+def components(mask):
+    numbers = connected_components(mask)
+    return [numbers == number for number in range(1, numbers.max() + 1)]
+
+
 @given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=6))
 def test_components_against_a_naive_union_find(rows):
     mask = np.array(rows)
-    found = connected_components(mask)
+    found = components(mask)
     pixels = [[tuple(p) for p in np.argwhere(part)] for part in found]
     assert pixels == naive_components(mask)
-    assert all(part.dtype == bool for part in found)
 
 
 def test_pixels_that_touch_at_a_corner_are_connected():
     mask = np.eye(4, dtype=bool)
-    assert len(connected_components(mask)) == 1
+    assert len(components(mask)) == 1
     mask[1, 1] = False
-    assert [part.sum() for part in connected_components(mask)] == [1, 2]
+    assert [part.sum() for part in components(mask)] == [1, 2]
+
+
+@pytest.mark.timeout(20)
+def test_ninety_thousand_components_take_a_second():
+    mask = np.zeros((600, 600), bool)
+    mask[::2, ::2] = True
+    parts = pixels_by_label(connected_components(mask))
+    del parts[0]
+    assert [pixels.tolist() for pixels in parts.values()] == [
+        [600 * x + y] for y in range(0, 600, 2) for x in range(0, 600, 2)
+    ]
 
 
 def test_a_component_of_one_pixel_and_none():
-    assert connected_components(np.zeros((3, 3), bool)) == []
-    (single,) = connected_components(np.array([[False, True]]))
+    assert components(np.zeros((3, 3), bool)) == []
+    (single,) = components(np.array([[False, True]]))
     assert single.tolist() == [[False, True]]
 
 
 def test_components_are_in_the_order_of_their_first_pixels():
     # A labelling in two passes meets the right arm of the U first, and the left one later.
     mask = np.array([[0, 0, 0, 1, 0, 1], [1, 0, 0, 1, 0, 0], [1, 1, 1, 1, 0, 1]], bool)
-    found = connected_components(mask)
+    found = components(mask)
     assert [np.argwhere(part)[0].tolist() for part in found] == [[0, 3], [0, 5], [2, 5]]
     assert [part.sum() for part in found] == [7, 1, 1]
 

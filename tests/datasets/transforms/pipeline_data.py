@@ -110,6 +110,7 @@ def loaders(masks=None, to_float32=False):
 def pipeline_of(transforms, masks=None, to_float32=False, pack=PACK, **kwargs):
     """An invertible pipeline from loading a made sample to packing it."""
     transforms = [*loaders(masks, to_float32), *copy.deepcopy(transforms)]
+    kwargs = dict(draws_nothing=['LoadMadeImage'], **kwargs)
     return InvertiblePipeline([*transforms, pack] if pack else transforms, **kwargs)
 
 

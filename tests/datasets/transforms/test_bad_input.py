@@ -8,16 +8,22 @@ import copy
 import io
 import json
 import math
+import os
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset, MultiImageMixDataset
+from mmengine import fileio
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -27,9 +33,9 @@ from PIL import Image, ImageFile
 from pycocotools import mask as mask_utils
 from torch.utils.data import DataLoader
 
-from lt_mm.datasets.checks import DataSetError, explained
+from lt_mm.datasets.checks import explained
 from lt_mm.datasets.converters import write_shapes_dataset
-from lt_mm.datasets.reporting import Tally
+from lt_mm.datasets.reporting import DataSetError, Tally
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
 from lt_mm.datasets.transforms import BadImageError
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
@@ -97,6 +103,31 @@ def turned():
     return by_pillow('RGB', 'JPEG', exif=exif)
 
 
+def claiming(width, height, error=0):
+    """A small PNG whose header claims a size, perhaps with a wrong checksum."""
+    data = encoded(suffix='.png')
+    header = b'IHDR' + struct.pack('>II', width, height) + data[24:29]
+    return data[:12] + header + struct.pack('>I', zlib.crc32(header) ^ error) + data[33:]
+
+
+def claiming_jpeg(width, height):
+    data = encoded()
+    place = data.index(b'\xff\xc0') + 5
+    return data[:place] + struct.pack('>HH', height, width) + data[place + 4 :]
+
+
+def claiming_bmp(width, height):
+    data = encoded(suffix='.bmp')
+    return data[:18] + struct.pack('<ii', width, height) + data[26:]
+
+
+def damaged_tiff(compression):
+    """A TIFF with ones in the middle of its pixels; OpenCV fills up what it cannot read."""
+    data = bytearray(by_pillow('RGB', 'TIFF', compression=compression))
+    data[len(data) // 2 : len(data) // 2 + 60] = b'\xff' * 60
+    return bytes(data)
+
+
 def annotation(number, box, image=BAD, **changes):
     x, y, width, height = box
     outline = [x, y, x + width, y, x + width, y + height, x, y + height]
@@ -121,6 +152,17 @@ def coco(*annotations, count=4):
         annotations=good + list(annotations),
         categories=[dict(id=1, name='disc'), dict(id=2, name='cube')],
     )
+
+
+def changed(path, value):
+    """The data set with one value changed."""
+    content = coco()
+    *parents, last = path
+    place = content
+    for each in parents:
+        place = place[each]
+    place[last] = value
+    return content
 
 
 def without(mapping, key):
@@ -184,9 +226,9 @@ def check_skipped(bad, words, tmp_path, log, content=None):
     assert words in line and f'{BAD}.jpg' in line and 'so far: 1' in line
 
 
-def check_loads(bad, shape, tmp_path, log):
+def check_loads(bad, shape, tmp_path, log, content=None):
     """The image is what the stock loader makes of it, and is not reported."""
-    write_data(tmp_path, bad_image=bad)
+    write_data(tmp_path, content, bad)
     dataset = open_data(tmp_path, steps=[dict(type='PackDetInputs')])
     packed = dataset[BAD]
     assert packed['inputs'].shape == (3, *shape) and log() == []
@@ -276,15 +318,18 @@ def _check_rows(dataset, expected, log):
         assert log() == []
 
 
-def check_sizes(size, expected, tmp_path, log):
+def check_size(size, words, tmp_path, log):
     """The json gives the image another (height, width) than the file has."""
-    content = coco(annotation(1, [40, 30, 9, 9]), annotation(2, [100, 100, 9, 9]))
+    content = coco()
     content['images'][BAD].update(height=size[0], width=size[1])
-    write_data(tmp_path, content)
-    dataset = open_data(tmp_path, load=LOAD_MASKS, steps=[dict(type='PackDetInputs')])
-    _check_rows(dataset, expected, log)
-    sample = dataset[BAD]['data_samples']
-    assert sample.source_shape == sample.ori_shape == (HEIGHT, WIDTH)
+    check_skipped(encoded(picture(seed=BAD)), words, tmp_path, log, content)
+
+
+def check_turned(bad, shape, tmp_path, log):
+    """The json gives the size of the image as its EXIF turns it."""
+    content = coco()
+    content['images'][BAD].update(height=shape[0], width=shape[1])
+    check_loads(bad, shape, tmp_path, log, content)
 
 
 def check_numbers(boxes, expected, tmp_path, log):
@@ -429,7 +474,14 @@ CASES = [
     Case('truncated WebP', check_skipped, part(50, '.webp'), 'cannot be read'),
     Case('empty file', check_skipped, b'', 'cannot be read'),
     Case('text named .jpg', check_skipped, b'<html>404</html>', 'cannot be read'),
-    Case('directory named .jpg', check_skipped, Path.mkdir, 'Is a directory'),
+    Case('directory named .jpg', check_skipped, Path.mkdir, 'it is a directory'),
+    Case('pipe named .jpg', check_skipped, os.mkfifo, 'a directory, pipe or device'),
+    Case('PNG of 3 GB', check_skipped, claiming(30000, 30000), 'is not decoded'),
+    Case('JPEG of 3 GB', check_skipped, claiming_jpeg(65000, 16000), 'is not decoded'),
+    Case('BMP of 3 TB', check_skipped, claiming_bmp(10**6, 10**6), '1.jpg'),
+    Case('PNG of 3 GB, damaged', check_skipped, claiming(30000, 30000, 1), 'cannot be read'),
+    Case('damaged deflated TIFF', check_skipped, damaged_tiff('tiff_adobe_deflate'), 'incorrect'),
+    Case('damaged LZW TIFF', check_skipped, damaged_tiff('tiff_lzw'), 'cannot be read'),
     Case('missing file', check_skipped, lambda path: None, 'there is no image'),
     Case(
         'link to nothing',
@@ -444,7 +496,6 @@ CASES = [
         'progressive JPEG', check_loads, by_pillow('RGB', 'JPEG', progressive=True), (HEIGHT, WIDTH)
     ),
     Case('JPEG with a tail', check_loads, encoded() + b'\0' * 99, (HEIGHT, WIDTH)),
-    Case('JPEG turned by EXIF', check_loads, turned(), (WIDTH, HEIGHT)),
     Case('RGBA PNG', check_loads, by_pillow('RGBA', 'PNG'), (HEIGHT, WIDTH)),
     Case('palette PNG', check_loads, by_pillow('P', 'PNG'), (HEIGHT, WIDTH)),
     Case(
@@ -484,13 +535,17 @@ CASES = [
         'equal boxes', check_rows, [annotation(1, BOX), annotation(2, BOX)], Rows([0, 1, 2], [], '')
     ),
     Case('5000 instances', check_rows, many(5000), Rows(list(range(5001)), [], '')),
+    # Sizes in the json.
+    Case('json says larger', check_size, (200, 300), 'has 64 x 48 pixels, but the annotation file'),
+    Case('json says smaller', check_size, (20, 30), 'says 30 x 20'),
+    Case('json says swapped', check_size, (WIDTH, HEIGHT), "color_type='color_ignore_orientation'"),
     Case(
-        'json says larger',
-        check_sizes,
-        (200, 300),
-        Rows([0, 1], [], 'number 2: the box [100.0, 100.0, 109.0, 109.0] lies outside'),
+        'turned by EXIF, json does not say it',
+        check_skipped,
+        turned(),
+        'has 48 x 64 pixels, but the annotation file says 64 x 48',
     ),
-    Case('json says smaller', check_sizes, (20, 30), Rows([0], [], '')),
+    Case('turned by EXIF, json says it', check_turned, turned(), (WIDTH, HEIGHT)),
     # Boxes of data sets that check nothing.
     Case(
         'NaN, unchecked',
@@ -542,7 +597,49 @@ CASES = [
         'polygon of two points',
         check_rows,
         [annotation(1, EXTRA, **outline(5, 5, 9, 9))],
-        Rows([0], [1], ''),
+        Rows([0], [1], 'no polygon of its mask has three points; ignored'),
+    ),
+    Case(
+        'polygon of two points beside one of four',
+        check_rows,
+        [annotation(1, EXTRA, segmentation=[[20, 20, 29, 20, 29, 29, 20, 29], [5, 5, 9, 9]])],
+        Rows([0, 1], [], '1 polygons of its mask have not three points; dropped'),
+    ),
+    Case(
+        'polygon of 7 numbers',
+        check_rows,
+        [annotation(1, EXTRA, **outline(20, 20, 29, 20, 29, 29, 9))],
+        Rows([0], [1], 'has 7 numbers'),
+    ),
+    Case(
+        'polygon without a pixel',
+        check_rows,
+        [annotation(1, EXTRA, **outline(20, 20, 20.1, 20, 20.1, 20.1))],
+        Rows([0], [1], 'number 1: its mask has no pixel; ignored'),
+    ),
+    Case(
+        'polygon outside the image',
+        check_rows,
+        [annotation(1, EXTRA, **outline(120, 120, 129, 120, 129, 129)), annotation(2, BOX)],
+        Rows([0, 2], [1], 'number 1: its mask has no pixel; ignored'),
+    ),
+    Case(
+        'RLE without a pixel',
+        check_rows,
+        [annotation(1, EXTRA, **rle(HEIGHT, WIDTH, [HEIGHT * WIDTH]))],
+        Rows([0], [1], 'its mask has no pixel'),
+    ),
+    Case(
+        'RLE without counts',
+        check_rows,
+        [annotation(1, EXTRA, segmentation=dict(size=[HEIGHT, WIDTH]))],
+        Rows([0], [1], 'the counts of its mask are None'),
+    ),
+    Case(
+        'mask that is a number',
+        check_rows,
+        [annotation(1, EXTRA, segmentation=5)],
+        Rows([0], [1], 'its mask is 5'),
     ),
     Case(
         'no segmentation',
@@ -617,7 +714,7 @@ CASES = [
         'no annotations key',
         check_refused,
         File(without(coco(), 'annotations')),
-        "no list 'annotations'",
+        'none of the 4 images',
     ),
     Case(
         'no annotations at all',
@@ -638,6 +735,72 @@ CASES = [
         'annotations[4] with the id 100 of another one',
     ),
     Case(
+        'equal image ids',
+        check_refused,
+        File(changed(['images', 2, 'id'], 1)),
+        'images[2] with the id 1 of another one, images[1]',
+    ),
+    Case(
+        'equal category ids',
+        check_refused,
+        File(changed(['categories', 1, 'id'], 1)),
+        'categories[1] with the id 1 of another one, categories[0]',
+    ),
+    Case(
+        'equal category names',
+        check_refused,
+        File(changed(['categories', 1, 'name'], 'disc')),
+        "has the name 'disc' of categories[0] more than once",
+    ),
+    Case(
+        'category id as text',
+        check_refused,
+        File(changed(['categories', 0, 'id'], '1')),
+        "annotations[0].category_id = 1, which is not the id '1' of categories",
+    ),
+    Case(
+        'image id as text',
+        check_refused,
+        File(changed(['annotations', 2, 'image_id'], '2')),
+        "annotations[2].image_id = '2', which is not the id 2 of images",
+    ),
+    Case(
+        'height is a text',
+        check_refused,
+        File(changed(['images', 3, 'height'], 'tall')),
+        ("images[3].height: 'tall'", 'expected a whole number of pixels'),
+    ),
+    Case(
+        'height is 0',
+        check_refused,
+        File(changed(['images', 3, 'height'], 0)),
+        'images[3].height: 0',
+    ),
+    Case(
+        'nested too deeply',
+        check_refused,
+        File(json.dumps(coco())[:-1] + ', "x": ' + '[' * 10**5 + ']' * 10**5 + '}'),
+        'nested too deeply',
+    ),
+    Case(
+        'annotations of no image',
+        check_accepted,
+        File(changed(['annotations', 2, 'image_id'], 77)),
+        '1 annotations have no entry in images, and are left out; the first is annotations[2]',
+    ),
+    Case(
+        'annotation outside its image',
+        check_accepted,
+        File(coco(annotation(1, [500, 5, 9, 9]))),
+        '1 annotations are left out because their box lies outside the image',
+    ),
+    Case(
+        'annotation of no area',
+        check_accepted,
+        File(coco(annotation(1, EXTRA, area=0))),
+        '1 annotations are left out because their area is not above 0',
+    ),
+    Case(
         'annotation without bbox',
         check_refused,
         File(coco(without(annotation(1, EXTRA), 'bbox'))),
@@ -647,7 +810,7 @@ CASES = [
         'bbox of three numbers',
         check_refused,
         File(coco(annotation(1, EXTRA, bbox=[1, 2, 3]))),
-        'annotations[4] (id 1) with bbox',
+        ('annotations[4].bbox: [1, 2, 3]', 'four numbers'),
     ),
     Case(
         'annotation without area',
@@ -687,12 +850,23 @@ CASES = [
         'filter_empty_gt',
     ),
     Case(
-        'one class is missing',
+        'the last class is missing',
         check_accepted,
-        File(coco(), ('disc', 'cow', 'cube')),
-        "has 2 of the 3 classes ('disc', 'cow', 'cube')",
+        File(coco(), ('disc', 'cube', 'cow')),
+        "has 2 of the 3 classes ('disc', 'cube', 'cow')",
     ),
-    Case('classes in another order', check_accepted, File(coco(), ('cube', 'disc')), ''),
+    Case(
+        'a class before others is missing',
+        check_refused,
+        File(coco(), ('disc', 'cow', 'cube')),
+        ("gives the label 1 to 'cube'", "classes[1] is 'cow'", "Here: classes=('disc', 'cube')"),
+    ),
+    Case(
+        'classes in another order',
+        check_refused,
+        File(coco(), ('cube', 'disc')),
+        ("gives the label 0 to 'disc'", "classes[0] is 'cube'", "Here: classes=('disc', 'cube')"),
+    ),
     # Sampling.
     Case('m = 1', check_sampling_refused, Sampling(1, 4), 'num_repeats=1 makes no replicas'),
     Case('m = 0', check_sampling_refused, Sampling(0, 4), 'num_repeats=0'),
@@ -792,6 +966,105 @@ def test_a_whole_jpeg_is_not(lenient, data, tmp_path, log):
     assert log() == []
 
 
+class Store(fileio.LocalBackend):
+    """A store in which a file is missing, empty, or cannot be read."""
+
+    def get(self, path):
+        data = super().get(path)
+        if data == b'missing':
+            return None  # as LMDB and Petrel do
+        if data == b'locked':
+            raise KeyError('locked')
+        return memoryview(data)
+
+
+fileio.register_backend('store', Store, force=True)
+
+
+class LoadOwn(BaseTransform):
+    def transform(self, results):
+        data = Path(results['img_path']).read_bytes()
+        results['img'] = {encoded(picture(seed=0)): picture()}[data]
+        results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
+        return results
+
+
+STORE = dict(LOAD[0], backend_args=dict(backend='store'))
+
+
+@pytest.mark.parametrize(
+    'load, bad, words',
+    [
+        (STORE, b'missing', 'there is no image'),
+        (STORE, b'locked', "KeyError: 'locked'"),
+        (STORE, b'text', 'cannot be read'),
+        (STORE, part(50), 'cannot be read'),
+        (STORE, claiming(30000, 30000), 'is not decoded'),
+        (dict(LOAD[0], imdecode_backend='tifffile'), b'II*\0text', 'cannot be read'),
+        (
+            dict(LOAD[0], imdecode_backend='pillow'),
+            claiming(30000, 30000),
+            'DecompressionBombError',
+        ),
+        (LoadOwn(), b'text', "KeyError: b'text'"),
+    ],
+)
+def test_whatever_is_raised_the_file_is_named_and_left_out(load, bad, words, tmp_path, log):
+    write_data(tmp_path, bad_image=bad)
+    limit = None if 'Bomb' in words else 10**6
+    dataset = open_data(tmp_path, load=[load, LOAD[1]], on_missing_image='skip', max_pixels=limit)
+    if 'tifffile' in str(load):
+        pytest.importorskip('tifffile')
+        (tmp_path / '0.jpg').write_bytes(by_pillow('RGB', 'TIFF'))
+    assert sources(dataset, [0, 0, BAD, BAD]) == [0] * 4
+    (line,) = log()
+    assert words in line and f'{BAD}.jpg' in line
+
+
+def test_a_package_that_is_missing_is_not_the_fault_of_a_file(tmp_path, monkeypatch):
+    write_data(tmp_path)
+    monkeypatch.setattr('mmcv.imfrombytes', Mock(side_effect=ImportError('no tifffile')))
+    with pytest.raises(ImportError, match='no tifffile'):
+        open_data(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    'make, words',
+    [
+        (os.mkfifo, 'pipe or device'),
+        (lambda path: None, 'there is no image'),
+        (lambda path: path.write_bytes(b'text'), 'cannot be read'),
+        (lambda path: path.write_bytes(claiming(30000, 30000)), 'is not decoded'),
+        (lambda path: path.write_bytes(encoded(picture(9, 9), '.png')), 'is of shape (9, 9, 3)'),
+        (lambda path: path.write_bytes(encoded(picture()[..., 0], '.png')), ''),
+    ],
+)
+def test_a_map_of_classes_is_checked_as_images_are(make, words, tmp_path, log):
+    write_data(tmp_path)
+    for number in range(4):
+        (tmp_path / f'{number}.png').write_bytes(encoded(picture()[..., 0], '.png'))
+    (tmp_path / f'{BAD}.png').unlink()
+    make(tmp_path / f'{BAD}.png')
+    load = [LOAD[0], dict(LOAD[1], with_seg=True)]
+    dataset = CocoDataset(
+        ann_file=str(tmp_path / 'train.json'),
+        data_prefix=dict(img=str(tmp_path), seg=str(tmp_path)),
+        metainfo=dict(classes=('disc', 'cube')),
+        pipeline=[InvertiblePipeline([*load, *STEPS], on_missing_image='skip')],
+    )
+    assert sources(dataset, [0, BAD, BAD]) == ([0, 0, 0] if words else [0, BAD, BAD])
+    assert [words in line and f'{BAD}.png' in line for line in log()] == [True] * bool(words)
+
+
+def test_a_stand_in_that_cannot_be_read_either_is_left_out_too(tmp_path, log):
+    write_data(tmp_path, bad_image=b'damaged')
+    dataset = open_data(tmp_path)
+    assert sources(dataset, [3, 0]) == [3, 0]
+    damage(tmp_path, [0])
+    assert sources(dataset, [BAD])[0] in (2, 3)
+    assert {line.partition('.jpg')[0][-1] for line in log()} == {'0', '1'}
+
+
 def test_a_missing_file_raises_unless_told_otherwise(tmp_path):
     write_data(tmp_path, bad_image=lambda path: None)
     with pytest.raises(FileNotFoundError, match="on_missing_image='skip'") as error:
@@ -814,6 +1087,9 @@ def test_a_bad_image_raises_if_told_so(tmp_path):
         (dict(on_missing_image=None), 'on_missing_image is None'),
         (dict(max_skipped=-1), 'max_skipped is -1'),
         (dict(max_skipped=0.1), 'max_skipped is 0.1'),
+        (dict(max_pixels=0), 'max_pixels is 0'),
+        (dict(max_pixels=1e6), 'max_pixels is 1000000.0'),
+        (dict(max_pixels=10**9), 'MAX_IMAGE_PIXELS = None'),
     ],
 )
 def test_options_are_checked(options, words):
@@ -824,6 +1100,32 @@ def test_options_are_checked(options, words):
 def damage(root, numbers):
     for number in numbers:
         (root / f'{number}.jpg').write_bytes(b'damaged')
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(metainfo=dict(classes=5)), 'classes=5'),
+        (dict(metainfo=dict(classes=('disc', 7))), "classes=('disc', 7)"),
+        (dict(filter_cfg=dict(min_size='32')), "min_size='32'"),
+        (dict(metainfo=5), None),
+        (dict(filter_cfg=5), None),
+        (dict(type='NoSuchDataset'), None),
+        (dict(ann_file=5), None),
+        (dict(data_root=5), None),
+        (dict(ann_file=''), None),
+        (dict(datasets=5), None),
+    ],
+)
+def test_the_explainer_stands_any_config(options, words, tmp_path):
+    """Where it has nothing to say, the error that came is left as it is."""
+    write_data(tmp_path)
+    cfg = dict(type='CocoDataset', ann_file='train.json', data_root=str(tmp_path))
+    cfg = {**cfg, 'metainfo': dict(classes=('disc', 'cube')), **options}
+    error = RuntimeError('what the stock data set says')
+    with pytest.raises((RuntimeError, DataSetError)) as found, explained(cfg):
+        raise error
+    assert found.value is error if words is None else words in str(found.value)
 
 
 def test_too_many_raise(tmp_path, log):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -794,7 +795,10 @@ class Scribble(BaseTransform):
 
 
 class RedrawnResize(Resize):
-    """A resize of another class: it may draw at random."""
+    """A resize with a method of its own: it may draw at random."""
+
+    def transform(self, results):
+        return super().transform(results)
 
 
 def _wipe(packed):
@@ -827,6 +831,22 @@ class LoadCounted(CountingLoader):
     """A loader by name."""
 
 
+class LoadNoisily(LoadImageFromFile):
+    """A loader by name that draws at random."""
+
+    def transform(self, results):
+        results = super().transform(results)
+        results['img'] = results['img'] // 2 + np.random.randint(0, 9, dtype=np.uint8)
+        return results
+
+
+class LoadAsFloat(LoadImageFromFile):
+    """The stock loader with another default."""
+
+    def __init__(self, to_float32=True):
+        super().__init__(to_float32=to_float32)
+
+
 class TestReplicas:
     """Several samples of one source in a row."""
 
@@ -841,7 +861,8 @@ class TestReplicas:
     def test_files_are_decoded_once(self, tmp_path):
         cv2.imwrite(str(tmp_path / 'a.png'), paint(BOXES))
         cv2.imwrite(str(tmp_path / 'b.png'), paint(BOXES[:1]))
-        pipeline = InvertiblePipeline([LoadCounted(), *loaders()[1:], PACK])
+        transforms = [LoadCounted(), *loaders()[1:], PACK]
+        pipeline = InvertiblePipeline(transforms, draws_nothing=['LoadCounted'])
         before = LoadCounted.calls
         for index, name in enumerate('aaabbb'):
             sample = dict(
@@ -851,6 +872,36 @@ class TestReplicas:
             channel = packed['inputs'][1]  # the second box is painted in a.png alone
             assert bool(channel.any()) == (name == 'a')
         assert LoadCounted.calls - before == 2
+
+    @pytest.mark.parametrize(
+        'cls, declared, calls',
+        [
+            (LoadNoisily, [], 3),
+            (LoadNoisily, ['LoadNoisily'], 1),
+            (LoadAsFloat, [], 1),
+            (LoadImageFromFile, [], 1),
+        ],
+    )
+    def test_only_loaders_that_are_known_to_draw_nothing_are_shared(
+        self, cls, declared, calls, tmp_path, monkeypatch
+    ):
+        path, decoded = str(tmp_path / 'a.png'), []
+        cv2.imwrite(path, paint(BOXES))
+        decode = mmcv.imfrombytes
+        monkeypatch.setattr(
+            mmcv, 'imfrombytes', lambda *args, **kw: (decoded.append(1), decode(*args, **kw))[1]
+        )
+        pipeline = InvertiblePipeline([cls(), *loaders()[1:], PACK], draws_nothing=declared)
+        images = [
+            run(pipeline, dict(make_sample(sample_idx=5), img_path=path), seed)['inputs']
+            for seed in range(3)
+        ]
+        assert len(decoded) == calls
+        assert torch.equal(images[0], images[1]) == (calls == 1)
+
+    def test_a_declared_name_has_to_be_there(self):
+        with pytest.raises(ValueError, match=r"draws_nothing is \['LoadCounter'\]"):
+            InvertiblePipeline([LoadCounted(), PACK], draws_nothing=['LoadCounter'])
 
     def test_replicas_differ(self):
         dataset = MadeDataset([make_sample()], [pipeline_of([CROP])])

@@ -39,7 +39,8 @@ class MaskConsistency(ConsistencyMixin):
     def lt_check(cls, head: Any) -> None:
         """Refuses mask heads with a loss of their own."""
         loss_and_target = getattr(type(head), 'loss_and_target', None)
-        if loss_and_target not in [stock.loss_and_target for stock in cls.lt_heads]:
+        known = [getattr(stock, 'loss_and_target', None) for stock in cls.lt_heads]
+        if loss_and_target is None or loss_and_target not in known:
             raise UnsupportedHeadError(
                 f'{type(head).__name__} predicts masks in a form of its own; expected an '
                 'FCNMaskHead or a subclass that keeps its loss_and_target. Wrap '

@@ -13,17 +13,14 @@ train_dataloader = dict(
                 )
             ]
         ),
-        # YOLOXModeSwitchHook takes transforms out of this list by their names.
-        pipeline=[
-            *_base_.train_pipeline[:-1],
-            dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline[-1:]),
-        ],
+        # YOLOXModeSwitchHook takes transforms out of the wrapped list by their names.
+        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
     ),
 )
 
 model = dict(
-    # BatchSyncRandomResize would resize behind the record's back.
-    data_preprocessor=dict(batch_augments=None),
+    # Its BatchSyncRandomResize moves the record too.
+    data_preprocessor=dict(type='lt_mm.RecordingDetDataPreprocessor'),
     bbox_head=dict(
         _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.bbox_head, rho=1.0
     ),

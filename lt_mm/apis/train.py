@@ -7,7 +7,6 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from lt_mm.datasets.checks import explained
-from lt_mm.datasets.samplers.repeat_aug import check_train_dataloader
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
@@ -18,6 +17,7 @@ from lt_mm.engine.launch import (
     choose_resumed_checkpoint,
     load_config,
 )
+from lt_mm.engine.preparation import prepare_training
 
 
 def train(
@@ -48,7 +48,8 @@ def train(
         trust_checkpoint: See :func:`lt_mm.engine.checkpoints.checkpoint_loading`.
 
     Raises:
-        ValueError: If the sampler's groups do not fit into the batch size.
+        ValueError: If the sampler's groups do not fit into the batch size, or if something is not
+            recorded that happens later (:func:`~lt_mm.engine.preparation.prepare_training`).
         DataSetError: If the annotation file cannot be used for training.
         UntrustedCheckpointError: If a checkpoint to be loaded holds code.
         DamagedCheckpointError: If a checkpoint to be loaded cannot be read.
@@ -68,7 +69,7 @@ def train(
         runner = build_runner(cfg)
         with explained(cfg.train_dataloader.dataset):
             loop = runner.train_loop
-        check_train_dataloader(loop.dataloader)
+        prepare_training(runner, loop.dataloader)
         try:
             runner.train()
         finally:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lt_mm.core.seeds import seeded
+from lt_mm.datasets.held_pipelines import hold_pipelines
 from lt_mm.datasets.source_numbers import number_sources
 from lt_mm.registry import DATASETS, register
 
@@ -46,6 +47,7 @@ class ReplicaDataset:
             )
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         number_sources(self.dataset)
+        hold_pipelines(self.dataset)
         self.num_replicas = num_replicas
         self.seed = seed
         self.indices = _chosen(len(self.dataset), indices, max_images)

@@ -62,6 +62,40 @@ def set_num_replicas(dataset: Any, num_replicas: int) -> None:
         pipeline.num_replicas = num_replicas
 
 
+def take_over_numbers(dataset: Any, transforms: list[Any], hook: str, key: str) -> None:
+    """Numbers a pipeline that is to replace the present one of a data set during training.
+
+    Args:
+        dataset: The data set, whose sources have their numbers; nothing is asked of it where no
+            pipeline records.
+        transforms: The new pipeline, built.
+        hook: Name of the hook that replaces it, for messages.
+        key: Its argument of the hook, for messages.
+
+    Raises:
+        MissingRecordError: If it does not record, or if several data sets would share it.
+    """
+    present = [pipelines for _, pipelines in _parts_of(dataset, {}) if pipelines]
+    if not present:
+        return
+    found = [pipeline for each in transforms for pipeline in _pipelines_in(each)]
+    if not any(pipeline.is_loading for pipeline in found):
+        raise MissingRecordError(
+            f'the {key} of {hook} does not record, so training would stop when it takes the place '
+            'of the training pipeline; expected it wrapped as that one is: custom_hooks=[..., '
+            f"dict(type='{hook}', ..., {key}=[dict(type='lt_mm.InvertiblePipeline', "
+            'transforms=<its stock list>)])], with the other hooks of the stock config beside it'
+        )
+    if len(present) > 1:
+        raise MissingRecordError(
+            f'the {key} of {hook} is to be the pipeline of {len(present)} data sets at once, so it '
+            'could not tell their images apart; expected one data set. Remove the hook, or join '
+            'the annotation files'
+        )
+    for pipeline in found:
+        pipeline.continue_numbers(present[0][0])
+
+
 def _parts_of(dataset: Any, known: dict[int, list[_Part]]) -> list[_Part]:
     """The data sets in which samples start, with their pipelines, inner ones first."""
     if id(dataset) not in known:

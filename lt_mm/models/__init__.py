@@ -9,6 +9,7 @@ from lt_mm.models.batch_augments import (
 )
 from lt_mm.models.freezing import Frozen
 from lt_mm.models.heads import LossTransformHead, SourceTrackingSampler, SupConHead
+from lt_mm.models.recorded_augments import RecordingDetDataPreprocessor
 from lt_mm.models.task_modules import TorchvisionAnchorGenerator
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     'GroupedMixup',
     'LossTransformHead',
     'NASNetMobile',
+    'RecordingDetDataPreprocessor',
     'SourceTrackingSampler',
     'SupConHead',
     'TorchvisionAnchorGenerator',

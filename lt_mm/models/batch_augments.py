@@ -5,6 +5,7 @@ which samples are replicas of one source. :class:`GroupedClsDataPreprocessor` ru
 stock preprocessing, and then calls the augment with the source ids too.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -170,14 +171,16 @@ class GroupedClsDataPreprocessor(ClsDataPreprocessor):
     ``model.train_cfg`` (``dict(augments=[...], probs=[...])``) or by
     ``data_preprocessor.batch_augments``, and one is picked for each batch with the
     probabilities of the stock ``RandomBatchAugment``; hooks that exchange
-    ``batch_augments`` (``SwitchRecipeHook``) work.
+    ``batch_augments`` (``SwitchRecipeHook``) work. A stock ``Mixup`` or ``CutMix`` among them
+    is taken for a :class:`GroupedMixup` or :class:`GroupedCutMix` with the same arguments, so
+    a config needs no other augments.
 
     In training with augments, the metainfo of every data sample gets
     ``mixed_source_id``, the source that it was mixed with (its own where nothing was
     mixed), and ``mix_lambda``, the share of its own label (1.0 where nothing was).
 
     Raises:
-        TypeError: If an augment does not know replicas, such as the stock Mixup.
+        TypeError: If an augment does not know replicas, such as the stock ResizeMix.
         MissingRecordError: In training, if a data sample has no source id.
     """
 
@@ -188,7 +191,7 @@ class GroupedClsDataPreprocessor(ClsDataPreprocessor):
             batch_augments = dict(batch_augments, probs=probs)
         super().__init__(*args, batch_augments=batch_augments, **kwargs)
         if self.batch_augments is not None:
-            _check_augments(self.batch_augments.augments)
+            _grouped(self.batch_augments.augments)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Preprocesses a batch; see the class."""
@@ -200,8 +203,7 @@ class GroupedClsDataPreprocessor(ClsDataPreprocessor):
         return data
 
     def _augment(self, inputs: Tensor, samples: list[DataSample]) -> Tensor:
-        augments = self.batch_augments.augments
-        _check_augments(augments)
+        augments = _grouped(self.batch_augments.augments)
         source_ids = source_ids_of(samples)
         scores = torch.stack([sample.gt_score for sample in samples]).float()
         augment = augments[np.random.choice(len(augments), p=self.batch_augments.probs)]
@@ -222,16 +224,28 @@ def _draw_partners(source_ids: Sequence[int]) -> Tensor:
     return mixing_partners(ids, torch.randperm(int(number_sources(ids).max()) + 1))
 
 
-def _check_augments(augments: Sequence[Any]) -> None:
-    for augment in augments:
-        if augment is not None and not isinstance(augment, GroupedAugment):
-            raise TypeError(
-                f'the batch augment {type(augment).__name__} does not know which samples '
-                'are replicas of one source; expected lt_mm.GroupedMixup instead of '
-                'Mixup, lt_mm.GroupedCutMix instead of CutMix, lt_mm.Cutout, or a '
-                'subclass of lt_mm.models.batch_augments.GroupedAugment in '
-                'model.train_cfg.augments (or data_preprocessor.batch_augments)'
-            )
+# Stock augments, of which the grouped ones differ in the choice of partners alone.
+_GROUPED: dict[type, type] = {Mixup: GroupedMixup, CutMix: GroupedCutMix}
+
+
+def _grouped(augments: Sequence[Any]) -> list[Any]:
+    """The augments, which know replicas, in the place of stock ones."""
+    return [None if augment is None else _grouped_augment(augment) for augment in augments]
+
+
+def _grouped_augment(augment: Any) -> GroupedAugment:
+    if isinstance(augment, GroupedAugment):
+        return augment
+    if type(augment) not in _GROUPED:
+        raise TypeError(
+            f'the batch augment {type(augment).__name__} does not know which samples are '
+            'replicas of one source; expected Mixup, CutMix, lt_mm.Cutout, or a subclass of '
+            'lt_mm.models.batch_augments.GroupedAugment in model.train_cfg.augments (or '
+            'data_preprocessor.batch_augments)'
+        )
+    grouped = copy.copy(augment)
+    grouped.__class__ = _GROUPED[type(augment)]
+    return grouped
 
 
 def _have_scores(samples: list[Any] | None) -> bool:

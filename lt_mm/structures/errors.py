@@ -2,7 +2,8 @@
 
 RECORD_HINT = (
     'wrap the whole training pipeline: train_dataloader.dataset.pipeline = '
-    "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]"
+    "[dict(type='lt_mm.InvertiblePipeline', transforms=<the stock list>)]; the switch_pipeline of "
+    'a PipelineSwitchHook in custom_hooks likewise'
 )
 SAMPLER_HINT = (
     "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', num_repeats=m) with "

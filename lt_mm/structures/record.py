@@ -234,6 +234,27 @@ def image_sizes(records: Sequence[InstanceData], name: str, device: torch.device
     return torch.tensor(sizes, dtype=torch.float64, device=device).view(-1, 2)
 
 
+def move_record(sample: Any, matrix: np.ndarray, name: str) -> None:
+    """Brings the record of a data sample up to date after its boxes were moved, in place.
+
+    Args:
+        sample: With ``img_shape`` as it is now, and ``gt_instances``.
+        matrix: (3, 3) float64, from pixels before to pixels after.
+        name: What moved the boxes, for ``applied_transforms``.
+    """
+    record, shape = ImageRecord.read(sample), tuple(sample.img_shape[:2])
+    moved = None if record.source_matrix is None else matrix @ record.source_matrix
+    record.recorded_shape, record.source_matrix = shape, moved
+    applied = AppliedTransform(name, dict(img_shape=shape), moved)
+    record.applied_transforms = [*record.applied_transforms, applied]
+    for holder in (sample, sample.get('gt_instances'), sample.get('ignored_instances')):
+        if holder is not None:
+            holder.set_metainfo(record.metainfo())
+            matrices = holder.get('source_matrices')
+            if matrices is not None:
+                holder.source_matrices = torch.as_tensor(matrix).to(matrices) @ matrices
+
+
 def refuse_moved_image(metainfo: Any) -> None:
     """Makes sure that an image was not resized after the pipeline, by a batch augment.
 
@@ -247,8 +268,8 @@ def refuse_moved_image(metainfo: Any) -> None:
     if recorded is not None and tuple(found[:2]) != tuple(recorded):
         raise MissingRecordError(
             f'an image of the batch is {tuple(found[:2])} (height, width), but left the '
-            f'pipeline as {tuple(recorded)}: a batch augment resized it, so that its matrices '
-            'are wrong; remove BatchSyncRandomResize or BatchResize from '
-            'model.data_preprocessor.batch_augments and resize in the pipeline, '
-            "dict(type='RandomResize', ...)"
+            f'pipeline as {tuple(recorded)}: a batch augment such as BatchSyncRandomResize '
+            'resized it, so that its matrices are wrong; have it recorded: model=dict('
+            "data_preprocessor=dict(type='lt_mm.RecordingDetDataPreprocessor')), or train with "
+            'tools/train.py of this project'
         )

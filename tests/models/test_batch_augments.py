@@ -121,6 +121,21 @@ def test_groups_of_one_give_the_stock_result(name, options, seed):
         assert torch.equal(mine.gt_score, theirs.gt_score)
 
 
+@pytest.mark.parametrize('name', ['Mixup', 'CutMix'])
+def test_stock_augments_are_taken_for_the_grouped_ones(name):
+    found = []
+    for kind in (name, f'lt_mm.Grouped{name}'):
+        augments = [dict(type=kind, alpha=0.7)]
+        seeded(3)
+        found.append(preprocessor(augments, [0.9])(batch(), training=True))
+    assert torch.equal(found[0]['inputs'], found[1]['inputs'])
+    samples = [each['data_samples'] for each in found]
+    assert [sample.mixed_source_id for sample in samples[0]] == [
+        sample.mixed_source_id for sample in samples[1]
+    ]
+    assert samples[0][0].mix_lambda == samples[1][0].mix_lambda < 1
+
+
 def partner_rows(samples, ids=IDS):
     """Of every row the row it was mixed with, from the record and the rule."""
     rows = []
@@ -264,7 +279,10 @@ def test_augments_exchanged_by_a_hook_take_effect():
     found = data_preprocessor(batch(), training=True)
     assert found['data_samples'][0].mix_lambda < 1
     data_preprocessor.batch_augments = RandomBatchAugment([dict(type='Mixup', alpha=1.0)])
-    with pytest.raises(TypeError, match='batch augment Mixup does not know'):
+    found = data_preprocessor(batch(), training=True)
+    assert partner_rows(found['data_samples'])
+    data_preprocessor.batch_augments = RandomBatchAugment([dict(type='ResizeMix', alpha=1.0)])
+    with pytest.raises(TypeError, match='batch augment ResizeMix does not know'):
         data_preprocessor(batch(), training=True)
 
 
@@ -278,10 +296,9 @@ def test_the_stock_preprocessor_is_named_as_the_line_to_change(augment):
         stock(batch(), training=True)
 
 
-def test_stock_augments_are_refused_when_built():
-    for name in ('Mixup', 'CutMix', 'ResizeMix'):
-        with pytest.raises(TypeError, match=f'{name} does not know.*lt_mm.GroupedMixup'):
-            preprocessor([CUTOUT, dict(type=name, alpha=1.0)])
+def test_other_stock_augments_are_refused_when_built():
+    with pytest.raises(TypeError, match='ResizeMix does not know.*expected Mixup, CutMix'):
+        preprocessor([CUTOUT, dict(type='ResizeMix', alpha=1.0)])
 
 
 def test_samples_without_a_record():

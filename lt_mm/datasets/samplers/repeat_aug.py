@@ -24,6 +24,7 @@ from lt_mm.core.sampling.replicas import (
     epoch_chunks,
 )
 from lt_mm.datasets.checks import check_annotated, check_annotation_files
+from lt_mm.datasets.held_pipelines import hold_pipelines
 from lt_mm.datasets.reporting import warn
 from lt_mm.datasets.source_numbers import number_sources, set_num_replicas
 from lt_mm.registry import DATA_SAMPLERS, register
@@ -56,6 +57,7 @@ class _ReplicaSampler(Sampler):
             )
         self.layout = Layout(num_repeats, placement, rank, world_size, repeat_fraction)
         number_sources(dataset, num_repeats)
+        hold_pipelines(dataset)
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed

@@ -6,6 +6,7 @@ transforms one after the other and follows the boxes through them (see
 sample. A transform that breaks the record stops the run with its name.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,9 +58,10 @@ class InvertiblePipeline(BaseTransform):
     only where nothing but loading and packing happened.
 
     Datasets that merge images (``MultiImageMixDataset``): wrap the inner pipeline,
-    which loads, and the outer one, which mixes and packs. Where a hook switches outer
-    transforms off by name (``YOLOXModeSwitchHook``), leave them outside and wrap the
-    packing alone: the record travels in the boxes.
+    which loads, and the outer one, which mixes and packs. What the data set switches off by
+    name (``skip_type_keys``, ``YOLOXModeSwitchHook``) is switched off in the wrapped list too,
+    and images are drawn in the stock order. Outer transforms may also stay outside, with the
+    packing wrapped alone: the record travels in the boxes.
 
     Consecutive samples of one source load and decode it once, and share what further
     transforms do right after loading, as long as they are known to draw nothing at random:
@@ -151,7 +153,7 @@ class InvertiblePipeline(BaseTransform):
         skipped = SkippedImages(on_bad_image, on_missing_image, max_skipped)
         self._stand_ins = StandIns(skipped, max_refetch + 1)
         self._box_record = BoxRecord(image_only)
-        self._mixing = Mixing(self.transforms)
+        self._mixing = Mixing(self.transforms, transforms, max(max_refetch, 1))
         if self._mixing.mixers:
             # MultiImageMixDataset asks only transforms that have this attribute.
             self.get_indexes = self._mixing.get_indexes
@@ -192,6 +194,19 @@ class InvertiblePipeline(BaseTransform):
         self.sample_idx_offset = offset
         self._num_sources = num_sources
         self.num_replicas = num_replicas
+
+    def continue_numbers(self, other: 'InvertiblePipeline') -> None:
+        """Numbers its samples as another pipeline does, whose place it is to take."""
+        offset = other.sample_idx_offset if self.given_offset is None else self.given_offset
+        self.number(offset, other._num_sources, other._num_replicas)
+
+    def held_by(self, dataset: Any) -> None:
+        """Follows the names of transforms that a ``MultiImageMixDataset`` skips.
+
+        Args:
+            dataset: The data set in whose list of transforms this pipeline is.
+        """
+        self._mixing.held_by(dataset)
 
     def transform(self, results: dict) -> dict | None:
         """Runs the transforms on one sample.
@@ -254,7 +269,7 @@ class InvertiblePipeline(BaseTransform):
     def _sample(self, results: dict) -> dict | None:
         """Runs the transforms on a sample that has its origin."""
         if not self.is_loading:
-            return self._run(self.transforms, enter_loaded(results))
+            return self._mix(enter_loaded(results))
         return self._stand_ins.replica(results, self._replica)
 
     def _replica(self, results: dict) -> dict | None:
@@ -276,18 +291,39 @@ class InvertiblePipeline(BaseTransform):
             raise BadImageError(f'the loading transforms reject {path_of(results)}')
         return loaded
 
-    def _run(self, transforms: Sequence[Callable], results: dict) -> dict | None:
-        """Runs transforms until one rejects the sample or packs it."""
-        mixed = results.pop('mix_results', None)
-        for transform in transforms:
-            if results.get('source_shape') is None:
-                results['source_shape'] = source_shape(results)
-            if mixed is not None and transform in self._mixing.mixers:
-                results['mix_results'] = self._mixing.images_for(transform, mixed)
-            output = self._step(transform, results)
+    def _mix(self, results: dict) -> dict | None:
+        """Runs the transforms on a loaded sample, as ``MultiImageMixDataset`` runs them."""
+        given = results.pop('mix_results', None)  # called by hand, without a data set
+        for place, transform in enumerate(self.transforms):
+            if self._mixing.is_off(place):
+                continue
+            output = self._attempts(transform, results, self._mixing.draw(transform, given))
             if output is None or 'data_samples' in output:
                 return output
             output.pop('mix_results', None)
+            results = output
+        return results
+
+    def _attempts(
+        self, transform: Callable, results: dict, images: list[dict] | None
+    ) -> dict | None:
+        """What a transform makes of copies of a sample; None where it rejects all of them."""
+        if images is not None:
+            results['mix_results'] = images
+        for _ in range(self._mixing.num_attempts):
+            output = self._run([transform], copy.deepcopy(results))
+            if output is not None:
+                return output
+        return None
+
+    def _run(self, transforms: Sequence[Callable], results: dict) -> dict | None:
+        """Runs transforms until one rejects the sample or packs it."""
+        for transform in transforms:
+            if results.get('source_shape') is None:
+                results['source_shape'] = source_shape(results)
+            output = self._step(transform, results)
+            if output is None or 'data_samples' in output:
+                return output
             results = output
         return results
 

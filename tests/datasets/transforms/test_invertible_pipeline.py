@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
 from mmdet.datasets import CocoDataset, MultiImageMixDataset
 from mmdet.datasets.transforms import InstaBoost, Resize
+from mmdet.engine.hooks import YOLOXModeSwitchHook
 from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import pseudo_collate
@@ -26,6 +27,7 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
 from lt_mm.core import geometry
+from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from lt_mm.structures.errors import LostRecordError
 from lt_mm.structures.record import ImageRecord
@@ -360,15 +362,12 @@ class TestMixing:
         assert seen > 30
 
     def test_each_mixer_gets_the_images_that_it_asked_for(self):
-        samples = [make_sample() for _ in range(8)]
+        dataset = MadeDataset([make_sample()] * 8, [pipeline_of([], pack=None)])
         mosaic, mixup = Mixer(3), Mixer(1)
         pipeline = InvertiblePipeline([mosaic, FLIP, mixup, PACK])
-        indices = pipeline.get_indexes(samples)
-        assert indices == mosaic.wanted + mixup.wanted
-        inner = pipeline_of([], pack=None)
-        mixed = [run(inner, dict(samples[i], sample_idx=i)) for i in indices]
-        pipeline(dict(run(inner, dict(samples[7], sample_idx=7)), mix_results=mixed))
-        assert mosaic.got == mosaic.wanted and mixup.got == mixup.wanted
+        assert pipeline.get_indexes(dataset) == []
+        pipeline(dataset[7])
+        assert (mosaic.got, mixup.got) == (mosaic.wanted, mixup.wanted)
 
     def test_without_mixers_there_is_no_get_indexes(self):
         assert not hasattr(pipeline_of([FLIP]), 'get_indexes')
@@ -405,6 +404,44 @@ class TestMixing:
             assert rows and packed['data_samples'].source_id == index
             for row in rows:
                 _check_instance(row, samples, packed['data_samples'].recorded_shape)
+
+    @pytest.mark.parametrize(
+        'duplicate',
+        [lambda dataset: dataset, lambda dataset: pickle.loads(pickle.dumps(dataset))],
+        ids=['same process', 'worker'],
+    )
+    def test_a_wrapped_yolox_list_gives_the_stock_images(self, duplicate):
+        """Several mixers draw in the stock order, and YOLOXModeSwitchHook reaches them."""
+        samples = [make_sample(), make_sample(BOXES[:2], [1, 4]), make_sample(BOXES[1:], [6, 2])]
+        keep = dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False)
+        outer = [*YOLOX_MIXING, FLIP, keep]
+        stock = MultiImageMixDataset(MadeDataset(samples, loaders()), [*outer, PACK])
+        ours = mixed_dataset(samples, [], outer, wrapped=True)
+        GroupedRepeatAugSampler(ours, num_repeats=2)
+        for skipped in ((), YOLOXModeSwitchHook().skip_type_keys):
+            found = []
+            for dataset in (stock, duplicate(ours)):
+                dataset.update_skip_type_keys(skipped)
+                seed_all(3)
+                found.append([dataset[index] for index in [0, 1, 2] * 3])
+            for expected, packed in zip(*found):
+                _assert_same(packed, expected)
+        assert found[1][0]['inputs'].shape[1:] == SHAPE  # neither a mosaic nor scaled
+
+    def test_unheld_mixers_warn_that_nothing_switches_them_off(self, monkeypatch):
+        messages = []
+        monkeypatch.setattr('lt_mm.datasets.transforms.mixing.warn', messages.append)
+        dataset = mixed_dataset([make_sample()] * 3, [], YOLOX_MIXING, wrapped=True)
+        for _ in range(2):
+            assert dataset[0]
+        assert len(messages) == 1 and 'YOLOXModeSwitchHook' in messages[0]
+
+
+YOLOX_MIXING = [
+    dict(type='Mosaic', img_scale=(70, 64)),
+    dict(type='RandomAffine', scaling_ratio_range=(0.5, 1.5), border=(-35, -32)),
+    dict(type='MixUp', img_scale=(70, 64), ratio_range=(0.8, 1.6)),
+]
 
 
 class Mixer(BaseTransform):
@@ -1467,9 +1504,12 @@ class TestTransport:
     )
     def test_copies_mix_for_themselves(self, duplicate):
         pipeline = InvertiblePipeline([dict(type='Mosaic', img_scale=(70, 64)), PACK])
+        dataset = MadeDataset([make_sample()] * 5, [pipeline_of([], pack=None)])
         copied = duplicate(pipeline)
-        assert len(copied.get_indexes(range(5))) == 3
-        assert copied._mixing._counts == [3] and pipeline._mixing._counts == []
+        copied.get_indexes(dataset)
+        assert copied(dataset[0])['data_samples'].source_id == 0
+        with pytest.raises(AssertionError):  # Mosaic's own, without images
+            pipeline(dataset[0])
 
     @pytest.mark.parametrize(
         'context',

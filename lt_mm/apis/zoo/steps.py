@@ -1,0 +1,134 @@
+"""One training step of a stock model with a wrapped head and a backbone that costs nothing."""
+
+import copy
+import functools
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lt_mm.apis.zoo.made_batches import classification_batch, detection_batch
+from lt_mm.apis.zoo.stock_configs import StockConfig
+from lt_mm.registry import MODELS, register
+
+# Smaller images come first; some necks need the larger ones.
+_DETECTION_SIZES = (128, 320)
+
+
+@register(MODELS)
+class StandInBackbone(nn.Module):
+    """Gives outputs of the shapes of a stock backbone, which depend on the images a little.
+
+    Args:
+        shapes: What the backbone gives: ``dict(shape=[...])`` with the batch in front, in lists.
+    """
+
+    def __init__(self, shapes: Any) -> None:
+        super().__init__()
+        self.values = nn.ParameterList()
+        self.layout = self._take(shapes)
+
+    def _take(self, shapes: Any) -> Any:
+        if isinstance(shapes, dict):
+            self.values.append(torch.randn(shapes['shape'][1:]))
+            return len(self.values) - 1
+        return tuple(self._take(each) for each in shapes)
+
+    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The outputs for (B, 3, H, W) images."""
+        scale = 1 + 0.1 * images.float().flatten(1).std(dim=1).tanh()
+        return self._give(self.layout, scale)
+
+    def _give(self, layout: Any, scale: Tensor) -> Any:
+        if isinstance(layout, int):
+            value = self.values[layout]
+            return value * scale.view(-1, *[1] * value.dim())
+        return tuple(self._give(each, scale) for each in layout)
+
+
+def take_step(stock: StockConfig, wrap: bool) -> dict[str, Tensor]:
+    """Builds a model, takes the gradient of its losses on replicas, and returns these losses.
+
+    Args:
+        stock: The config.
+        wrap: Whether the head is wrapped.
+
+    Raises:
+        ValueError: If nothing is paired, or if a loss or a gradient is not finite.
+        Exception: Whatever else keeps the model from training.
+    """
+    if stock.library == 'mmpretrain':
+        return _step(stock, wrap, _image_size(stock))
+    *smaller, largest = _DETECTION_SIZES
+    for size in smaller:
+        try:
+            return _step(stock, wrap, size)
+        except (RuntimeError, IndexError, AssertionError):
+            continue
+    return _step(stock, wrap, largest)
+
+
+def _step(stock: StockConfig, wrap: bool, size: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = _model(stock, wrap, size)
+    model.train()
+    is_detector = stock.library == 'mmdet'
+    batch = detection_batch(size) if is_detector else classification_batch(size)
+    data = model.data_preprocessor(batch, True)
+    losses = model.loss(data['inputs'], data['data_samples'])
+    total, log = model.parse_losses(losses)
+    total.backward()
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    if not gradients or not all(bool(each.isfinite().all()) for each in [total, *gradients]):
+        raise ValueError(f'the loss is {float(total)}, or its gradient is not finite')
+    if wrap and not any(float(log[key]) for key in log if key.endswith('lt_num_paired')):
+        raise ValueError('nothing is paired')
+    return log
+
+
+def _model(stock: StockConfig, wrap: bool, size: int) -> Any:
+    config = copy.deepcopy(stock.cfg.model)
+    part = functools.reduce(operator.getitem, stock.place[:-1], config)
+    part.backbone = dict(type='lt_mm.StandInBackbone', shapes=_output_shapes(part.backbone, size))
+    for node in (config, part):
+        if node.get('data_preprocessor'):
+            node.data_preprocessor.pop('batch_augments', None)
+    if stock.library == 'mmpretrain':
+        config.train_cfg = None  # mixed labels; the preprocessor is tried by itself
+        config.data_preprocessor = stock.cfg.get('data_preprocessor')
+    if wrap:
+        head = part[stock.place[-1]]
+        part[stock.place[-1]] = dict(type='lt_mm.LossTransformHead', head=head)
+    return MODELS.build(config)
+
+
+def _output_shapes(backbone: dict, size: int) -> Any:
+    """Shapes of what a backbone gives for a batch of four, from a pass without numbers."""
+    config = {key: value for key, value in backbone.items() if key != 'init_cfg'}
+    for device in ('meta', 'cpu'):  # some operators know no device without numbers
+        try:
+            with torch.device(device), torch.no_grad():
+                outputs = MODELS.build(config).to(device).train()(torch.zeros(4, 3, size, size))
+            return _shapes(outputs)
+        except (NotImplementedError, RuntimeError):
+            if device == 'cpu':
+                raise
+    raise AssertionError
+
+
+def _shapes(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return dict(shape=list(outputs.shape))
+    return [_shapes(each) for each in outputs]
+
+
+def _image_size(stock: StockConfig) -> int:
+    """The size of the images that a classifier is trained on."""
+    size = stock.cfg.model.backbone.get('img_size')
+    if size is None:
+        text = str((stock.cfg.get('train_dataloader') or {}).get('dataset'))
+        found = re.findall(r"'(?:crop_size|scale|size)': (\d+)", text)
+        size = found[-1] if found else 224
+    return int(size[0] if isinstance(size, (list, tuple)) else size)

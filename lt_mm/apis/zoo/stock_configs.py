@@ -1,0 +1,132 @@
+"""The configs of the installed frameworks, and what of them is wrapped."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+LIBRARIES = ('mmdet', 'mmpretrain')
+# The first that a detector has is wrapped.
+_HEADS = ('roi_head', 'bbox_head', 'mask_head', 'panoptic_head', 'rpn_head')
+# What is below these keys of a head is initialised or scheduled, not computed with.
+_NOT_COMPUTED = ('init_cfg', 'test_cfg')
+
+
+@dataclass
+class StockConfig:
+    """A config with a model and a head to wrap.
+
+    Attributes:
+        library: 'mmdet' or 'mmpretrain', also the scope of its classes.
+        name: Path below the configs of the package.
+        cfg: The whole config.
+        place: Keys from the model to the head.
+    """
+
+    library: str
+    name: str
+    cfg: Config
+    place: tuple[str, ...]
+
+    @property
+    def detector(self) -> dict:
+        """The part of the model in which the head is."""
+        node = self.cfg.model
+        for key in self.place[:-1]:
+            node = node[key]
+        return node
+
+    @property
+    def head(self) -> dict:
+        """The config of the head."""
+        return self.detector[self.place[-1]]
+
+    @property
+    def family(self) -> str:
+        """The classes of the head, and of the box heads in a RoI head."""
+        inner = self.head.get('bbox_head') if self.place[-1] == 'roi_head' else None
+        parts = inner if isinstance(inner, (list, tuple)) else [inner] if inner else []
+        names = dict.fromkeys(_name(part['type']) for part in parts)
+        return _name(self.head['type']) + (f' ({", ".join(names)})' if names else '')
+
+    def head_options(self) -> dict[str, Any]:
+        """What the stock detector hands to its head beside the config."""
+        if self.library == 'mmpretrain':
+            return {}
+        options = {key: self.detector.get(key) for key in ('train_cfg', 'test_cfg')}
+        stage = {'roi_head': 'rcnn', 'rpn_head': 'rpn'}.get(self.place[-1])
+        if stage:
+            options = {key: (value or {}).get(stage) for key, value in options.items()}
+        return options
+
+    def pipelines(self) -> list[tuple[list, list | None]]:
+        """Each training pipeline, with that of the data set that mixes images, or None."""
+        loader = self.cfg.get('train_dataloader') or {}
+        found = []
+        if isinstance(loader, dict) and loader.get('dataset'):
+            found.append(_pipelines_of(loader['dataset']))
+        for hook in self.cfg.get('custom_hooks') or ():
+            if 'switch_pipeline' in hook:
+                found.append((hook['switch_pipeline'], None))
+        return [(inner, outer) for inner, outer in found if inner]
+
+    def signature(self) -> tuple:
+        """The classes of the model without the backbone: configs that share it train alike."""
+        model = {key: value for key, value in self.cfg.model.items() if 'backbone' not in key}
+        return self.library, _types(model)
+
+
+def stock_configs(library: str) -> Iterator[StockConfig]:
+    """All configs of an installed framework that have a head to wrap.
+
+    Args:
+        library: One of :data:`LIBRARIES`.
+    """
+    root = Path(str(importlib.import_module(library).__file__)).parent / '.mim' / 'configs'
+    for path in sorted(root.glob('*/*.py')):
+        if path.parent.name in ('_base_', 'dsdl'):  # the latter need a client to be read at all
+            continue
+        try:
+            cfg = Config.fromfile(path)
+        except (FileNotFoundError, ImportError):  # bases, or packages, that do not exist
+            continue
+        place = _head_place(library, cfg.get('model') or {})
+        if place:
+            yield StockConfig(library, str(path.relative_to(root)), cfg, place)
+
+
+def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
+    if library == 'mmpretrain':
+        return ('head',) if model.get('type') == 'ImageClassifier' and model.get('head') else None
+    for key in _HEADS:
+        if model.get(key):
+            return (key,)
+    inside = _head_place(library, model['detector']) if model.get('detector') else None
+    return ('detector', *inside) if inside else None
+
+
+def _pipelines_of(dataset: dict) -> tuple[list, list | None]:
+    outer = None
+    while 'dataset' in dataset or 'datasets' in dataset:
+        if dataset['type'] == 'MultiImageMixDataset':
+            outer = dataset['pipeline']
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    return dataset.get('pipeline'), outer
+
+
+def _types(node: Any) -> tuple:
+    """The types below a config, with their keys, in a fixed order."""
+    if isinstance(node, dict):
+        items = sorted((key, value) for key, value in node.items() if key not in _NOT_COMPUTED)
+        found = [(key, below) for key, value in items if (below := _types(value))]
+        return (*((_name(node['type']),) if 'type' in node else ()), *found)
+    if isinstance(node, (list, tuple)):
+        return tuple(dict.fromkeys(below for value in node if (below := _types(value))))
+    return ()
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]

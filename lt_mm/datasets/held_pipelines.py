@@ -15,7 +15,9 @@ def hold_pipelines(dataset: Any) -> None:
     Args:
         dataset: The data set; it may wrap or join others.
     """
-    for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
+    names = 'dataset', 'labelled', 'unlabelled'
+    single = [getattr(dataset, name, None) for name in names]
+    for inner in [*getattr(dataset, 'datasets', ()), *single]:
         if inner is not None:
             hold_pipelines(inner)
     if hasattr(dataset, '_skip_type_keys'):

@@ -198,7 +198,8 @@ class InvertiblePipeline(BaseTransform):
     def continue_numbers(self, other: 'InvertiblePipeline') -> None:
         """Numbers its samples as another pipeline does, whose place it is to take."""
         offset = other.sample_idx_offset if self.given_offset is None else self.given_offset
-        self.number(offset, other._num_sources, other._num_replicas)
+        self.number(offset, other._num_sources, other.num_replicas)
+        self.is_labelled = other.is_labelled
 
     def held_by(self, dataset: Any) -> None:
         """Follows the names of transforms that a ``MultiImageMixDataset`` skips.

@@ -76,9 +76,9 @@ class DetectionConsistency(ConsistencyMixin):
         self.lt_add_counts(paired, candidates.share(paired), losses)
         if 'unlabelled' in columns:
             unlabelled = columns['unlabelled'][batch.own]
-            may_pair = columns['may_pair'][batch.own]
             self.lt_add_count('num_unlabelled_paired', paired & unlabelled, losses)
-            self.lt_add_count('num_unlabelled_confident', may_pair & unlabelled, losses)
+            confident = self._lt_confident_unlabelled(columns)[batch.own]
+            self.lt_add_count('num_unlabelled_confident', confident, losses)
         if self.lt_recorder is not None and candidates.boxes is not None:
             self.lt_recorder(
                 self._lt_pair_record(detections, candidates, group_ids[batch.own], paired)
@@ -138,10 +138,15 @@ class DetectionConsistency(ConsistencyMixin):
     def _lt_compared_classes(self, columns: dict[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
         """What may take all from the class term; see :meth:`EmptyTerms.watch`."""
         if 'unlabelled' in columns or self.lt_options.pairing == 'iou':
-            unlabelled = columns.get('unlabelled', torch.ones_like(columns['may_pair']))
-            confident = columns['may_pair'] & unlabelled
-            return {UNSURE: confident, NO_MATCH: pairs.paired}
+            return {UNSURE: self._lt_confident_unlabelled(columns), NO_MATCH: pairs.paired}
         return {NO_PAIR: pairs.paired}
+
+    def _lt_confident_unlabelled(self, columns: dict[str, Tensor]) -> Tensor:
+        """(Q,) bool, which predictions found without annotations passed their threshold."""
+        confident = columns['may_pair']
+        for name in ('unlabelled', 'weak'):  # of others there is none, or a threshold of 0
+            confident = confident & columns.get(name, torch.ones_like(confident))
+        return confident
 
     def lt_compared_sides(self, pairs: Pairs, whole_sides: Tensor) -> Tensor:
         """Which parts of Q boxes :meth:`lt_box_term` compares, (Q, D) bool: axes, or sides."""

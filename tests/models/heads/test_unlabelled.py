@@ -538,3 +538,31 @@ def test_weak_targets_need_weak_copies():
     for wrong in (dict(temperature=0), dict(threshold=1.0)):
         with pytest.raises(ValueError, match='weak_target'):
             build_cls_head(dict(type='lt_mm.LossTransformHead', head=LINEAR, weak_target=wrong))
+
+
+@pytest.mark.parametrize('kind', ['classifier', 'RetinaNet'])
+def test_a_threshold_that_nothing_passes_is_said_aloud(kind, monkeypatch):
+    said = []
+    monkeypatch.setattr('lt_mm.models.heads.empty_terms._INTERVAL', 3)
+    monkeypatch.setattr(
+        'lt_mm.models.heads.empty_terms.print_log', lambda message, **_: said.append(message)
+    )
+    weak_target = dict(threshold=0.999)
+    if kind == 'classifier':
+        config = dict(type='lt_mm.LossTransformHead', head=LINEAR, weak_target=weak_target)
+        head, samples = build_cls_head(config), cls_batch()
+    else:
+        head, samples = dense_data.build(kind, weak_target=weak_target, rho_bbox=0.0), batch()
+        outputs, _ = dense_data.made_outputs(kind, head, 6)
+    for image in (1, 4):
+        marked(samples[image], is_weak=True)
+    for step in range(7):
+        assert len(said) == (step >= 3)
+        if kind == 'classifier':
+            losses = head.loss(cls_feats()[1], samples)
+        else:
+            losses = dense_data.losses_of(kind, head, outputs, samples)
+            assert losses['lt_num_unlabelled_confident'] == 0
+        assert losses['lt_num_unlabelled_paired'] == 0
+    (message,) = said
+    assert 'loss_lt_cls has weight' in message and 'weak_target.threshold' in message

@@ -120,7 +120,8 @@ class DenseConsistency(DetectionConsistency):
     @property
     def lt_splits_batches(self) -> bool:  # type: ignore[override]  # of others it is a constant
         """Not where a mask head takes the positives of the whole batch from this head."""
-        return type(self).get_positive_infos is BaseDenseHead.get_positive_infos
+        stock = BaseDenseHead.get_positive_infos
+        return getattr(type(self), 'get_positive_infos', stock) is stock
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.lt_teacher is None:

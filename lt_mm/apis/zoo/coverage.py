@@ -37,7 +37,7 @@ class Coverage:
         family: The classes of its head.
         outcome: 'trains'; 'wraps': no step was taken, because none was asked for or because it
             needs something that is not installed; 'refused'; 'stock does not train'.
-        reason: Why it does not train, or is not known to.
+        reason: Why it does not train, or is not known to; empty where no step was asked for.
     """
 
     library: str
@@ -70,16 +70,15 @@ def cover(
     found = []
     for library in libraries:
         init_default_scope(library)
-        for stock in stock_configs(library):
-            if not configs or any(each in stock.name for each in configs):
-                outcome, reason = _outcome(stock, trials, build_only)
-                found.append(Coverage(library, stock.name, stock.family, outcome, reason))
+        for stock in stock_configs(library, configs):
+            outcome, reason = _outcome(stock, trials, build_only)
+            found.append(Coverage(library, stock.name, stock.family, outcome, reason))
     return found
 
 
 def table_of(found: Sequence[Coverage]) -> str:
     """A Markdown table of families, with the sums of each library."""
-    rows = ['| head | configs | trains | wraps | stock does not train | refused, why |']
+    rows = ['| head | configs | trains | wraps, no step | stock does not train | refused |']
     rows.append('|---|---|---|---|---|---|')
     for library in dict.fromkeys(each.library for each in found):
         members = [each for each in found if each.library == library]
@@ -93,13 +92,14 @@ def table_of(found: Sequence[Coverage]) -> str:
 
 
 def _row(title: str, members: Sequence[Coverage], with_reasons: bool) -> str:
-    counts = Counter(each.outcome for each in members)
-    refused = str(counts[REFUSED] or '')
-    reasons = Counter(each.reason for each in members if each.outcome == REFUSED)
-    if with_reasons and reasons:
-        refused += ': ' + '; '.join(f'{reason} ({count})' for reason, count in reasons.items())
-    shown = [str(counts[each] or '') for each in (TRAINS, WRAPS, STOCK)]
-    return f'| {title} | {len(members)} | {" | ".join(shown)} | {refused} |'
+    cells = [title, str(len(members))]
+    for outcome in (TRAINS, WRAPS, STOCK, REFUSED):
+        reasons = Counter(each.reason for each in members if each.outcome == outcome)
+        cell = str(reasons.total() or '')
+        if with_reasons and any(reasons):
+            cell += ': ' + '; '.join(f'{reason} ({count})' for reason, count in reasons.items())
+        cells.append(cell)
+    return f'| {" | ".join(cells)} |'
 
 
 def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[str, str]:
@@ -116,7 +116,7 @@ def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[s
             if outcome == wanted:
                 return outcome, reason
     if build_only:
-        return WRAPS, 'no step was taken'
+        return WRAPS, ''
     outcome, reason = trials.get(('step', stock.signature()), lambda: _try_step(stock))
     unknown = [why for what, why in tried if what == WRAPS and why]
     return (WRAPS, unknown[0]) if outcome == TRAINS and unknown else (outcome, reason)
@@ -158,6 +158,8 @@ def _try_augments(stock: StockConfig) -> tuple[str, str]:
         MODELS.build(options)
     except (TypeError, LostRecordError) as error:
         return REFUSED, str(error)
+    except KeyError as error:  # an augment of a name that stock does not know
+        return STOCK, _described(error)
     return TRAINS, ''
 
 

@@ -22,7 +22,7 @@ from lt_mm.apis.zoo.stock_configs import LIBRARIES, StockConfig, stock_configs
 from lt_mm.registry import MODELS
 from lt_mm.structures.errors import LostRecordError, UnsupportedHeadError
 
-TRAINS, WRAPS, REFUSED, STOCK = 'trains', 'wraps', 'refused', 'stock does not train'
+TRAINS, WRAPS, REFUSED, STOCK = 'trains', 'wraps', 'refused', 'stock fails'
 _MAX_REASON = 110
 _REFUSALS = (UnsupportedHeadError, LostRecordError)
 
@@ -36,7 +36,8 @@ class Coverage:
         config: Path below the configs of the package.
         family: The classes of its head.
         outcome: 'trains'; 'wraps': no step was taken, because none was asked for or because it
-            needs something that is not installed; 'refused'; 'stock does not train'.
+            fails without the wrap as well; 'refused'; 'stock fails': the stock framework does not
+            build the head, or refuses to train it.
         reason: Why it does not train, or is not known to; empty where no step was asked for.
     """
 
@@ -78,7 +79,7 @@ def cover(
 
 def table_of(found: Sequence[Coverage]) -> str:
     """A Markdown table of families, with the sums of each library."""
-    rows = ['| head | configs | trains | wraps, no step | stock does not train | refused |']
+    rows = ['| head | configs | trains | wraps, no step | stock fails | refused |']
     rows.append('|---|---|---|---|---|---|')
     for library in dict.fromkeys(each.library for each in found):
         members = [each for each in found if each.library == library]
@@ -180,10 +181,12 @@ def _try_step(stock: StockConfig) -> tuple[str, str]:
         take_step(stock, wrap=True)
     except _REFUSALS as error:
         return REFUSED, str(error)
-    except (ImportError, OSError) as error:
-        return WRAPS, f'no step: {_described(error)}'
     except Exception as error:
-        return _if_stock_does(lambda: take_step(stock, wrap=False), WRAPS, error)
+        outcome, reason = _if_stock_does(lambda: take_step(stock, wrap=False), WRAPS, error)
+        # A framework that refuses says so; other errors come from made data, or from packages and
+        # operators that are missing here.
+        is_refusal = outcome == STOCK and reason.startswith(NotImplementedError.__name__)
+        return (STOCK, reason) if is_refusal else (WRAPS, reason)
     return TRAINS, ''
 
 
@@ -202,7 +205,7 @@ def _described(error: BaseException) -> str:
 
 
 class _Trials:
-    """Outcomes that are kept in a file, one line each."""
+    """Outcomes that are kept in a file; of several lines of a trial the last one counts."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds = path, seconds
@@ -218,6 +221,7 @@ class _Trials:
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
         if key not in self.known:
             torch.manual_seed(0)
+            self._keep(key, WRAPS, 'no step: the process ended during it')
             try:
                 with _time_limit(self.seconds):
                     outcome, reason = run()
@@ -226,10 +230,13 @@ class _Trials:
             reason = ' '.join(reason.replace('|', '/').split())
             if len(reason) > _MAX_REASON:
                 reason = reason[:_MAX_REASON] + '...'
-            self.known[key] = outcome, reason
-            with self.path.open('a') as file:
-                file.write(json.dumps([key, outcome, reason]) + '\n')
+            self._keep(key, outcome, reason)
         return self.known[key]
+
+    def _keep(self, key: str, outcome: str, reason: str) -> None:
+        self.known[key] = outcome, reason
+        with self.path.open('a') as file:
+            file.write(json.dumps([key, outcome, reason]) + '\n')
 
 
 class _Late(BaseException):

@@ -31,6 +31,8 @@ class StandInBackbone(nn.Module):
         self.layout = self._take(shapes)
 
     def _take(self, shapes: Any) -> Any:
+        if shapes is None:  # InceptionV3 without its auxiliary output
+            return None
         if isinstance(shapes, dict):
             self.values.append(torch.randn(shapes['shape'][1:]))
             return len(self.values) - 1
@@ -42,6 +44,8 @@ class StandInBackbone(nn.Module):
         return self._give(self.layout, scale)
 
     def _give(self, layout: Any, scale: Tensor) -> Any:
+        if layout is None:
+            return None
         if isinstance(layout, int):
             value = self.values[layout]
             return value * scale.view(-1, *[1] * value.dim())
@@ -96,8 +100,9 @@ def _model(stock: StockConfig, wrap: bool, size: int) -> Any:
         if node.get('data_preprocessor'):
             node.data_preprocessor.pop('batch_augments', None)
     if stock.library == 'mmpretrain':
-        config.train_cfg = None  # mixed labels; the preprocessor is tried by itself
-        config.data_preprocessor = stock.cfg.get('data_preprocessor')
+        config.data_preprocessor = copy.deepcopy(stock.cfg.get('data_preprocessor')) or {}
+        if wrap and (config.get('train_cfg') or {}).get('augments'):
+            config.data_preprocessor['type'] = 'lt_mm.GroupedClsDataPreprocessor'
     if wrap:
         head = part[stock.place[-1]]
         part[stock.place[-1]] = dict(type='lt_mm.LossTransformHead', head=head)
@@ -123,6 +128,8 @@ def _output_shapes(backbone: dict, size: int) -> Any:
 def _shapes(outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return dict(shape=list(outputs.shape))
+    if outputs is None:
+        return None
     return [_shapes(each) for each in outputs]
 
 

@@ -112,7 +112,7 @@ def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
     return ('detector', *inside) if inside else None
 
 
-def _pipelines_of(dataset: dict) -> tuple[list, list | None]:
+def _pipelines_of(dataset: Any) -> tuple[Any, Any]:
     outer = None
     while 'dataset' in dataset or 'datasets' in dataset:
         if dataset['type'] == 'MultiImageMixDataset':

@@ -42,9 +42,9 @@ class _RecordingAugment(InstanceMixin):
 
     def forward(self, inputs: Tensor, data_samples: list[Any] | None) -> Any:
         """Augments a batch; see the stock class."""
-        before = tuple(inputs.shape[-2:])
+        before = _size_of(inputs)
         inputs, data_samples = super().forward(inputs, data_samples)
-        scale = _scale_of(self)(self, before, tuple(inputs.shape[-2:]))
+        scale = _scale_of(self)(self, before, _size_of(inputs))
         for sample in data_samples or () if scale != (1.0, 1.0) else ():
             if 'source_id' in sample:
                 move_record(sample, np.diag([*scale, 1.0]), stock_class(self).__name__)
@@ -85,6 +85,10 @@ def record_batch_augments(augments: Sequence[nn.Module] | nn.ModuleList | None) 
         if not isinstance(augment, _RecordingAugment):
             _scale_of(augment)
             mix_in(_RecordingAugment, augment)
+
+
+def _size_of(inputs: Tensor) -> _Shape:
+    return inputs.shape[-2], inputs.shape[-1]
 
 
 def _scale_of(augment: Any) -> Callable[[Any, _Shape, _Shape], tuple[float, float]]:

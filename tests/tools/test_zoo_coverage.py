@@ -17,8 +17,8 @@ HANDFUL = {
     'crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py': 'refused',
     'resnet/resnet18_8xb16_cifar10.py': 'trains',
     'resnet/resnet50_8xb16-mixup_cifar10.py': 'trains',
-    'levit/levit-128_8xb256_in1k.py': 'stock does not train',
-    'efficientformer/efficientformer-l1_8xb128_in1k.py': 'stock does not train',
+    'levit/levit-128_8xb256_in1k.py': 'stock fails',
+    'efficientformer/efficientformer-l1_8xb128_in1k.py': 'stock fails',
 }
 
 
@@ -33,11 +33,12 @@ def test_a_handful_and_what_is_known_is_not_tried_again(tmp_path, monkeypatch):
 
 
 def test_a_stand_in_gives_the_shapes_and_takes_gradient():
-    shapes = [dict(shape=[4, 8, 5, 6]), [dict(shape=[4, 3]), dict(shape=[4, 7, 2])]]
+    shapes = [dict(shape=[4, 8, 5, 6]), [None, dict(shape=[4, 3]), dict(shape=[4, 7, 2])]]
     backbone = StandInBackbone(shapes)
     assert isinstance(backbone, nn.Module)
     images = torch.rand(2, 3, 16, 16)
-    maps, (token, patches) = backbone(images)
+    maps, (nothing, token, patches) = backbone(images)
+    assert nothing is None
     assert [maps.shape, token.shape, patches.shape] == [(2, 8, 5, 6), (2, 3), (2, 7, 2)]
     assert not torch.equal(maps[0], maps[1])
     (maps.sum() + token.sum() + patches.sum()).backward()
@@ -58,8 +59,23 @@ def test_a_trial_that_takes_too_long_is_stopped(tmp_path):
     assert outcome == 'wraps' and '0.2 s' in reason
 
 
+def rows_of(text):
+    """(configs, trains, refused) of each family in a table."""
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip(' |') for cell in line.strip('|').split('|')]
+        if len(cells) == 6 and cells[1].isdigit():
+            rows[cells[0]] = int(cells[1]), int(cells[2].partition(':')[0] or 0), cells[5]
+    return rows
+
+
 @pytest.mark.slow
 def test_the_table_of_the_documentation_is_true(tmp_path):
-    table = table_of(cover(tmp_path / 'zoo.jsonl'))
-    documented = (DOCS / 'heads.md').read_text()
-    assert [line for line in table.splitlines() if line not in documented] == []
+    found = rows_of(table_of(cover(tmp_path / 'zoo.jsonl')))
+    documented = rows_of((DOCS / 'heads.md').read_text())
+    documented = {family: row for family, row in documented.items() if family in found}
+    assert len(found) > 50 and documented.keys() == found.keys()
+    for family, (configs, trains, refused) in found.items():
+        expected = documented[family]
+        # A fast machine takes steps for which the documented run had no time.
+        assert (configs, refused) == (expected[0], expected[2]) and trains >= expected[1], family

@@ -22,7 +22,7 @@ from lt_mm.apis.zoo.stock_configs import LIBRARIES, StockConfig, stock_configs
 from lt_mm.registry import MODELS
 from lt_mm.structures.errors import LostRecordError, UnsupportedHeadError
 
-TRAINS, WRAPS, REFUSED, STOCK = 'trains', 'wraps', 'refused', 'stock does not train'
+TRAINS, WRAPS, REFUSED, STOCK = 'trains', 'wraps', 'refused', 'stock fails'
 _MAX_REASON = 110
 _REFUSALS = (UnsupportedHeadError, LostRecordError)
 
@@ -36,8 +36,9 @@ class Coverage:
         config: Path below the configs of the package.
         family: The classes of its head.
         outcome: 'trains'; 'wraps': no step was taken, because none was asked for or because it
-            needs something that is not installed; 'refused'; 'stock does not train'.
-        reason: Why it does not train, or is not known to.
+            fails without the wrap as well; 'refused'; 'stock fails': the stock framework does not
+            build the head, or refuses to train it.
+        reason: Why it does not train, or is not known to; empty where no step was asked for.
     """
 
     library: str
@@ -70,16 +71,15 @@ def cover(
     found = []
     for library in libraries:
         init_default_scope(library)
-        for stock in stock_configs(library):
-            if not configs or any(each in stock.name for each in configs):
-                outcome, reason = _outcome(stock, trials, build_only)
-                found.append(Coverage(library, stock.name, stock.family, outcome, reason))
+        for stock in stock_configs(library, configs):
+            outcome, reason = _outcome(stock, trials, build_only)
+            found.append(Coverage(library, stock.name, stock.family, outcome, reason))
     return found
 
 
 def table_of(found: Sequence[Coverage]) -> str:
     """A Markdown table of families, with the sums of each library."""
-    rows = ['| head | configs | trains | wraps | stock does not train | refused, why |']
+    rows = ['| head | configs | trains | wraps, no step | stock fails | refused |']
     rows.append('|---|---|---|---|---|---|')
     for library in dict.fromkeys(each.library for each in found):
         members = [each for each in found if each.library == library]
@@ -93,13 +93,14 @@ def table_of(found: Sequence[Coverage]) -> str:
 
 
 def _row(title: str, members: Sequence[Coverage], with_reasons: bool) -> str:
-    counts = Counter(each.outcome for each in members)
-    refused = str(counts[REFUSED] or '')
-    reasons = Counter(each.reason for each in members if each.outcome == REFUSED)
-    if with_reasons and reasons:
-        refused += ': ' + '; '.join(f'{reason} ({count})' for reason, count in reasons.items())
-    shown = [str(counts[each] or '') for each in (TRAINS, WRAPS, STOCK)]
-    return f'| {title} | {len(members)} | {" | ".join(shown)} | {refused} |'
+    cells = [title, str(len(members))]
+    for outcome in (TRAINS, WRAPS, STOCK, REFUSED):
+        reasons = Counter(each.reason for each in members if each.outcome == outcome)
+        cell = str(reasons.total() or '')
+        if with_reasons and any(reasons):
+            cell += ': ' + '; '.join(f'{reason} ({count})' for reason, count in reasons.items())
+        cells.append(cell)
+    return f'| {" | ".join(cells)} |'
 
 
 def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[str, str]:
@@ -116,7 +117,7 @@ def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[s
             if outcome == wanted:
                 return outcome, reason
     if build_only:
-        return WRAPS, 'no step was taken'
+        return WRAPS, ''
     outcome, reason = trials.get(('step', stock.signature()), lambda: _try_step(stock))
     unknown = [why for what, why in tried if what == WRAPS and why]
     return (WRAPS, unknown[0]) if outcome == TRAINS and unknown else (outcome, reason)
@@ -158,6 +159,8 @@ def _try_augments(stock: StockConfig) -> tuple[str, str]:
         MODELS.build(options)
     except (TypeError, LostRecordError) as error:
         return REFUSED, str(error)
+    except KeyError as error:  # an augment of a name that stock does not know
+        return STOCK, _described(error)
     return TRAINS, ''
 
 
@@ -178,10 +181,12 @@ def _try_step(stock: StockConfig) -> tuple[str, str]:
         take_step(stock, wrap=True)
     except _REFUSALS as error:
         return REFUSED, str(error)
-    except (ImportError, OSError) as error:
-        return WRAPS, f'no step: {_described(error)}'
     except Exception as error:
-        return _if_stock_does(lambda: take_step(stock, wrap=False), WRAPS, error)
+        outcome, reason = _if_stock_does(lambda: take_step(stock, wrap=False), WRAPS, error)
+        # A framework that refuses says so; other errors come from made data, or from packages and
+        # operators that are missing here.
+        is_refusal = outcome == STOCK and reason.startswith(NotImplementedError.__name__)
+        return (STOCK, reason) if is_refusal else (WRAPS, reason)
     return TRAINS, ''
 
 
@@ -200,7 +205,7 @@ def _described(error: BaseException) -> str:
 
 
 class _Trials:
-    """Outcomes that are kept in a file, one line each."""
+    """Outcomes that are kept in a file; of several lines of a trial the last one counts."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds = path, seconds
@@ -216,6 +221,7 @@ class _Trials:
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
         if key not in self.known:
             torch.manual_seed(0)
+            self._keep(key, WRAPS, 'no step: the process ended during it')
             try:
                 with _time_limit(self.seconds):
                     outcome, reason = run()
@@ -224,10 +230,13 @@ class _Trials:
             reason = ' '.join(reason.replace('|', '/').split())
             if len(reason) > _MAX_REASON:
                 reason = reason[:_MAX_REASON] + '...'
-            self.known[key] = outcome, reason
-            with self.path.open('a') as file:
-                file.write(json.dumps([key, outcome, reason]) + '\n')
+            self._keep(key, outcome, reason)
         return self.known[key]
+
+    def _keep(self, key: str, outcome: str, reason: str) -> None:
+        self.known[key] = outcome, reason
+        with self.path.open('a') as file:
+            file.write(json.dumps([key, outcome, reason]) + '\n')
 
 
 class _Late(BaseException):

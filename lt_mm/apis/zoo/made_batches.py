@@ -79,7 +79,7 @@ def detection_batch(size: int) -> dict:
     flip = dict(type='mmdet.RandomFlip', prob=0.5)
     pack = dict(type='mmdet.PackDetInputs')
     dataset = MadeImages(
-        (size, size), _recorded([dict(type='mmdet.LoadImageFromFile'), loading, flip, pack])
+        (size, size), _recorded([dict(type='LoadImageFromFile'), loading, flip, pack])
     )
     packed = [dataset[index] for index in np.repeat(range(2), _NUM_REPLICAS)]
     for each in packed:

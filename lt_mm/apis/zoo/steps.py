@@ -31,6 +31,8 @@ class StandInBackbone(nn.Module):
         self.layout = self._take(shapes)
 
     def _take(self, shapes: Any) -> Any:
+        if shapes is None:  # InceptionV3 without its auxiliary output
+            return None
         if isinstance(shapes, dict):
             self.values.append(torch.randn(shapes['shape'][1:]))
             return len(self.values) - 1
@@ -38,10 +40,12 @@ class StandInBackbone(nn.Module):
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The outputs for (B, 3, H, W) images."""
-        scale = 1 + 0.1 * images.float().flatten(1).std(dim=1).tanh()
+        scale = 1 + 0.1 * images[:, :, 0, 0].float().mean(dim=1).tanh()
         return self._give(self.layout, scale)
 
     def _give(self, layout: Any, scale: Tensor) -> Any:
+        if layout is None:
+            return None
         if isinstance(layout, int):
             value = self.values[layout]
             return value * scale.view(-1, *[1] * value.dim())
@@ -82,7 +86,7 @@ def _step(stock: StockConfig, wrap: bool, size: int) -> dict[str, Tensor]:
     total.backward()
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
     if not gradients or not all(bool(each.isfinite().all()) for each in [total, *gradients]):
-        raise ValueError(f'the loss is {float(total)}, or its gradient is not finite')
+        raise ValueError(f'the loss is {float(total.detach())}, or its gradient is not finite')
     if wrap and not any(float(log[key]) for key in log if key.endswith('lt_num_paired')):
         raise ValueError('nothing is paired')
     return log
@@ -96,8 +100,9 @@ def _model(stock: StockConfig, wrap: bool, size: int) -> Any:
         if node.get('data_preprocessor'):
             node.data_preprocessor.pop('batch_augments', None)
     if stock.library == 'mmpretrain':
-        config.train_cfg = None  # mixed labels; the preprocessor is tried by itself
-        config.data_preprocessor = stock.cfg.get('data_preprocessor')
+        config.data_preprocessor = copy.deepcopy(stock.cfg.get('data_preprocessor')) or {}
+        if wrap and (config.get('train_cfg') or {}).get('augments'):
+            config.data_preprocessor['type'] = 'lt_mm.GroupedClsDataPreprocessor'
     if wrap:
         head = part[stock.place[-1]]
         part[stock.place[-1]] = dict(type='lt_mm.LossTransformHead', head=head)
@@ -107,11 +112,13 @@ def _model(stock: StockConfig, wrap: bool, size: int) -> Any:
 def _output_shapes(backbone: dict, size: int) -> Any:
     """Shapes of what a backbone gives for a batch of four, from a pass without numbers."""
     config = {key: value for key, value in backbone.items() if key != 'init_cfg'}
-    for device in ('meta', 'cpu'):  # some operators know no device without numbers
+    # Some operators know no device without numbers; deformable convolutions end the process.
+    for device in ('cpu',) if 'dcn' in str(backbone).lower() else ('meta', 'cpu'):
         try:
             with torch.device(device), torch.no_grad():
-                outputs = MODELS.build(config).to(device).train()(torch.zeros(4, 3, size, size))
-            return _shapes(outputs)
+                network = MODELS.build(config).to(device)
+                network.train()  # ResNet's returns nothing
+                return _shapes(network(torch.zeros(4, 3, size, size)))
         except (NotImplementedError, RuntimeError):
             if device == 'cpu':
                 raise
@@ -121,6 +128,8 @@ def _output_shapes(backbone: dict, size: int) -> Any:
 def _shapes(outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return dict(shape=list(outputs.shape))
+    if outputs is None:
+        return None
     return [_shapes(each) for each in outputs]
 
 

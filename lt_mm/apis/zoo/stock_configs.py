@@ -1,7 +1,7 @@
 """The configs of the installed frameworks, and what of them is wrapped."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,23 +79,27 @@ class StockConfig:
         return self.library, _types(model)
 
 
-def stock_configs(library: str) -> Iterator[StockConfig]:
-    """All configs of an installed framework that have a head to wrap.
+def stock_configs(library: str, parts: Sequence[str] = ()) -> Iterator[StockConfig]:
+    """The configs of an installed framework that have a head to wrap.
 
     Args:
         library: One of :data:`LIBRARIES`.
+        parts: Only configs whose path contains one of these; all if empty.
     """
     root = Path(str(importlib.import_module(library).__file__)).parent / '.mim' / 'configs'
     for path in sorted(root.glob('*/*.py')):
+        name = str(path.relative_to(root))
+        if parts and not any(part in name for part in parts):
+            continue
         if path.parent.name in ('_base_', 'dsdl'):  # the latter need a client to be read at all
             continue
         try:
             cfg = Config.fromfile(path)
-        except (FileNotFoundError, ImportError):  # bases, or packages, that do not exist
+        except Exception:  # a few cannot be read by MMEngine: missing bases, keys or packages
             continue
         place = _head_place(library, cfg.get('model') or {})
         if place:
-            yield StockConfig(library, str(path.relative_to(root)), cfg, place)
+            yield StockConfig(library, name, cfg, place)
 
 
 def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
@@ -108,7 +112,7 @@ def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
     return ('detector', *inside) if inside else None
 
 
-def _pipelines_of(dataset: dict) -> tuple[list, list | None]:
+def _pipelines_of(dataset: Any) -> tuple[Any, Any]:
     outer = None
     while 'dataset' in dataset or 'datasets' in dataset:
         if dataset['type'] == 'MultiImageMixDataset':

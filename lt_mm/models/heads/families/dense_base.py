@@ -113,10 +113,14 @@ class DenseConsistency(DetectionConsistency):
         """
         return assigned
 
+    def lt_records(self, arguments: dict[str, Any]) -> list[InstanceData]:
+        """The recorded ``gt_instances`` of each image, from the arguments of ``loss_by_feat``."""
+        return arguments['batch_gt_instances']
+
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         arguments = inspect.signature(super().loss_by_feat).bind(*args, **kwargs).arguments
         metas = arguments['batch_img_metas']
-        for gt_instances, meta in zip(arguments['batch_gt_instances'], metas):
+        for gt_instances, meta in zip(self.lt_records(arguments), metas):
             InstanceRecord.read(gt_instances)
             refuse_moved_image(meta)
         with self._lt_reading() as assigned:
@@ -154,7 +158,7 @@ class DenseConsistency(DetectionConsistency):
             logits=logits.flatten(0, 1),
             decode=self.lt_box_decoder(arguments),
             counts=[logits.shape[1]] * len(logits),
-            records=arguments['batch_gt_instances'],
+            records=self.lt_records(arguments),
             positives=[image.rows for image in compared],
             annotations=[image.annotations for image in compared],
             sigmoid=self.lt_is_sigmoid(),

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lt_mm.core.consistency import box_divergences
-from lt_mm.core.pairing import greedy_iou_groups, group_sizes, paired_groups, pairwise_iou
+from lt_mm.core.geometry import pairwise_iou
+from lt_mm.core.pairing import greedy_iou_groups, group_sizes, paired_groups
 
 ACTIVATIONS = ('softmax', 'sigmoid')
 # A smaller probability counts as this one: the smallest normal float32. The logit is then 87

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lt_mm.core.geometry.overlaps import box_areas, pairwise_iou, wide
+
 UNPAIRED = -1
 # Pixels that another class counts for, where the annotation of a target is looked for:
 # more than rounding, less than any two annotations of a data set lie apart.
@@ -167,7 +169,7 @@ def distance_to_annotations(
     Returns:
         (N,) in float32 or wider, in [0, 2], 2 for boxes that are not finite; given ones above.
     """
-    boxes, annotations = _wide(boxes_xyxy.detach()), _wide(annotations_xyxy)
+    boxes, annotations = wide(boxes_xyxy.detach()), wide(annotations_xyxy)
     iou = pairwise_iou(boxes[:, None], annotations[:, None])[:, 0, 0]
     size = (annotations[:, 2:] - annotations[:, :2]).sum(dim=1).clamp(min=1)
     gap = (boxes - annotations).abs().sum(dim=1) / size
@@ -237,30 +239,8 @@ def best_of_annotations(scores: Tensor, boxes_xyxy: Tensor, annotations_xyxy: Te
         (G,) int64 rows of the predictions. Where none overlaps, the nearest one.
     """
     iou = pairwise_iou(boxes_xyxy, annotations_xyxy)
-    gap = (_wide(boxes_xyxy)[:, None] - _wide(annotations_xyxy)[None]).abs().sum(dim=2)
+    gap = (wide(boxes_xyxy)[:, None] - wide(annotations_xyxy)[None]).abs().sum(dim=2)
     return torch.where(iou > 0, scores * iou, -gap).nan_to_num(nan=-torch.inf).argmax(dim=0)
-
-
-def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Intersection over union: (..., n, 4) and (..., k, 4) xyxy to (..., n, k).
-
-    0 without area. In float32 or wider.
-    """
-    boxes_a, boxes_b = _wide(boxes_a), _wide(boxes_b)
-    low = torch.maximum(boxes_a[..., :, None, :2], boxes_b[..., None, :, :2])
-    high = torch.minimum(boxes_a[..., :, None, 2:], boxes_b[..., None, :, 2:])
-    common = (high - low).clamp(min=0).prod(dim=-1)
-    union = _areas(boxes_a)[..., :, None] + _areas(boxes_b)[..., None, :] - common
-    return torch.where(union > 0, common / torch.where(union > 0, union, 1), 0)
-
-
-def _wide(boxes_xyxy: Tensor) -> Tensor:
-    """In float32 at least: areas of ordinary boxes overflow in half precision."""
-    return boxes_xyxy if boxes_xyxy.dtype == torch.float64 else boxes_xyxy.float()
-
-
-def _areas(boxes_xyxy: Tensor) -> Tensor:
-    return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(dim=-1)
 
 
 def same_source_by_area(boxes_a: Tensor, boxes_b: Tensor, threshold: float = 0.8) -> Tensor:
@@ -284,7 +264,7 @@ def same_source_by_area(boxes_a: Tensor, boxes_b: Tensor, threshold: float = 0.8
     """
     if not 0 < threshold <= 1:
         raise ValueError(f'threshold is {threshold}; expected a ratio in (0, 1]')
-    total_a, total_b = _areas(_wide(boxes_a)).sum(), _areas(_wide(boxes_b)).sum()
+    total_a, total_b = box_areas(wide(boxes_a)).sum(), box_areas(wide(boxes_b)).sum()
     least, most = torch.minimum(total_a, total_b), torch.maximum(total_a, total_b)
     return (least >= threshold * most) & (least > 0)
 
@@ -363,7 +343,7 @@ def iou_groups(
         (R, K) int64 group ids, ``UNPAIRED`` where not ``valid``. A group that nobody
         joined has one member.
     """
-    boxes = _wide(boxes.detach())
+    boxes = wide(boxes.detach())
     (num_replicas, num_boxes), (num_sources, steps) = labels.shape, members.shape
     sums = boxes.new_zeros(num_sources, steps * num_boxes, 4)
     counts = boxes.new_zeros(num_sources, steps * num_boxes)

@@ -234,7 +234,7 @@ class TestPairing:
     @_many
     @given(predictions(4), predictions(4))
     def test_iou(self, boxes_a, boxes_b):
-        iou = pairing.pairwise_iou(boxes_a, boxes_b)
+        iou = geometry.pairwise_iou(boxes_a, boxes_b)
         assert ((iou >= 0) & (iou <= 1)).all()
         rows, columns = pairing.greedy_iou_pairs(boxes_a, boxes_b, LABELS, LABELS)
         assert len(set(rows.tolist())) == len(set(columns.tolist())) == len(rows)

@@ -19,10 +19,11 @@ from lt_mm.core.consistency import (
     mask_consistency,
     side_consistency,
 )
-from lt_mm.core.geometry import masks_to_source, side_positions_to_source
+from lt_mm.core.geometry import masks_to_source, pairwise_iou, side_positions_to_source
 from lt_mm.core.pairing import (
     UNPAIRED,
     annotation_of_target,
+    best_of_annotations,
     compact_ids,
     compact_rows,
     greedy_iou_groups,
@@ -34,7 +35,6 @@ from lt_mm.core.pairing import (
     is_paired,
     nearest_in_each_replica,
     paired_groups,
-    pairwise_iou,
     same_source_by_area,
 )
 from tests import reference_losses as reference
@@ -340,6 +340,29 @@ class TestAnnotationOfTarget:
     @pytest.mark.parametrize('annotations', [0, 3])
     def test_no_targets(self, annotations):
         assert _annotations([], [], [[0, 0, 4, 4]] * annotations, [0] * annotations) == []
+
+
+class TestBestOfAnnotations:
+    def test_against_a_loop(self):
+        corners = 20 * torch.rand(12, 2)
+        boxes = torch.cat([corners, corners + 1 + 15 * torch.rand(12, 2)], dim=1)
+        gt, scores = boxes[:3] + 3, torch.rand(12, 3)
+        for k, row in enumerate(best_of_annotations(scores, boxes, gt).tolist()):
+            values = [
+                float(score) * reference.iou(box.tolist(), gt[k].tolist())
+                for score, box in zip(scores[:, k], boxes)
+            ]
+            assert values[row] == max(values) > 0
+
+    def test_the_nearest_where_none_overlaps(self):
+        boxes = _boxes([[0, 0, 1, 1], [5, 0, 6, 1], [float('nan')] * 4, [20, 0, 22, 1]])
+        scores = torch.tensor([[0.9], [0.1], [1.0], [0.9]])
+        assert best_of_annotations(scores, boxes, _boxes([[8, 0, 9, 1]])).tolist() == [1]
+
+    def test_no_annotation(self):
+        assert best_of_annotations(torch.rand(4, 0), torch.rand(4, 4), torch.rand(0, 4)).shape == (
+            0,
+        )
 
 
 def _pairs(boxes_a, boxes_b, labels_a, labels_b, *threshold):
@@ -840,6 +863,9 @@ SYNC_FREE = {
         _COLUMN, torch.arange(6) % 2, torch.rand(6)
     ),
     'group_hulls': lambda: group_hulls(torch.rand(6, 4), _COLUMN),
+    'best_of_annotations': lambda: best_of_annotations(
+        torch.rand(6, 2), torch.rand(6, 4), torch.rand(2, 4)
+    ),
     'annotation_of_target': lambda: annotation_of_target(
         torch.rand(6, 4), _COLUMN, torch.rand(6, 4), _COLUMN
     ),

@@ -38,9 +38,11 @@ from lt_mm.core.geometry.matrices import (
     scale_matrix,
     translation_matrix,
 )
+from lt_mm.core.geometry.overlaps import box_areas, pairwise_iou, wide
 from lt_mm.core.geometry.restoration import moved_outlines, restoration_errors
 
 __all__ = [
+    'box_areas',
     'boxes_to_source',
     'cut_sides',
     'flip_matrix',
@@ -52,6 +54,7 @@ __all__ = [
     'masks_to_source',
     'move_boxes',
     'moved_outlines',
+    'pairwise_iou',
     'points_to_source',
     'restoration_errors',
     'rotation_matrix',
@@ -61,4 +64,5 @@ __all__ = [
     'sides_at_border',
     'translation_matrix',
     'visible_fraction',
+    'wide',
 ]

@@ -11,6 +11,23 @@ from lt_mm.structures.errors import UnsupportedHeadError
 _Mixin = TypeVar('_Mixin', bound=type[ConsistencyMixin])
 _FAMILIES: list[type[ConsistencyMixin]] = []
 
+_CORNERS = (
+    'it predicts the corners of boxes, each by itself, and a box only exists once two of them are '
+    'grouped, so no prediction of its loss is that of an instance'
+)
+_CELLS = (
+    'the mask and the class of an instance are predicted once for every cell of a grid that its '
+    'centre region covers, and its targets do not tell which instance a cell was given'
+)
+# Stock heads that no family can read, and why; by name, for not all are in every version.
+_REASONS = {
+    'CornerHead': _CORNERS,
+    'CentripetalHead': _CORNERS,
+    **dict.fromkeys(
+        ('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'), _CELLS
+    ),
+}
+
 
 def register_head_family(*heads: type[nn.Module]) -> Callable[[_Mixin], _Mixin]:
     """Class decorator: the mixin adds the term to heads of some stock classes.
@@ -59,6 +76,12 @@ def family_of(head: nn.Module) -> type[ConsistencyMixin]:
     for mixin in _FAMILIES:
         if isinstance(head, mixin.lt_heads):
             return mixin
+    if reason := _REASONS.get(type(head).__name__):
+        raise UnsupportedHeadError(
+            f'LossTransformHead cannot wrap {type(head).__name__}: {reason}; expected a head such '
+            'as RetinaHead, with a prediction for each instance. Leave this head as it is: '
+            f"head=dict(type='{type(head).__name__}', ...)"
+        )
     supported = sorted({cls.__name__ for mixin in _FAMILIES for cls in mixin.lt_heads})
     name = type(head).__name__
     raise UnsupportedHeadError(

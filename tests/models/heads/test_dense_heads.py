@@ -528,11 +528,7 @@ def test_an_error_in_the_stock_loss_leaves_nothing_behind():
 # ---------------------------------------------------------------------------
 
 _CORNER = dict(num_classes=CLASSES, in_channels=8, num_feat_levels=1)
-UNSUPPORTED = {
-    'CornerHead': _CORNER,
-    'CentripetalHead': _CORNER,
-    'CenterNetHead': dict(num_classes=CLASSES, in_channels=8, feat_channels=8),
-}
+UNSUPPORTED = {'CornerHead': _CORNER, 'CentripetalHead': _CORNER}
 
 
 @pytest.mark.parametrize('name', UNSUPPORTED)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import DIIHead, Shared2FCBBoxHead
+from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
@@ -388,35 +389,47 @@ def test_box_heads_with_a_loss_of_their_own_are_refused(head):
 
 
 @pytest.mark.parametrize(
-    'kind, config',
-    [
-        ('PISARoIHead', roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))),
-        ('SCNetRoIHead', cascade_config(masks=True)),
-        ('TridentRoIHead', dict(roi_head_config(), num_branch=3, test_branch_idx=1)),
-    ],
+    'kind, config', [('TridentRoIHead', dict(roi_head_config(), num_branch=3, test_branch_idx=1))]
 )
 def test_roi_heads_that_lose_the_term_are_refused(kind, config):
     with pytest.raises(UnsupportedHeadError, match=f'{kind} .*expected'):
         build_roi_head(dict(type='lt_mm.LossTransformHead', head=dict(config, type=kind)))
 
 
-def test_sampler_that_gives_more_than_a_result_is_refused():
-    """As that of PISA; below its RoI head only the box head is wrapped here."""
-    config = roi_head_config(loss_bbox=dict(type='SmoothL1Loss'))
-    config['bbox_head'] = dict(type='lt_mm.LossTransformHead', head=config['bbox_head'])
-    sampler = dict(
-        type='ScoreHLRSampler',
-        num=32,
-        pos_fraction=0.25,
-        neg_pos_ub=-1,
-        add_gt_as_proposals=True,
-        k=0.5,
-        bias=0.0,
-    )
-    head = build_roi_head(
-        dict(config, type='PISARoIHead'), dict(type='lt_mm.SourceTrackingSampler', sampler=sampler)
-    )
-    with pytest.raises(UnsupportedHeadError, match='ScoreHLRSampler.*expected a sampler'):
+HLR = dict(
+    type='ScoreHLRSampler',
+    num=32,
+    pos_fraction=0.25,
+    neg_pos_ub=-1,
+    add_gt_as_proposals=True,
+    k=0.5,
+    bias=0.0,
+)
+
+
+def test_pisa():
+    """Its RoI head goes past loss_and_target of the box head, with a sampler that gives weights."""
+    config = dict(roi_head_config(loss_bbox=dict(type='SmoothL1Loss')), type='PISARoIHead')
+    plain = build_roi_head(config, HLR)
+    head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config), HLR)
+    expected, _ = roi_losses(plain, replicas())
+    losses, features = roi_losses(head, replicas())
+    for key, value in expected.items():
+        assert torch.equal(losses[key], value), key
+    assert losses['lt_num_paired'] > 4 and losses['lt_kl_bbox'] > 0
+    total(losses).backward()
+    assert features.grad.isfinite().all()
+
+
+class PairsSampler(RandomSampler):
+    def sample(self, *args, **kwargs):
+        return [super().sample(*args, **kwargs)]
+
+
+def test_a_sampler_that_gives_no_result_is_refused():
+    head = wrapped()
+    head.bbox_sampler.sampler.__class__ = PairsSampler
+    with pytest.raises(UnsupportedHeadError, match='PairsSampler.*expected a sampler'):
         roi_losses(head, replicas())
 
 
@@ -640,8 +653,9 @@ def test_every_stage_of_a_cascade_has_its_terms(kind, wrap):
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
-def test_box_heads_of_scnet():
-    """Its mask head cannot be wrapped; the stages before it can."""
+@pytest.mark.parametrize('whole', [True, False], ids=['roi_head', 'bbox_head'])
+def test_scnet(whole):
+    """Its RoI head hands on the stock loss of the mask head alone."""
     config = cascade_config(
         masks=True,
         type='SCNetRoIHead',
@@ -652,12 +666,15 @@ def test_box_heads_of_scnet():
     for stage in config['bbox_head']:
         stage.update(type='SCNetBBoxHead', num_shared_fcs=2)
     plain = build_roi_head(config)
-    config['bbox_head'] = [
-        dict(type='lt_mm.LossTransformHead', head=stage) for stage in config['bbox_head']
-    ]
-    head = build_roi_head(
-        config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
-    )
+    if whole:
+        head = build_roi_head(dict(type='lt_mm.LossTransformHead', head=config))
+    else:
+        config['bbox_head'] = [
+            dict(type='lt_mm.LossTransformHead', head=stage) for stage in config['bbox_head']
+        ]
+        head = build_roi_head(
+            config, dict(type='lt_mm.SourceTrackingSampler', sampler=rcnn_train_cfg().sampler)
+        )
     expected, _ = roi_losses(plain, replicas())
     losses, _ = roi_losses(head, replicas())
     for stage, weight in enumerate(STAGE_WEIGHTS):
@@ -667,6 +684,11 @@ def test_box_heads_of_scnet():
             torch.testing.assert_close(
                 losses[f's{stage}.loss_lt_{name}'], weight * losses[f's{stage}.lt_kl_{name}']
             )
+    if whole:
+        assert losses['lt_kl_mask'] > 0
+        torch.testing.assert_close(
+            losses['loss_lt_mask'], sum(STAGE_WEIGHTS) * losses['lt_kl_mask']
+        )
     for key, value in expected.items():
         assert torch.equal(losses[key], value), key
     total(losses).backward()

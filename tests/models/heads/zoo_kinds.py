@@ -86,6 +86,7 @@ class Kind:
     boxes = 1
     first = False
     epoch = 0
+    sizes = SIZES
     num_predicted = 2
 
     def __init__(self, config: dict, **facts: Any) -> None:
@@ -121,7 +122,7 @@ class Kind:
                     )
                     .mul(stride if number and self.by_stride else 1)
                     .requires_grad_()
-                    for count, size, stride in zip(priors_of(head), SIZES, STRIDES)
+                    for count, size, stride in zip(priors_of(head), self.sizes, STRIDES)
                 ]
             )
         return tuple(found), found[0] + found[self.boxes]
@@ -145,7 +146,9 @@ class Kind:
 
     def inputs(self, images: int) -> tuple:
         generator = torch.Generator().manual_seed(0)
-        return (tuple(torch.randn(images, CHANNELS, *size, generator=generator) for size in SIZES),)
+        return (
+            tuple(torch.randn(images, CHANNELS, *size, generator=generator) for size in self.sizes),
+        )
 
     def losses_of_inputs(self, head: nn.Module, samples: list) -> dict:
         torch.manual_seed(0)
@@ -565,6 +568,61 @@ class AutoAssign(Soft, Sides):
         return moved + moved.new_tensor([-stride, 0, stride, 0])[:, None, None]
 
 
+class Centres(Kind):
+    """CenterNet: probabilities, sizes, and where in the cell the centre lies; in cells."""
+
+    channels = (2, 2)
+    span = (0.2, 3.0)
+    sizes = SIZES[1:]
+
+    def outputs(self, head, images):
+        (heat, sizes, offsets), leaves = super().outputs(head, images)
+        heat[0].data = heat[0].data.sigmoid()
+        return (heat, sizes, offsets), leaves + offsets
+
+    def losses(self, head, outputs, samples):
+        return super().losses(head, outputs, self.with_shapes(samples))
+
+    def losses_of_inputs(self, head, samples):
+        return super().losses_of_inputs(head, self.with_shapes(samples))
+
+    def with_shapes(self, samples):
+        for sample in samples:
+            sample.set_metainfo(
+                dict(batch_input_shape=(HEIGHT, WIDTH), border=(0, HEIGHT, 0, WIDTH))
+            )
+        return samples
+
+    def flip(self, number, values, stride):
+        if number == 1:
+            return values
+        return torch.cat([1 - values[:, :, :1], values[:, :, 1:]], dim=2)
+
+    def logits(self, head, outputs, image, row):
+        probabilities = self.raw(head, outputs, 0, image, row)
+        return (probabilities / (1 - probabilities)).log()
+
+    def raw(self, head, outputs, number, image, row):
+        return outputs[number][0][image][(slice(None), *divmod(row, SIZES[1][1]))]
+
+    def box(self, head, outputs, image, row):
+        y, x = divmod(row, SIZES[1][1])
+        w, h = self.raw(head, outputs, 1, image, row).double().clamp(min=1)
+        right, down = self.raw(head, outputs, 2, image, row).double()
+        x, y = x + right, y + down
+        return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * STRIDES[1]
+
+    def positives(self, head, outputs, samples):
+        found = []
+        for sample in samples:
+            centres = [
+                (int((x1 + x2) / 2 // STRIDES[1]), int((y1 + y2) / 2 // STRIDES[1]))
+                for x1, y1, x2, y2 in sample.gt_instances.bboxes.tolist()
+            ]
+            found.append([(y * SIZES[1][1] + x, k) for k, (x, y) in enumerate(centres)])
+        return found
+
+
 class YOLOv3(Kind):
     """One map: x, y, width, height, whether there is an object, and classes."""
 
@@ -847,6 +905,18 @@ KINDS: dict[str, Kind] = {
         )
     ),
 }
+KINDS['CenterNet, one level'] = Centres(
+    dict(
+        type='CenterNetHead',
+        in_channels=CHANNELS,
+        feat_channels=CHANNELS,
+        num_classes=CLASSES,
+        loss_center_heatmap=dict(type='GaussianFocalLoss', loss_weight=1.0),
+        loss_wh=dict(type='L1Loss', loss_weight=0.1),
+        loss_offset=dict(type='L1Loss', loss_weight=1.0),
+    ),
+    num_predicted=0,
+)
 KINDS['TOOD, later'] = TOOD(KINDS['TOOD'].config, epoch=4)
 KINDS['LAD'] = LAD(
     dict(without(KINDS['PAA'].config), type='LADHead', loss_bbox=dict(type='GIoULoss'))

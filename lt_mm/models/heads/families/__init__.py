@@ -11,6 +11,7 @@ from lt_mm.models.heads.families.cls_head import ClsConsistency
 from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency
 from lt_mm.models.heads.families.detr_heads import DETRConsistency
 from lt_mm.models.heads.families.mask_head import MaskConsistency
+from lt_mm.models.heads.families.mask_queries import MaskFormerConsistency
 from lt_mm.models.heads.families.point_heads import (
     FCOSConsistency,
     RTMDetConsistency,
@@ -36,6 +37,7 @@ __all__ = [
     'FCOSConsistency',
     'GFLConsistency',
     'MaskConsistency',
+    'MaskFormerConsistency',
     'PAAConsistency',
     'PhraseConsistency',
     'RPNConsistency',

@@ -140,7 +140,7 @@ class YOLOv3Consistency(AnchorConsistency):
         return assigned_by_target(rows, boxes, labels, arguments['gt_instances'])
 
     def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
-        # Together they divide by 1.
+        # Together the images of a rank divide by 1.
         return [replace(image, avg_factor=1 / len(assigned)) for image in assigned]
 
     def lt_is_sigmoid(self) -> bool:

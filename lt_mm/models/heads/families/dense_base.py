@@ -128,13 +128,17 @@ class DenseConsistency(DetectionConsistency):
             return super().forward(*args, **kwargs)
         return self.lt_forward(super().forward, *args, **kwargs)
 
+    def lt_records(self, arguments: dict[str, Any]) -> list[InstanceData]:
+        """The recorded ``gt_instances`` of each image, from the arguments of ``loss_by_feat``."""
+        return arguments['batch_gt_instances']
+
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         arguments = inspect.signature(super().loss_by_feat).bind(*args, **kwargs).arguments
         metas = arguments['batch_img_metas']
-        for gt_instances, meta in zip(arguments['batch_gt_instances'], metas):
+        for gt_instances, meta in zip(self.lt_records(arguments), metas):
             InstanceRecord.read(gt_instances)
             refuse_moved_image(meta)
-        supervision = Supervision.of(arguments['batch_gt_instances'], self.lt_options.supervise)
+        supervision = Supervision.of(self.lt_records(arguments), self.lt_options.supervise)
         losses, assigned = self._lt_stock_losses(arguments, supervision)
         self.lt_add_terms(self.lt_detections(assigned, arguments), losses)
         return losses
@@ -227,7 +231,7 @@ class DenseConsistency(DetectionConsistency):
             logits=logits.flatten(0, 1),
             decode=self.lt_box_decoder(arguments),
             counts=[logits.shape[1]] * len(logits),
-            records=arguments['batch_gt_instances'],
+            records=self.lt_records(arguments),
             positives=[image.rows for image in assigned],
             annotations=[image.annotations for image in assigned],
             sigmoid=self.lt_is_sigmoid(),

@@ -31,52 +31,48 @@ from lt_mm.structures.supervision import Supervision
 _MAX_BLUR = 0.1
 
 
-@register_head_family(FCNMaskHead, DynamicMaskHead)
-class MaskConsistency(ConsistencyMixin):
-    """Mixin of a mask head."""
+class MaskTermConsistency(ConsistencyMixin):
+    """Base of the mixins of heads that predict masks of instances."""
 
-    @classmethod
-    def lt_check(cls, head: Any) -> None:
-        """Refuses mask heads with a loss of their own."""
-        loss_and_target = getattr(type(head), 'loss_and_target', None)
-        known = [getattr(stock, 'loss_and_target', None) for stock in cls.lt_heads]
-        if loss_and_target is None or loss_and_target not in known:
-            raise UnsupportedHeadError(
-                f'{type(head).__name__} predicts masks in a form of its own; expected an '
-                'FCNMaskHead or a subclass that keeps its loss_and_target. Wrap '
-                'roi_head.bbox_head and the RoI sampler alone, and leave the mask head as '
-                'it is'
-            )
+    lt_remembers_masks = True
 
-    def loss_and_target(
-        self, mask_preds: Tensor, sampling_results: list[SamplingResult], *args: Any, **kwargs: Any
-    ) -> dict:
-        # A copy: on the CPU the stock mask targets clip the RoIs in place.
-        rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
-        result = self._lt_stock_losses(mask_preds, sampling_results, *args, **kwargs)
-        annotated = Annotated(
-            records_of(sampling_results),
-            [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
-        )
-        given = torch.cat([sampled.pos_is_gt.bool() for sampled in sampling_results])
-        columns = self._lt_columns(mask_preds, rois, annotated, given)
-        batch = self.lt_gather(Part.of(columns, annotated.records, max(len(mask_preds), 1)))
+    def lt_add_mask_term(
+        self,
+        logits: Tensor,
+        rois: Tensor,
+        annotated: Annotated,
+        given: Tensor | None,
+        avg_factor: float,
+        losses: dict[str, Any],
+    ) -> None:
+        """Compares P masks, each of an annotation; adds the term to the losses.
+
+        Args:
+            logits: (P, h, w), over its RoI; receives gradient.
+            rois: (P, 4), pixels of the replicas.
+            annotated: Their annotations.
+            given: (P,) bool, as of :class:`Detections`.
+            avg_factor: What this part of the batch adds to n of the formula.
+            losses: The loss dict of the stock head.
+        """
+        columns = self._lt_columns(logits, rois, annotated, given)
+        batch = self.lt_gather(Part.of(columns, annotated.records, avg_factor))
         # The pairs are formed here.
         options = self.lt_options
-        remembers = options.memory is not None and options.memory.masks
+        remembers = self._lt_keeps_masks()
         pairs = form_pairs(batch, options.pairing, options.iou_threshold, alone=remembers)
         with self.lt_with_graph('mask'):
             masks, inside = self._lt_masks_in_source(batch.columns, pairs)
         if remembers:
             pairs = self._lt_with_memory(masks, inside, pairs, batch.columns)
         if options.weak_target is not None:
-            pairs = self._lt_with_weak_targets(masks, inside, pairs, batch.columns)
+            pairs = self._lt_with_weak_masks(masks, inside, pairs, batch.columns)
         self.lt_add_term(
             'mask',
             lambda pairs: self._lt_mask_term(masks, inside, pairs, batch.avg_factor),
             pairs,
             batch,
-            result['loss_mask'],
+            losses,
         )
         paired = pairs.paired
         sees = inside if pairs.cells is None else pairs.cells.any(inside)
@@ -85,32 +81,13 @@ class MaskConsistency(ConsistencyMixin):
         if self.lt_recorder is not None:
             group_ids = pairs.group_ids[batch.own]
             self.lt_recorder(_pair_record(columns, group_ids, paired[batch.own]))
-        return result
 
-    def _lt_stock_losses(
-        self,
-        mask_preds: Tensor,
-        sampling_results: list[SamplingResult],
-        batch_gt_instances: Any,
-        rcnn_train_cfg: Any,
-    ) -> dict:
-        """What the stock head gives, with the loss of the supervised images alone."""
-        stock = super().loss_and_target
-        supervision = Supervision.of(records_of(sampling_results), self.lt_options.supervise)
-        if supervision.is_stock:
-            return stock(mask_preds, sampling_results, batch_gt_instances, rcnn_train_cfg)
-        counts = [len(each.pos_priors) for each in sampling_results]
-        rows = supervision.rows_of(counts, mask_preds.device)
-        images = supervision.supervised_images
-        return stock(
-            mask_preds[rows],
-            [sampling_results[image] for image in images],
-            [batch_gt_instances[image] for image in images],
-            rcnn_train_cfg,
-        )
+    def _lt_keeps_masks(self) -> bool:
+        memory = self.lt_options.memory
+        return self.lt_remembers_masks and memory is not None and memory.masks
 
     def _lt_columns(
-        self, mask_preds: Tensor, rois: Tensor, annotated: Annotated, given: Tensor
+        self, logits: Tensor, rois: Tensor, annotated: Annotated, given: Tensor | None
     ) -> dict[str, Tensor]:
         """What pairs and compares the P masks, each of an annotation.
 
@@ -121,9 +98,6 @@ class MaskConsistency(ConsistencyMixin):
             annotated['source_matrices'],
             annotated.images,
         )
-        channels = torch.zeros_like(labels) if self.class_agnostic else labels
-        with self.lt_with_graph('mask'):
-            logits = mask_preds[torch.arange(len(labels), device=labels.device), channels]
         columns = dict(
             images=images,
             instances=annotated['source_ids'],
@@ -138,7 +112,7 @@ class MaskConsistency(ConsistencyMixin):
             return dict(
                 columns, may_pair=is_invertible(whole), restored=boxes_to_source(rois, whole)
             )
-        if self.lt_memory is not None:
+        if self._lt_keeps_masks():
             columns.update(checks=annotated.checks, source_boxes=annotated['source_boxes'])
         return dict(
             columns,
@@ -177,7 +151,7 @@ class MaskConsistency(ConsistencyMixin):
         return self.lt_remember(pairs, columns, dict(mask=(code, known)))
 
     @torch.no_grad()
-    def _lt_with_weak_targets(
+    def _lt_with_weak_masks(
         self, masks: Tensor, inside: Tensor, pairs: Pairs, columns: dict[str, Tensor]
     ) -> Pairs:
         temperature = self.lt_options.weak_target.temperature
@@ -200,6 +174,65 @@ class MaskConsistency(ConsistencyMixin):
             detach_mean=self.lt_options.detach_mean,
             avg_factor=avg_factor,
             target=pairs.targets.get('mask'),
+        )
+
+
+@register_head_family(FCNMaskHead, DynamicMaskHead)
+class MaskConsistency(MaskTermConsistency):
+    """Mixin of a mask head of a two-stage detector."""
+
+    @classmethod
+    def lt_check(cls, head: Any) -> None:
+        """Refuses mask heads with a loss of their own."""
+        stocks: Any = cls.lt_heads
+        loss_and_target = getattr(type(head), 'loss_and_target', None)
+        if loss_and_target not in [stock.loss_and_target for stock in stocks]:
+            raise UnsupportedHeadError(
+                f'{type(head).__name__} predicts masks in a form of its own; expected an '
+                'FCNMaskHead or a subclass that keeps its loss_and_target. Wrap '
+                'roi_head.bbox_head and the RoI sampler alone, and leave the mask head as '
+                'it is'
+            )
+
+    def loss_and_target(
+        self, mask_preds: Tensor, sampling_results: list[SamplingResult], *args: Any, **kwargs: Any
+    ) -> dict:
+        # A copy: on the CPU the stock mask targets clip the RoIs in place.
+        rois = torch.cat([sampled.pos_priors for sampled in sampling_results])
+        result = self._lt_stock_losses(mask_preds, sampling_results, *args, **kwargs)
+        annotated = Annotated(
+            records_of(sampling_results),
+            [sampled.pos_assigned_gt_inds.long() for sampled in sampling_results],
+        )
+        labels = annotated['labels']
+        channels = torch.zeros_like(labels) if self.class_agnostic else labels
+        with self.lt_with_graph('mask'):
+            logits = mask_preds[torch.arange(len(labels), device=labels.device), channels]
+        given = torch.cat([sampled.pos_is_gt.bool() for sampled in sampling_results])
+        count = max(len(mask_preds), 1)
+        self.lt_add_mask_term(logits, rois, annotated, given, count, result['loss_mask'])
+        return result
+
+    def _lt_stock_losses(
+        self,
+        mask_preds: Tensor,
+        sampling_results: list[SamplingResult],
+        batch_gt_instances: Any,
+        rcnn_train_cfg: Any,
+    ) -> dict:
+        """What the stock head gives, with the loss of the supervised images alone."""
+        stock = super().loss_and_target
+        supervision = Supervision.of(records_of(sampling_results), self.lt_options.supervise)
+        if supervision.is_stock:
+            return stock(mask_preds, sampling_results, batch_gt_instances, rcnn_train_cfg)
+        counts = [len(each.pos_priors) for each in sampling_results]
+        rows = supervision.rows_of(counts, mask_preds.device)
+        images = supervision.supervised_images
+        return stock(
+            mask_preds[rows],
+            [sampling_results[image] for image in images],
+            [batch_gt_instances[image] for image in images],
+            rcnn_train_cfg,
         )
 
 

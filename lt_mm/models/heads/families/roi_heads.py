@@ -12,6 +12,7 @@ from mmdet.models.roi_heads import (
 )
 from mmdet.models.roi_heads.bbox_heads import BBoxHead, DIIHead, SABLHead
 from mmdet.models.task_modules.samplers import SamplingResult
+from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -34,13 +35,8 @@ from lt_mm.structures.supervision import LEAVES_OUT_UNLABELLED, Supervision
 
 # Stock RoI heads with supported box heads, whose own steps the term does not survive.
 _REFUSED = {
-    PISARoIHead: 'goes past loss_and_target of its box head; expected a StandardRoIHead, with a '
-    "sampler such as dict(type='RandomSampler', ...)",
-    SCNetRoIHead: 'drops all that its mask head gives but loss_mask; expected to wrap each stage '
-    'of its bbox_head, and in train_cfg.rcnn each sampler: '
-    "dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)",
     TridentRoIHead: 'is given each image once for every branch, and predictions for one and the '
-    'same image are no replicas; expected a StandardRoIHead',
+    'same image are no replicas; expected a StandardRoIHead'
 }
 
 
@@ -81,7 +77,18 @@ class BBoxConsistency(DetectionConsistency):
         result = self._lt_stock_losses(
             cls_score, bbox_pred, rois, sampling_results, *args, **kwargs
         )
+        self.lt_add_roi_terms(cls_score, bbox_pred, rois, sampling_results, result['loss_bbox'])
+        return result
 
+    def lt_add_roi_terms(
+        self,
+        cls_score: Tensor,
+        bbox_pred: Any,
+        rois: Tensor,
+        sampling_results: list[SamplingResult],
+        losses: dict[str, Any],
+    ) -> None:
+        """Adds the terms to the losses of a box head."""
         with_cls, with_reg = (getattr(self, name, True) for name in ('with_cls', 'with_reg'))
 
         def decode(rows: Tensor, labels: Tensor) -> Tensor:
@@ -103,8 +110,7 @@ class BBoxConsistency(DetectionConsistency):
             priors=rois[:, 1:],
             given=[sampled.pos_is_gt.bool() for sampled in sampling_results],
         )
-        self.lt_add_terms(detections, result['loss_bbox'])
-        return result
+        self.lt_add_terms(detections, losses)
 
     def _lt_stock_losses(
         self,
@@ -285,3 +291,43 @@ class CascadeConsistency(RoIConsistency):
     def _lt_keys_of_terms(self) -> list[str]:
         # Without a proposal the stock cascade ends after a stage; the first one is run.
         return [f's0.{key}' for key in super()._lt_keys_of_terms()]
+
+
+@register_head_family(PISARoIHead)
+class PISAConsistency(RoIConsistency):
+    """Mixin of the RoI head of PISA, which goes past ``loss_and_target`` of its box head."""
+
+    def bbox_loss(
+        self, x: tuple[Tensor], sampling_results: list[SamplingResult], *args: Any, **kwargs: Any
+    ) -> dict:
+        results = super().bbox_loss(x, sampling_results, *args, **kwargs)
+        self.bbox_head.lt_add_roi_terms(
+            results['cls_score'],
+            results['bbox_pred'],
+            bbox2roi([sampled.priors for sampled in sampling_results]),
+            sampling_results,
+            results['loss_bbox'],
+        )
+        return results
+
+
+@register_head_family(SCNetRoIHead)
+class SCNetConsistency(CascadeConsistency):
+    """Mixin of the RoI head of SCNet, which has one mask head and hands on its stock loss alone."""
+
+    def mask_loss(self, *args: Any, **kwargs: Any) -> dict:
+        results = super().mask_loss(*args, **kwargs)
+        self._lt_of_masks = {
+            key: value for key, value in results['loss_mask'].items() if 'lt_' in key
+        }
+        return results
+
+    def loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        losses = super().loss(*args, **kwargs)
+        weight = sum(self.stage_loss_weights)
+        for key, value in self._lt_of_masks.items():
+            losses[key] = weight * value if 'loss' in key else value
+        return losses
+
+    def _lt_keys_of_terms(self) -> list[str]:
+        return [key for key in super()._lt_keys_of_terms() if not key.endswith('mask')]

@@ -47,24 +47,29 @@ class SourceTrackingSampler:
         pred_instances: InstanceData,
         gt_instances: InstanceData,
         **kwargs: Any,
-    ) -> SamplingResult:
+    ) -> Any:
         """Samples as the stock sampler does; attaches ``gt_record`` to the result.
+
+        Returns:
+            What the stock sampler does: the result, or it and something else, such as the weights
+            of ``ScoreHLRSampler``.
 
         Raises:
             MissingRecordError: If ``gt_instances`` carries no record.
-            UnsupportedHeadError: If the stock sampler gives no plain result.
+            UnsupportedHeadError: If the stock sampler gives no SamplingResult.
         """
         if not ImageRecord.read(gt_instances).is_labelled:
             assign_result, pred_instances = self._most_confident(assign_result, pred_instances)
-        result = self.sampler.sample(assign_result, pred_instances, gt_instances, **kwargs)
+        given = self.sampler.sample(assign_result, pred_instances, gt_instances, **kwargs)
+        result = given[0] if isinstance(given, tuple) else given
         if not isinstance(result, SamplingResult):
             raise UnsupportedHeadError(
-                f'{type(self.sampler).__name__} gives more than a SamplingResult; '
+                f'{type(self.sampler).__name__} gives no SamplingResult; '
                 "expected a sampler such as dict(type='RandomSampler', ...)"
             )
         InstanceRecord.read(gt_instances)
         result.gt_record = gt_instances
-        return result
+        return given
 
     def _most_confident(
         self, assign_result: AssignResult, proposals: InstanceData

@@ -28,6 +28,7 @@ class PhraseConsistency(DenseConsistency):
     """
 
     lt_splits_batches = False
+    lt_takes_teacher = False
 
     def lt_is_sigmoid(self) -> bool:
         return True

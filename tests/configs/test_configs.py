@@ -181,7 +181,7 @@ def _check_parts(
     assert bool(wrapped) == is_lt
     loader = runner.train_dataloader
     sampler, dataset = loader.batch_sampler.sampler, loader.dataset
-    while not hasattr(dataset, 'pipeline'):
+    while hasattr(dataset, 'dataset') or hasattr(dataset, 'labelled'):
         dataset = getattr(dataset, 'dataset', None) or dataset.labelled
     pipeline = dataset.pipeline.transforms
     assert isinstance(pipeline[0], InvertiblePipeline) == is_recorded

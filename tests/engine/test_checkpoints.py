@@ -266,8 +266,9 @@ def built(monkeypatch):
 
     def build(cfg):
         configs.append(cfg)
-        loop = SimpleNamespace(dataloader=SimpleNamespace(batch_sampler=None))
-        return SimpleNamespace(train_loop=loop, hooks=[], train=lambda: None)
+        loop = SimpleNamespace(dataloader=SimpleNamespace(batch_sampler=None, dataset=[]))
+        model = SimpleNamespace(data_preprocessor=None)
+        return SimpleNamespace(train_loop=loop, hooks=[], model=model, train=lambda: None)
 
     monkeypatch.setattr(api, 'build_runner', build)
     return configs

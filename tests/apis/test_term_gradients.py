@@ -100,6 +100,7 @@ def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):
     assert 0 < head['score'] < 1 and 0 <= head['unsure'] <= 1
 
 
+@pytest.mark.slow
 def test_ratios_are_proportional_to_rho(measure):
     once = measure()['terms']
     more = measure(**{'model.roi_head.rho_cls': 4.0, 'model.roi_head.rho_bbox': 0.0})
@@ -176,6 +177,7 @@ def test_batches_without_a_term_do_not_count(measure, monkeypatch):
     assert found['loss_lt_cls'] != once['loss_lt_cls']
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_named(measure):
     with pytest.raises(ValueError, match='loss_lt_cls.*no gradient.*model.roi_head.rho'):
         measure(**{'model.roi_head.rho': 0.0})

@@ -117,19 +117,27 @@ def _with_few_predictions(node) -> None:
             _with_few_predictions(value)
 
 
-def _has_lt_twin(name: str) -> bool:
-    """Whether the same model also stands in a config with LossTransform, or with more labels."""
-    if name.endswith(('_unlabelled_1.py', '_unlabelled_5.py')):
-        return True
-    stem = name.removesuffix('.py').removesuffix('_ft')
-    return name.startswith(('pennfudan/', 'imagenet/')) and any(
-        f'{stem}{ending}.py' in FILES for ending in ('_lt', '_lt_v1', '_lt_m4')
-    )
+# Of these folders, whose models are large, the quick tests take one config of a kind.
+_LARGE = ('coco/', 'imagenet/', 'pennfudan/', 'voc/')
+_QUICK = (
+    'coco/faster_rcnn_r50_lt_unlabelled_10.py',
+    'coco/faster_rcnn_r50_lt_v1.py',
+    'coco/gfl_r50_lt.py',
+    'coco/retinanet_r50_lt_unlabelled_10.py',
+    'coco/yolox_s_lt.py',
+    'imagenet/mobilenet_v2_lt_v1.py',
+    'pennfudan/mask_rcnn_resnet50_lt.py',
+    'pennfudan/mask_rcnn_r50_finetune_lt.py',
+)
+
+
+def _is_slow(name: str) -> bool:
+    return name.startswith(_LARGE) and name not in _QUICK
 
 
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(name, marks=pytest.mark.slow) if _has_lt_twin(name) else name for name in FILES],
+    [pytest.param(name, marks=pytest.mark.slow) if _is_slow(name) else name for name in FILES],
 )
 def test_two_steps(name, shapes, pictures, tmp_path):
     cfg = Config.fromfile(str(CONFIGS / name))

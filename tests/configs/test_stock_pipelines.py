@@ -102,6 +102,7 @@ def recorded(pipeline):
     return [dict(type='lt_mm.InvertiblePipeline', transforms=copy.deepcopy(pipeline))]
 
 
+@pytest.mark.slow
 def test_every_stock_pipeline_is_recorded_or_refused(samples):
     init_default_scope('mmdet')
     checked, refused = {}, set()

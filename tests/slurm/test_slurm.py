@@ -124,6 +124,7 @@ def preempt(cluster):
 # -------------------------------------------------------------------------- trainings
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
     config = write_config(tmp_path)
     jobs = [

@@ -109,6 +109,7 @@ def test_curve_of_an_interrupted_run(tmp_path):
         run.read_curve(tmp_path, 'top1', 100)
 
 
+@pytest.mark.filterwarnings('ignore:.*is left out, it holds no entry')
 def test_logs_that_were_cut_by_a_kill(tmp_path):
     """Wherever the kill was in a line: the entries before it and of the next start are read."""
     steps = [dict(epoch=1, iter=i, step=i, loss=0.5, acc=float('nan')) for i in (1, 2)]

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from lt_mm.datasets.checks import explained
 from lt_mm.datasets.converters import write_shapes_dataset
+from lt_mm.datasets.held_pipelines import hold_pipelines
 from lt_mm.datasets.reporting import DataSetError, Tally
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler, check_train_dataloader
 from lt_mm.datasets.transforms import BadImageError
@@ -1187,6 +1188,7 @@ def test_replicas_that_are_mixed_stay_whole(tmp_path, log):
             )
         ],
     )
+    hold_pipelines(dataset)  # as the samplers and the tools do
     for _ in range(5):
         assert sources(dataset, [0, 0]) == [0, 0]
         found = sources(dataset, [BAD] * 4)

@@ -536,8 +536,8 @@ class Soft(Kind):
 
                 def value(row, box=box, label=label, image=image):
                     overlap = 1 - twin.distance(self.box(head, outputs, image, row), box)
-                    score = self.logits(head, outputs, image, row)[label].sigmoid()
-                    return float((score * overlap if overlap > 0 else overlap).detach())
+                    score = self.logits(head, outputs, image, row)[label].detach().sigmoid()
+                    return float(score * overlap if overlap > 0 else overlap)
 
                 own.append(
                     (

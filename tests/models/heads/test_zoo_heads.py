@@ -173,7 +173,11 @@ def test_the_stock_losses_are_those_of_the_supervised_images(kind):
             with pytest.raises(UnsupportedHeadError, match='cannot be left out'):
                 kind.losses(head, outputs, own)
             continue
-        stock, _ = split(kind.losses(head, outputs, own))
+        stock, terms = split(kind.losses(head, outputs, own))
+        if 'supervise' in options:  # n and pairs are those of a batch that is seen whole
+            _, whole = split(kind.losses(kind.build(rho=1.0), outputs, own))
+            for name in ('loss_lt_cls', 'loss_lt_bbox', 'lt_num_paired'):
+                torch.testing.assert_close(terms[name], whole[name], msg=name)
         expected = kind.losses(
             plain, of_images(outputs, seen, len(own)), [own[image] for image in seen]
         )

@@ -1,7 +1,7 @@
 """Heads on anchors: RetinaNet and its likes, ATSS, GFL and YOLOv3."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -139,9 +139,8 @@ class YOLOv3Consistency(AnchorConsistency):
         labels = wanted[rows, 5:].argmax(dim=1)
         return assigned_by_target(rows, boxes, labels, arguments['gt_instances'])
 
-    def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
-        # Together the images of a rank divide by 1.
-        return [replace(image, avg_factor=1 / len(assigned)) for image in assigned]
+    def _lt_avg_factor(self, num_positives: float, device: torch.device) -> float:
+        return 1.0  # however many images the stock loss sees
 
     def lt_is_sigmoid(self) -> bool:
         return True

@@ -282,6 +282,11 @@ def num_weak_in(dataset: Any) -> int:
     return getattr(dataset, 'num_weak', 0)
 
 
+def repeats_sources(dataloader: DataLoader) -> bool:
+    """Whether a loader has a sampler of this package."""
+    return isinstance(getattr(dataloader.batch_sampler, 'sampler', None), _ReplicaSampler)
+
+
 def _check_weak_groups(dataset: Any, layout: Layout) -> None:
     if layout.placement != 'rank' or layout.repeat_fraction != 1:
         raise ValueError(

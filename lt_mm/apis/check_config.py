@@ -8,12 +8,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from lt_mm.datasets.checks import explained
-from lt_mm.engine.checks import (
-    Report,
-    check_inherited_pipelines,
-    check_overrides,
-    check_run,
-)
+from lt_mm.engine.checks import Report, check_inherited_pipelines, check_overrides, check_run
 from lt_mm.engine.launch import load_config
 from lt_mm.engine.preparation import prepare_training
 from lt_mm.registry import HOOKS, MODELS
@@ -44,9 +39,8 @@ def _check(cfg: Config, report: Report) -> None:
     model = loader = None
     with report.reporting('model'):
         model = _built_model(cfg)
-    with report.reporting('data'):
-        with explained(cfg.train_dataloader.dataset):
-            loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    with report.reporting('data'), explained(cfg.train_dataloader.dataset):
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     if model is None:
         return
     if loader is None:

@@ -32,7 +32,10 @@ STOCK = {
         ('train_dataloader', 'dataset', 'dataset', 'datasets', 1, 'pipeline'),
     },
     'mmdet::rpn/rpn_r50_fpn_1x_coco.py': {PIPELINE},
-    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': {PIPELINE},
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': {
+        PIPELINE,
+        ('model', 'data_preprocessor'),
+    },
     'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py': {PIPELINE, ('data_preprocessor',)},
 }
 
@@ -42,7 +45,7 @@ def at(cfg, place):
 
 
 def plain(cfg: Config):
-    """A config as a dict, without the scopes that MMEngine writes into a base of another package."""
+    """A config as a dict, without the scopes that MMEngine writes into bases of packages."""
 
     def stripped(node):
         if isinstance(node, dict):
@@ -212,7 +215,8 @@ from mmengine.dataset import DefaultSampler
 from mmpretrain.datasets import CustomDataset, PackInputs
 from mmcv.transforms import LoadImageFromFile
 from mmpretrain.models import (
-    ClsDataPreprocessor, GlobalAveragePooling, ImageClassifier, LinearClsHead, ResNet_CIFAR)
+    ClsDataPreprocessor, CrossEntropyLoss, GlobalAveragePooling, ImageClassifier,
+    LinearClsHead, ResNet_CIFAR)
 default_scope = None
 train_dataloader = dict(
     batch_size=4,
@@ -229,7 +233,8 @@ model = dict(
     data_preprocessor=dict(type=ClsDataPreprocessor, num_classes=2),
     backbone=dict(type=ResNet_CIFAR, depth=18, base_channels=8, stem_channels=8),
     neck=dict(type=GlobalAveragePooling),
-    head=dict(type=LinearClsHead, num_classes=2, in_channels=64),
+    head=dict(
+        type=LinearClsHead, num_classes=2, in_channels=64, loss=dict(type=CrossEntropyLoss)),
 )
 """
 

@@ -72,7 +72,9 @@ def overrides_of(cfg: Config, options: WrapOptions) -> list[Override]:
         )
     if not (cfg.get('train_dataloader') or {}).get('dataset'):
         raise ValueError('it has no train_dataloader.dataset; expected a config that trains')
-    found = [] if options.memory is not None else [*_sampler(cfg, options), *_batch_size(cfg, options)]
+    found = (
+        [] if options.memory is not None else [*_sampler(cfg, options), *_batch_size(cfg, options)]
+    )
     place = ('train_dataloader', 'dataset')
     found += _pipelines(cfg.train_dataloader.dataset, place)
     found += _hooks(cfg)
@@ -176,39 +178,28 @@ def _hooks(cfg: Config) -> Iterator[Override]:
 
 def _preprocessor(cfg: Config) -> Iterator[Override]:
     """Batch augments act after the pipeline."""
-    place, model = (), cfg.model
-    for place in _places_of(cfg, 'data_preprocessor'):
-        node: Any = cfg
-        for key in place:
-            node = node[key]
-        if _batch_augments(node) and _name(node.get('type')) == 'DetDataPreprocessor':
-            kind, names = 'lt_mm.RecordingDetDataPreprocessor', _batch_augments(node)
-            reason = f'the record follows {names}, which moves boxes after the pipeline'
-            yield Override(place, kind, reason, merges=True)
+    model = cfg.model
+    place = _preprocessor_place(cfg)
+    node: Any = cfg
+    for key in place:
+        node = node.get(key) or {}
+    names = ', '.join(_name(each.get('type')) for each in _as_list(node.get('batch_augments')))
+    if names and _name(node.get('type')) == 'DetDataPreprocessor':
+        reason = f'the record follows {names}, which moves boxes after the pipeline'
+        yield Override(place, 'lt_mm.RecordingDetDataPreprocessor', reason, merges=True)
     augments = (model.get('train_cfg') or {}).get('augments')
     if _name(model.get('type')) == 'ImageClassifier' and augments:
         names = ', '.join(_name(each.get('type')) for each in _as_list(augments))
-        own = ('model', 'data_preprocessor')
-        place = own if model.get('data_preprocessor') else ('data_preprocessor',)
         reason = f'{names} mix all replicas of an image with the same other one'
         yield Override(place, 'lt_mm.GroupedClsDataPreprocessor', reason, merges=True)
 
 
-def _places_of(cfg: Config, key: str) -> Iterator[Place]:
-    """Where a detector, or one inside of it, has a part."""
-    place: Place = ('model',)
-    node = cfg.model
-    while isinstance(node, dict):
-        if isinstance(node.get(key), dict):
-            yield (*place, key)
-        node, place = node.get('detector'), (*place, 'detector')
-    if isinstance(cfg.get(key), dict):
-        yield (key,)
-
-
-def _batch_augments(preprocessor: Any) -> str:
-    augments = _as_list(preprocessor.get('batch_augments') or [])
-    return ', '.join(_name(each.get('type')) for each in augments)
+def _preprocessor_place(cfg: Config) -> Place:
+    """Where the data preprocessor is that the Runner builds."""
+    model, place = cfg.model, ('model', 'data_preprocessor')
+    if model.get('detector') and not model.get('data_preprocessor'):
+        model, place = model.detector, ('model', 'detector', 'data_preprocessor')
+    return place if model.get('data_preprocessor') else ('data_preprocessor',)
 
 
 def _head(cfg: Config, options: WrapOptions) -> Override:
@@ -239,6 +230,8 @@ def _types_below(node: Any, name: str) -> Iterator[Any]:
 
 
 def _as_list(value: Any) -> list:
+    if value is None:
+        return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

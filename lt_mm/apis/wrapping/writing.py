@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from lt_mm.apis.wrapping.overrides import Override, Place
+from lt_mm.apis.wrapping.overrides import Override
 
 _WIDTH = 100
 
@@ -83,7 +83,7 @@ class _Node:
     def merged(self, base: str, value: Any) -> str:
         """The text for a place where MMEngine merges dicts, and replaces everything else."""
         if self.override is not None:
-            return _value(self.override, base, pure=False)
+            return _value(self.override, base, deletes=value is not None)
         if _is_list(self.children):
             return self._list(base, value)
         return _dict([(key, self._commented(key, base, value)) for key in self.children])
@@ -105,7 +105,7 @@ class _Node:
     def rebuilt(self, base: str, value: Any) -> str:
         """The text for a place that the base's does not merge into: all of it is written."""
         if self.override is not None:
-            return _value(self.override, base, pure=False)
+            return _value(self.override, base)
         if _is_list(self.children):
             return self._list(base, value)
         items = [
@@ -119,12 +119,20 @@ def _is_list(children: dict[str | int, _Node]) -> bool:
     return all(isinstance(key, int) for key in children)
 
 
-def _value(override: Override, base: str, pure: bool) -> str:
-    """The text of what an override puts at its place."""
+def _value(override: Override, base: str, pure: bool = False, deletes: bool = False) -> str:
+    """The text of what an override puts at its place.
+
+    Args:
+        override: The override.
+        base: What the base has there, as an expression.
+        pure: Whether classes are named, not their names.
+        deletes: Whether MMEngine would merge it with a dict of the base. What is not merged keeps
+            its ``_delete_``.
+    """
     if override.kind is None:
         return repr(override.options['value'])
     items: list[tuple[Any, tuple[str, str]]] = []
-    if not (pure or override.merges or override.in_list):
+    if deletes and not (override.merges or override.in_list):
         items.append(('_delete_', ('', 'True')))
     kind = _class(override.kind) if pure else repr(override.kind)
     items.append(('type', ('', kind)))

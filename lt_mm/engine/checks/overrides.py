@@ -96,7 +96,9 @@ def _check_replica_sampler(loader: DataLoader, heads: dict[str, Any], report: Re
         options = head.lt_options
         if layout.placement == 'spread' and layout.world_size > 1 and not options.across_ranks:
             remedy = f"across_ranks=True in the LossTransformHead, or placement='rank' ({name})"
-            report.add(WRONG, 'sampler', "replicas lie on several ranks (placement='spread')", remedy)
+            report.add(
+                WRONG, 'sampler', "replicas lie on several ranks (placement='spread')", remedy
+            )
         if layout.repeat_fraction < 1 and not options.allow_unrepeated:
             remedy = f'allow_unrepeated=True in the LossTransformHead ({name})'
             report.add(WRONG, 'sampler', f'repeat_fraction={layout.repeat_fraction}', remedy)
@@ -120,7 +122,9 @@ def _check_weak_copies(dataset: Any, heads: dict[str, Any], report: Report) -> N
             "dict(type='lt_mm.InvertiblePipeline', transforms=<strong>, weak=<weak>) in the "
             'unlabelled part, or in a lt_mm.WithWeakCopies'
         )
-        report.add(WRONG, 'weak copies', 'the head has a weak_target, the data no weak copy', remedy)
+        report.add(
+            WRONG, 'weak copies', 'the head has a weak_target, the data no weak copy', remedy
+        )
     elif num_weak_in(dataset) and not any(
         each.lt_options.weak_target or each.lt_options.supervise == 'one' for each in heads.values()
     ):

@@ -91,7 +91,7 @@ class _Node:
     def _commented(self, key: str | int, base: str, value: Any) -> tuple[str, str]:
         child = self.children[key]
         reason = child.override.reason if child.override else ''
-        return reason, child.merged(f'{base}.{key}', value[key] if key in value else None)
+        return reason, child.merged(f'{base}.{key}', (value or {}).get(key))
 
     def _list(self, base: str, value: Any) -> str:
         """The text of a list, whose members are those of the base where nothing is changed."""

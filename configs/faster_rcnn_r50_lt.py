@@ -5,7 +5,11 @@ train_dataloader = dict(
     # num_repeats must divide batch_size: a batch of 2 is one source, twice.
     sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2),
     dataset=dict(
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+        pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline
+            )
+        ]
     ),
 )
 

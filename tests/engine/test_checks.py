@@ -17,7 +17,6 @@ from lt_mm.datasets.source_numbers import check_numbers
 from lt_mm.datasets.working_copy import working_copy
 from lt_mm.engine.checks import Report, RunCheckError, check_data, check_inherited_pipelines
 from lt_mm.engine.hooks import CheckHook
-from lt_mm.registry import TRANSFORMS
 from lt_mm.structures.errors import MissingRecordError
 from tests.datasets.transforms.pipeline_data import MadeDataset, make_sample, pipeline_of
 from tests.paths import CONFIGS
@@ -187,7 +186,6 @@ def test_ids_that_collide():
 
 
 def test_boxes_that_are_moved_by_numbers():
-    @TRANSFORMS.register_module(force=True)
     class MoveByNumbers:
         def __call__(self, results):
             boxes = results['gt_bboxes']
@@ -195,7 +193,7 @@ def test_boxes_that_are_moved_by_numbers():
             return results
 
     report = Report()
-    check_data(made(transforms=[dict(type='MoveByNumbers')]), True, 0.3, report)
+    check_data(made(transforms=[dict(type=MoveByNumbers)]), True, 0.3, report)
     assert list(wrong(report)) == ['first samples']
     assert 'MoveByNumbers' in wrong(report)['first samples']
 

@@ -30,7 +30,7 @@ def check_inherited_pipelines(cfg: Config, report: Report) -> None:
             if own is None or own == stock or own == _wrapped_list(stock):
                 continue
             for name, value in base.items():
-                if isinstance(value, list) and value == own:
+                if isinstance(value, list) and _without_scope(value) == own:
                     report.add(
                         WRONG,
                         'pipeline',
@@ -71,11 +71,20 @@ def _pipelines(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(dataset, dict):
         return
     if isinstance(dataset.get('pipeline'), list):
-        yield f'{place}.pipeline', dataset['pipeline']
+        yield f'{place}.pipeline', _without_scope(dataset['pipeline'])
     for key in ('dataset', 'labelled', 'unlabelled'):
         yield from _pipelines(dataset.get(key), f'{place}.{key}')
     for number, part in enumerate(dataset.get('datasets') or ()):
         yield from _pipelines(part, f'{place}.datasets[{number}]')
+
+
+def _without_scope(node: Any) -> Any:
+    """A part of a config, without the scopes that MMEngine writes into bases of packages."""
+    if isinstance(node, dict):
+        return {key: _without_scope(value) for key, value in node.items() if key != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return [_without_scope(each) for each in node]
+    return node
 
 
 def _wrapped_list(pipeline: Any) -> Any:

@@ -119,7 +119,7 @@ def sources_and_replicas(
     """
     catalog = SourceCatalog(dataset)
     order = np.random.default_rng(seed).permutation(len(dataset))
-    seed_all(seed)
+    seed_all(seed, within=dataset)
     for index in order[:num_sources].tolist():
         packed = [dataset[index] for _ in range(num_replicas)]
         # Usually all are the same; another image takes the place of an unusable one.

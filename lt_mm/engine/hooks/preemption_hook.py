@@ -27,7 +27,8 @@ from lt_mm.engine.checkpoints import (
 from lt_mm.registry import HOOKS, register
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# Windows has no SIGUSR1.
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGUSR1', 'SIGTERM') if hasattr(signal, name))
 _PREFIX = 'preempted_iter_'
 
 
@@ -43,7 +44,8 @@ class PreemptionHook(Hook):
     names it, and it is removed when a later checkpoint exists. Weights that are NaN or infinite are
     not saved.
 
-    Until the training ends, the hook handles the two signals in this process and sets
+    Until the training ends, the hook handles the two signals in this process (Windows has SIGTERM
+    alone) and sets
     ``worker_init_fn`` of the runner's data loaders: worker processes leave the process
     group and take the signals from this process only. Launchers send signals to groups, and
     SLURM (proctrack/linuxproc) to all processes, and a run whose workers have ended cannot
@@ -202,8 +204,9 @@ def _remove_superseded(work_dir: str) -> None:
 
 def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
     """Makes a worker survive the signals, which may go to all processes."""
-    os.setsid()
-    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+    if hasattr(os, 'setsid'):  # not on Windows
+        os.setsid()
+    if hasattr(signal, 'sigwaitinfo'):  # nor on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=_end_for_parent, args=(os.getppid(),), daemon=True).start()
     if init is not None:

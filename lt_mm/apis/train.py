@@ -97,7 +97,7 @@ def test(
 
 
 def _enable_auto_scale_lr(cfg: Config) -> None:
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ValueError(
             f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
             'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)'

@@ -53,8 +53,9 @@ def write_form(cfg, form, folder):
 def _with_classes(node, scope):
     if isinstance(node, dict):
         node = {key: _with_classes(value, scope) for key, value in node.items()}
-        if isinstance(node.get('type'), str):
-            node['type'] = _class_of(node['type'], scope)
+        for key in ('type', 'resize_type'):
+            if isinstance(node.get(key), str):
+                node[key] = _class_of(node[key], scope)
         return node
     return type(node)(_with_classes(each, scope) for each in node) if _is_list(node) else node
 

@@ -18,11 +18,7 @@ from lt_mm.datasets.reporting import DataSetError
 from lt_mm.engine.launch import load_config
 from lt_mm.structures.record import source_ids_of
 from tests.config_forms import write_form
-from tests.evaluation.random_models import (  # noqa: F401 (fixtures)
-    classifier_fixture,
-    detector_fixture,
-    pictures_fixture,
-)
+from tests.evaluation.random_models import classifier_fixture, detector_fixture, pictures_fixture  # noqa: F401 (fixtures)
 
 
 def forget_scopes(monkeypatch):

@@ -24,7 +24,7 @@ def check_strategy(runner: Any) -> None:
         raise ValueError(
             f"strategy=dict(type='{type(strategy).__name__}') writes its checkpoints in parts, or "
             'past the storage backends of MMEngine, so that they are not safe against being killed '
-            "and a run cannot go on from the middle of an epoch; expected strategy=dict(type="
+            'and a run cannot go on from the middle of an epoch; expected strategy=dict(type='
             "'SingleDeviceStrategy') or dict(type='DDPStrategy'). To train with this strategy, use "
             'the stock tools and hooks, default_hooks=dict(checkpoint=dict(type='
             "'CheckpointHook')), without lt_mm.PreemptionHook, lt_mm.ResumeHook and "

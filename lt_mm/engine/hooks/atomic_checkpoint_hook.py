@@ -34,7 +34,9 @@ class AtomicCheckpointHook(CheckpointHook):
     infinite are not saved.
 
     A ``FlexibleRunner`` needs the single-device strategy or DDP's; with the others, training is
-    refused (:func:`lt_mm.engine.checkpoints.check_strategy`). Takes the arguments of the stock hook. Overrides its private methods
+    refused (:func:`lt_mm.engine.checkpoints.check_strategy`).
+
+    Takes the arguments of the stock hook. Overrides its private methods
     ``_save_checkpoint_with_step`` and ``_save_best_checkpoint``.
     """
 

@@ -13,7 +13,6 @@ from lt_mm.registry import DATASETS, HOOKS, TRANSFORMS, builds, class_of, config
 CHECKPOINT_HOOK = (
     'CheckpointHook',
     'mmengine.CheckpointHook',
-    'mmdet.CheckpointHook',  # MMEngine looks into the parents of a scope too
     'mmengine.hooks.CheckpointHook',
     'mmengine.hooks.checkpoint_hook.CheckpointHook',
     CheckpointHook,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmcv.transforms import TestTimeAug
+from mmdet.datasets.transforms import PackDetInputs, RandomFlip
+from mmdet.models.test_time_augs import DetTTAModel
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.models import AverageClsScoreTTA
@@ -72,12 +74,11 @@ def _with_tta(cfg: Config) -> Config:
     """The config with its own test-time augmentation, or the stock tools' default."""
     cfg = copy.deepcopy(cfg)
     model = cfg.get('tta_model') or dict(
-        type='mmdet.DetTTAModel',
-        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        type=DetTTAModel, tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
     )
-    # With their scopes: a pure Python config has no default one.
-    flips = [dict(type='mmdet.RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-    both = dict(type=TestTimeAug, transforms=[flips, [dict(type='mmdet.PackDetInputs')]])
+    # Classes: a pure Python config has no scope for bare names.
+    flips = [dict(type=RandomFlip, prob=prob) for prob in (1.0, 0.0)]
+    both = dict(type=TestTimeAug, transforms=[flips, [dict(type=PackDetInputs)]])
     for dataset in innermost_configs(cfg.test_dataloader.dataset):
         dataset.pipeline = cfg.get('tta_pipeline') or [*dataset.pipeline[:-1], both]
     cfg.model = dict(model, module=cfg.model)

@@ -26,14 +26,14 @@ def forget_scopes(monkeypatch):
     monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
 
 
-def with_fixed_sizes(node):
-    """RandomResize of the stock framework takes no lists, which is what JSON has."""
-    if isinstance(node, dict) and node.get('type') == 'RandomResize':
-        node.update(type='Resize', scale=(128, 96))
-        del node['ratio_range']
+def with_sizes_that_json_keeps(node):
+    """Stock transforms take no lists, which is what JSON has, for random or rescaled sizes."""
+    if isinstance(node, dict) and node.get('type') in ('Resize', 'RandomResize'):
+        node.update(type='Resize', scale=(128, 96), keep_ratio=False)
+        node.pop('ratio_range', None)
     for value in node.values() if isinstance(node, dict) else node:
         if isinstance(value, (dict, list)):
-            with_fixed_sizes(value)
+            with_sizes_that_json_keeps(value)
 
 
 def measured(config, checkpoint, folder):
@@ -56,7 +56,7 @@ def test_all_tools_say_the_same_of_every_form(detector, tmp_path, monkeypatch):
     cfg = load_config(config, str(tmp_path), options)
     cfg.train_dataloader.num_workers = 0
     cfg.train_dataloader.persistent_workers = False
-    with_fixed_sizes(cfg._cfg_dict)
+    with_sizes_that_json_keeps(cfg._cfg_dict)
     found = {}
     for form in ('names', 'classes', 'json'):
         forget_scopes(monkeypatch)

@@ -4,13 +4,15 @@ import os
 import secrets
 from pathlib import Path
 
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import FileClient, LocalBackend, register_backend
 from mmengine.logging import print_log
 
 ATOMIC = dict(backend='lt_mm_atomic')
 _PREFIX = f'{ATOMIC["backend"]}://'
 
 
+# MMEngine looks up the prefix of a checkpoint in both.
+@FileClient.register_backend(ATOMIC['backend'], prefixes=ATOMIC['backend'])
 @register_backend(ATOMIC['backend'], prefixes=ATOMIC['backend'])
 class AtomicBackend(LocalBackend):
     """Local files that are complete or as they were before, even after a power failure.

@@ -84,7 +84,7 @@ def test_each_task_gets_the_term_of_a_naive_loop():
     found, own = losses_and_gradient(head)
     for task, term in terms.items():
         assert term > 1e-3
-        torch.testing.assert_close(found[f'{task}_loss_lt_cls'].double(), 2.5 * term)
+        torch.testing.assert_close(found[f'{task}_loss_lt_cls'], 2.5 * term.float())
         assert torch.equal(found[f'{task}_loss'], expected[f'{task}_loss'])
         assert found[f'{task}_lt_paired_share'] == 1
     torch.testing.assert_close(own, leaf.grad)

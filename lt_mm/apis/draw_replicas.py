@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import load_checkpoint
 from mmengine.structures import InstanceData
 
@@ -13,7 +13,7 @@ from lt_mm.core.geometry import boxes_to_source
 from lt_mm.core.pairing import greedy_iou_groups, is_paired
 from lt_mm.datasets.display import class_name, rgb_image, source_image
 from lt_mm.engine.checkpoints import checkpoint_loading
-from lt_mm.engine.launch import load_config
+from lt_mm.engine.launch import enter_scope, load_config
 from lt_mm.evaluation.consistency_metric import restoring_matrix
 from lt_mm.structures.record import source_ids_of
 from lt_mm.visualization.drawing import save_figure
@@ -58,7 +58,7 @@ def draw_replicas(
         ValueError: If the training pipeline is not one for single images.
     """
     cfg = load_config(config)
-    init_default_scope(cfg.setdefault('default_scope', 'mmdet'))
+    enter_scope(cfg)
     dataset = DATASETS.build(validation_replicas(cfg))
     if index is None:
         index = _index_with_most_instances(dataset)

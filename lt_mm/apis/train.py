@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from lt_mm.datasets.checks import explained
-from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.checkpoints import check_strategy, checkpoint_loading
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
 from lt_mm.engine.launch import (
@@ -67,6 +67,7 @@ def train(
     average_terms_in_log(cfg)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
+        check_strategy(runner)
         with explained(cfg.train_dataloader.dataset):
             loop = runner.train_loop
         prepare_training(runner, loop.dataloader)
@@ -97,7 +98,7 @@ def test(
 
 
 def _enable_auto_scale_lr(cfg: Config) -> None:
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ValueError(
             f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
             'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)'

@@ -17,7 +17,8 @@ from lt_mm.evaluation.replica_summary import ReplicaSummary
 from lt_mm.models.heads import ConsistencyOptions
 from lt_mm.structures.errors import RECORD_HINT
 from lt_mm.visualization import drawing
-from lt_mm.visualization.browse_figures import failures_figure, source_figure
+from lt_mm.visualization.browse_figures import source_figure
+from lt_mm.visualization.failures_figure import failures_figure
 
 
 def browse_replicas(

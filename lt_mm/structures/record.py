@@ -31,11 +31,13 @@ class AppliedTransform(NamedTuple):
         changes: Result keys that it changed, with their new values.
         image_matrix: (3, 3) float64, from pixels of the source to pixels of the image after
             it; None where the transform left the matrix as it was or no single one exists.
+        inside: Classes of the transforms inside it that acted (AutoAugment, RandomChoice ...).
     """
 
     name: str
     changes: dict[str, Any]
     image_matrix: np.ndarray | None
+    inside: tuple[str, ...] = ()
 
 
 class Origin(NamedTuple):

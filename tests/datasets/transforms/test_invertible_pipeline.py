@@ -701,7 +701,7 @@ class TestRecord:
         resize, unflipped, flip = sample.applied_transforms
         assert resize.name == 'Resize' and resize.changes['img_shape'] == (20, 40)
         assert resize.image_matrix[0].tolist() == [0.5, 0, 0]
-        assert unflipped == ('RandomFlip', {'flip': False}, None)
+        assert unflipped == ('RandomFlip', {'flip': False}, None, ())
         assert flip.changes['flip_direction'] == 'horizontal'
         assert flip.image_matrix[0].tolist() == [-0.5, 0, 40]
 

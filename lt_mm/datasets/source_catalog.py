@@ -212,11 +212,8 @@ class SourceCatalog:
 
 def _has_effect(step: AppliedTransform) -> bool:
     """Whether a transform changed the replica: a flip also records that it was not drawn."""
-    return (
-        step.image_matrix is not None
-        or bool(step.inside)
-        or any(value is not None and value is not False for value in step.changes.values())
-    )
+    is_told = step.image_matrix is not None or bool(step.inside)
+    return is_told or step.changes.get('flip') is not False
 
 
 def _words(step: AppliedTransform) -> str:

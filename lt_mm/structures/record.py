@@ -24,7 +24,7 @@ from lt_mm.structures.errors import (
 
 
 class AppliedTransform(NamedTuple):
-    """One transform that changed a replica.
+    """One transform that changed a replica: gave another image, or told of a change.
 
     Attributes:
         name: Class of the transform.
@@ -38,6 +38,11 @@ class AppliedTransform(NamedTuple):
     changes: dict[str, Any]
     image_matrix: np.ndarray | None
     inside: tuple[str, ...] = ()
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it told of more than another image, so that boxes may lie elsewhere now."""
+        return bool(self.changes) or self.image_matrix is not None
 
 
 class Origin(NamedTuple):

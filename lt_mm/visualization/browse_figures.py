@@ -73,7 +73,9 @@ def _draw_source(axes: Any, source: Source, replicas: list[Replica]) -> None:
         axes,
         source.image,
         f'{source.name}: {len(own)} annotations (white) and the boxes\n'
-        f'of {len(replicas)} replicas restored (coloured; dotted: inexact)',
+        f'of {len(replicas)} replicas restored (coloured; dotted: inexact)'
+        if own
+        else f'{source.name}: no annotations',
     )
     if source.masks is not None:
         draw_masks(axes, source.masks, list(own.values()))
@@ -94,7 +96,7 @@ def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> N
     title = f'replica {number}'
     if replica.source_id != source.source_id:
         title += f': source {replica.source_id} in its place'
-    applied = _wrapped(', '.join(replica.applied)) or 'as it was loaded, or photometric changes'
+    applied = _wrapped(', '.join(replica.applied)) or 'no transform is recorded'
     tiles = _tiles(source, replica)
     note = _tiles_note(tiles, source) if tiles else _matrix_note(replica)
     show_image(axes, replica.image, f'{title}\n{applied}', note)
@@ -128,7 +130,8 @@ def _share_note(visibility: float) -> str:
 
 def _style(instances: Instances, place: int, own: dict[int, Color]) -> dict:
     color = own[int(instances.source_ids[place, 1])]
-    return dict(edgecolor=color, linewidth=0.9, linestyle='-' if instances.exact[place] else ':')
+    dash = dict(linewidth=0.9) if instances.exact[place] else dict(linewidth=1.2, linestyle=':')
+    return dict(edgecolor=color, **dash)
 
 
 class _Tile:

@@ -69,8 +69,10 @@ def show_in_window(figure: Figure, title: str) -> None:
 
 def colors(count: int) -> list[Color]:
     """So many colours; they are repeated after 20."""
-    palette = colormaps['tab10' if count <= 10 else 'tab20']
-    return [palette(number % palette.N)[:3] for number in range(count)]
+    bright = [color[:3] for color in colormaps['tab10'].colors]
+    # Not the pale ones of tab20, which white names and light pictures would swallow.
+    dark = [tuple(0.6 * value for value in color) for color in bright]
+    return [(bright + dark)[number % 20] for number in range(count)]
 
 
 def other_colors(count: int) -> list[Color]:
@@ -89,7 +91,8 @@ def outlined(color: Any, linewidth: float, **style: Any) -> dict[str, Any]:
     """
     outline = 'black' if color == 'white' else 'white'
     effect = patheffects.withStroke(linewidth=linewidth + 0.8, foreground=outline)
-    return dict(edgecolor=color, linewidth=linewidth, path_effects=[effect], **style)
+    # Snapped to pixels, the line would lie beside its outline.
+    return dict(edgecolor=color, linewidth=linewidth, path_effects=[effect], snap=False, **style)
 
 
 def group_styles(

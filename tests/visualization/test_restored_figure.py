@@ -39,11 +39,11 @@ def test_annotations_and_unpaired_predictions_are_drawn():
     source, *views = figure.axes
     white, (blue,) = (1.0, 1.0, 1.0), colors(1)
     assert drawn(source) == [
-        (10, white, 1.8, '-'),
-        (50, white, 1.8, '-'),
-        (11, blue, 1.3, '-'),
+        (10, white, 1.8, 'solid'),
+        (50, white, 1.8, 'solid'),
+        (11, blue, 1.3, 'solid'),
         (80, GREY, 0.9, '--'),
-        (12, blue, 1.3, '-'),
+        (12, blue, 1.3, 'solid'),
     ]
     assert [each[:2] for each in drawn(views[0])] == [
         (15, white),

@@ -17,10 +17,11 @@ _INSIDE = 'lt_applied_inside'
 
 
 class Told(NamedTuple):
-    """What results tell of their image: values that stock transforms set, and its matrix."""
+    """What results tell: values that stock transforms set, the matrix of the image, and itself."""
 
     values: dict[str, Any]
     image_matrix: np.ndarray | None
+    image: Any
 
     def changes_since(self, before: 'Told') -> tuple[dict[str, Any], np.ndarray | None]:
         """The values that changed, and the matrix if it did."""
@@ -40,6 +41,7 @@ def told_by(results: dict) -> Told:
     return Told(
         {key: results[key] for key in _KEYS if key in results},
         image_matrix_of(results.get('gt_bboxes')),
+        results.get('img'),
     )
 
 
@@ -51,7 +53,7 @@ def image_matrix_of(boxes: Any) -> np.ndarray | None:
 
 
 def list_applied(transform: Callable, before: Told, results: dict) -> None:
-    """Adds a transform to ``applied_transforms``, if it changed what results tell.
+    """Adds a transform to ``applied_transforms``, if it gave another image or told of a change.
 
     Args:
         transform: The transform that was run.
@@ -60,7 +62,8 @@ def list_applied(transform: Callable, before: Told, results: dict) -> None:
     """
     changes, matrix = told_by(results).changes_since(before)
     inside = tuple(results.pop(_INSIDE, ()))
-    if changes or matrix is not None or inside:
+    is_new = results.get('img') is not before.image
+    if is_new or changes or matrix is not None or inside:
         step = AppliedTransform(
             name_of(transform), changes, None if matrix is None else matrix.copy(), inside
         )
@@ -82,10 +85,8 @@ def tell_inner(transform: Callable) -> None:
 
 def _innermost(transform: Any) -> Iterator[Any]:
     """The transforms that others hold, below any number of lists and compositions."""
-    held = (
-        transform if isinstance(transform, (list, tuple)) else getattr(transform, 'transforms', ())
-    )
-    for inner in held:
+    is_list = isinstance(transform, (list, tuple))
+    for inner in transform if is_list else getattr(transform, 'transforms', ()):
         if isinstance(inner, (list, tuple)) or hasattr(inner, 'transforms'):
             yield from _innermost(inner)
         elif isinstance(inner, BaseTransform):
@@ -98,11 +99,11 @@ def _telling(transform: Any, function: Callable, results: dict) -> Any:
     One with a probability gives the very image that it got where it does not act; others may
     write into that image.
     """
-    told, image = told_by(results), results.get('img')
+    told = told_by(results)
     output = function(results)
     if isinstance(output, dict):
         changes, matrix = told_by(output).changes_since(told)
-        acted = output.get('img') is not image or changes or matrix is not None
+        acted = output.get('img') is not told.image or changes or matrix is not None
         if acted or not hasattr(transform, 'prob'):
             output[_INSIDE] = [*output.get(_INSIDE, ()), name_of(transform)]
     return output

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import InstanceData
@@ -91,7 +92,7 @@ def draw_replicas(
                 for label, score in zip(found.labels.tolist(), found.scores.tolist())
             ],
             group_ids,
-            torch.as_tensor(each['data_samples'].gt_instances.bboxes),
+            get_box_tensor(each['data_samples'].gt_instances.bboxes),
         )
         for each, found, boxes, group_ids in zip(packed, predictions, restored, groups)
     ]

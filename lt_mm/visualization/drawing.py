@@ -175,6 +175,7 @@ def draw_names(axes: Any, boxes: Any, names: Sequence[str], fills: Sequence[Colo
             va='bottom' if is_above else 'top',
             fontsize=5.5,
             color='white',
+            clip_on=True,
             bbox=dict(facecolor=fill, pad=0.4, linewidth=0, alpha=0.75),
         )
 

@@ -111,9 +111,9 @@ def nothing_drawn(score_threshold: float, best_score: float | None) -> str:
         best_score: The highest score of all predictions; None without any.
     """
     if best_score is None:
-        return 'and no prediction at all'
+        return 'there is no prediction'
     return (
-        f'and no prediction with a score of {score_threshold:g} or more: the highest is '
+        f'no prediction has a score of {score_threshold:g} or more: the highest is '
         f'{best_score:.3f}; draw it with --score-threshold {math.floor(best_score * 100) / 100:g}'
     )
 

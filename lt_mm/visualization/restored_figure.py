@@ -57,7 +57,7 @@ def restored_figure(
         f'{count} predictions of {len(replicas)} replicas restored, {num_paired} paired\n'
         f'(a colour for each group), {count - num_paired} unpaired (dashed grey)'
     )
-    title = f'source image: {len(annotations)} annotations (white), {found if count else empty}'
+    title = f'source image: {len(annotations)} annotations (white); {found if count else empty}'
     show_image(below, source, title)
     _draw_annotations(below, annotations)
     for number, replica in enumerate(replicas, start=1):

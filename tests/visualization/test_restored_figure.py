@@ -56,15 +56,18 @@ def test_annotations_and_unpaired_predictions_are_drawn():
     (effect,) = source.patches[3].get_path_effects()
     assert effect._gc == dict(linewidth=pytest.approx(1.7), foreground='white')
     title = source.get_title().replace('\n', ' ')
-    assert '2 annotations (white), 3 predictions of 2 replicas restored, 2 paired' in title
+    assert '2 annotations (white); 3 predictions of 2 replicas restored, 2 paired' in title
     assert '1 unpaired (dashed grey)' in title
 
 
 def test_where_nothing_passes_the_threshold_it_is_said():
     said = nothing_drawn(0.4, 0.0371)
-    assert said.endswith('the highest is 0.037; draw it with --score-threshold 0.03')
-    assert nothing_drawn(0.4, None) == 'and no prediction at all'
+    assert said == (
+        'no prediction has a score of 0.4 or more: the highest is 0.037; '
+        'draw it with --score-threshold 0.03'
+    )
+    assert nothing_drawn(0.4, None) == 'there is no prediction'
     figure = restored_figure(replica([], [], 0.0).image, ANNOTATED, [replica([], [], 5.0)], said)
     title = figure.axes[0].get_title().replace('\n', ' ')
-    assert title == f'source image: 2 annotations (white), {said}'
+    assert title == f'source image: 2 annotations (white); {said}'
     assert len(drawn(figure.axes[0])) == len(drawn(figure.axes[1])) == 2

@@ -33,7 +33,7 @@ def main() -> None:
     drawn = draw_replicas(**vars(args))
     print(f'{args.out}: {drawn["boxes"]} predicted boxes, {drawn["paired"]} paired')
     if not drawn['boxes']:
-        print(f'the annotations {nothing_drawn(args.score_threshold, drawn["best_score"])}')
+        print(nothing_drawn(args.score_threshold, drawn['best_score']))
 
 
 if __name__ == '__main__':

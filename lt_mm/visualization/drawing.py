@@ -69,9 +69,10 @@ def show_in_window(figure: Figure, title: str) -> None:
 
 def colors(count: int) -> list[Color]:
     """So many colours; they are repeated after 20."""
-    bright = [color[:3] for color in colormaps['tab10'].colors]
+    palette = colormaps['tab10']
+    bright = [palette(number)[:3] for number in range(palette.N)]
     # Not the pale ones of tab20, which white names and light pictures would swallow.
-    dark = [tuple(0.6 * value for value in color) for color in bright]
+    dark = [(0.6 * red, 0.6 * green, 0.6 * blue) for red, green, blue in bright]
     return [(bright + dark)[number % 20] for number in range(count)]
 
 

@@ -18,7 +18,8 @@ from lt_mm.models.heads import ConsistencyOptions, LossTransformHead
 from lt_mm.registry import MODELS, configs_of
 from lt_mm.structures.errors import RECORD_HINT
 from lt_mm.visualization import drawing
-from lt_mm.visualization.browse_figures import failures_figure, source_figure
+from lt_mm.visualization.browse_figures import source_figure
+from lt_mm.visualization.failures_figure import failures_figure
 
 
 def browse_replicas(

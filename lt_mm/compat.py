@@ -30,6 +30,8 @@ class Part(NamedTuple):
         name: The import name.
         minimum: The oldest version of the original release that works. The forks
             continue the version numbers, so one minimum serves both families.
+        below: The oldest version that mmcv's operators cannot be compiled with; None if
+            there is none.
         distributions: For each family the names under which pip may know the package.
         requirement: For each family what to ask pip for.
     """
@@ -38,21 +40,25 @@ class Part(NamedTuple):
     minimum: str
     distributions: dict[str, tuple[str, ...]]
     requirement: dict[str, str]
+    below: str | None = None
 
 
-def _shared(name: str, minimum: str) -> Part:
+def _shared(name: str, minimum: str, below: str | None = None) -> Part:
     """A part that both families take from the same distribution."""
     families = (ONEDL, OPENMMLAB)
+    upper = '' if below is None else f',<{below}'
     return Part(
         name,
         minimum,
         dict.fromkeys(families, (name,)),
-        dict.fromkeys(families, f'{name}>={minimum}'),
+        dict.fromkeys(families, f'{name}>={minimum}{upper}'),
+        below,
     )
 
 
 PARTS = (
-    _shared('torch', '2.0'),
+    # torch 2.14's headers are C++20, and no released mmcv passes more than C++17.
+    _shared('torch', '2.0', below='2.14'),
     Part(
         'mmengine',
         '0.8.3',
@@ -137,8 +143,14 @@ def _problem_of(part: Part, family: str) -> str | None:
     version = next(iter(found.values()), None) or _version_in_file(part.name)
     if version is not None and Version(version) < Version(part.minimum):
         return f'{part.name}: found {version}, needs >= {part.minimum}: {install}'
-    # find_spec('mmcv._ext') would import mmcv; looking into its folder does not.
-    if part.name == 'mmcv' and PathFinder.find_spec('_ext', _folders_of('mmcv')) is None:
+    # Whoever has compiled mmcv with a newer one has mended mmcv.
+    is_too_new = version is not None and part.below and Version(version) >= Version(part.below)
+    if is_too_new and not _has_operators():
+        return (
+            f'{part.name}: found {version}, with which mmcv cannot be compiled, needs >= '
+            f'{part.minimum} and < {part.below}: {install} torchvision'
+        )
+    if part.name == 'mmcv' and not _has_operators():
         return (
             f'mmcv: found {version or "a version"} without compiled operators (mmcv._ext), '
             f'which the detectors need: {reinstall}'
@@ -157,6 +169,12 @@ def _install_command(part: Part, family: str) -> str:
     )
 
 
+def _has_operators() -> bool:
+    """Whether there are compiled operators of mmcv."""
+    # find_spec('mmcv._ext') would import mmcv; looking into its folder does not.
+    return PathFinder.find_spec('_ext', _folders_of('mmcv')) is not None
+
+
 def _installed(names: tuple[str, ...]) -> dict[str, str]:
     """Those of the distributions that are installed, with their versions."""
     found = {}
@@ -171,7 +189,7 @@ def _version_in_file(name: str) -> str | None:
     for folder in _folders_of(name):
         path = Path(folder, 'version.py')
         pattern = r'^__version__\s*=\s*[\'"]([^\'"]+)[\'"]'
-        if path.is_file() and (match := re.search(pattern, path.read_text(), re.MULTILINE)):
+        if path.is_file() and (match := re.search(pattern, path.read_text('utf-8'), re.MULTILINE)):
             return match[1]
     return None
 

@@ -5,8 +5,10 @@ import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
+from packaging.version import Version
 
 from lt_mm import compat
+from tests.paths import REPOSITORY
 
 ONEDL_VERSIONS = {
     'torch': '2.9.1+cpu',
@@ -151,7 +153,7 @@ def test_a_missing_part_names_the_command_of_its_family(environment, versions, r
             ONEDL_VERSIONS,
             'torch',
             '1.13.1+cpu',
-            "torch: found 1.13.1+cpu, needs >= 2.0: pip install 'torch>=2.0'",
+            "torch: found 1.13.1+cpu, needs >= 2.0: pip install 'torch>=2.0,<2.14'",
         ),
     ],
 )
@@ -204,6 +206,32 @@ def test_mmcv_without_operators(environment, versions, name, expected):
         f'pip uninstall -y {name} && pip install ninja psutil && MMCV_WITH_OPS=1 '
         f'pip install --no-build-isolation {expected}'
     ]
+
+
+TOO_NEW = 'with which mmcv cannot be compiled, needs >= 2.0 and < 2.14: '
+
+
+@pytest.mark.parametrize('torch', ['2.14.0', '2.14.1+cpu', '3.0'])
+def test_a_torch_that_mmcv_cannot_be_compiled_with_is_named(environment, torch):
+    environment({**ONEDL_VERSIONS, 'torch': torch})
+    compat.check_dependencies()  # somebody has compiled it
+    environment({**_without(ONEDL_VERSIONS, 'onedl-mmcv'), 'torch': torch}, operators=False)
+    found, missing = _problems()
+    assert found == f"torch: found {torch}, {TOO_NEW}pip install 'torch>=2.0,<2.14' torchvision"
+    assert missing.startswith('mmcv: not found')
+
+
+def test_the_range_of_torch_is_the_same_everywhere():
+    (torch,) = (part for part in compat.PARTS if part.name == 'torch')
+    minor = int(torch.below.split('.')[1])
+    readme = (REPOSITORY / 'README.md').read_text('utf-8')
+    assert f'{torch.minimum} to 2.{minor - 1}' in readme and f'2.{minor}' in readme
+    packaged = (REPOSITORY / 'pyproject.toml').read_text('utf-8')
+    assert f'"{torch.requirement["onedl"]}"' in packaged
+    for name in ('onedl', 'openmmlab'):
+        pins = (REPOSITORY / 'tools' / 'requirements' / f'{name}.txt').read_text('utf-8')
+        pinned = next(line[7:] for line in pins.splitlines() if line.startswith('torch=='))
+        assert Version(torch.minimum) <= Version(pinned) < Version(torch.below)
 
 
 def test_a_checkout_without_metadata_is_read(environment):

@@ -1,6 +1,7 @@
 """Who may import what, read from the source: imports go down from room to room."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lt_mm
+from lt_mm.engine.checkpoints import read_last_checkpoint, write_last_checkpoint
 
 PACKAGE = Path(lt_mm.__file__).parent
 FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
@@ -100,8 +102,9 @@ def test_the_reader_of_imports(source, expected):
     assert list(imported_modules(source, 'lt_mm.core')) == expected
 
 
-def _run(code: str) -> None:
-    finished = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+def _run(code: str, *arguments: str, **environment: str) -> None:
+    command, env = [sys.executable, '-c', code, *arguments], {**os.environ, **environment}
+    finished = subprocess.run(command, capture_output=True, text=True, env=env)
     assert finished.returncode == 0, finished.stderr
 
 
@@ -129,12 +132,67 @@ sys.meta_path[:] = [Absent if each is PathFinder else each for each in sys.meta_
 """
 
 
-def test_core_can_be_imported_without_the_frameworks():
-    modules = [
+def _modules(paths: list[Path]) -> list[str]:
+    return [
         f'lt_mm.{_relative(path)[:-3].replace("/", ".").removesuffix(".__init__")}'
-        for path in CORE_FILES
+        for path in paths
     ]
+
+
+def test_core_can_be_imported_without_the_frameworks():
+    modules = _modules(CORE_FILES)
     _run(f'{_ABSENT}\nimport {", ".join(modules)}\nassert not {FRAMEWORKS!r} & sys.modules.keys()')
+
+
+# Stands in for Windows as lt_mm sees it; the packages that it needs are there already.
+_WITHOUT_POSIX = """
+import importlib, os, signal, sys
+from types import SimpleNamespace
+import mmcv.ops, mmdet.apis, mmpretrain.apis, torch.multiprocessing, matplotlib.pyplot, pandas
+
+hidden = {
+    os: ['setsid', 'fork', 'getuid', 'killpg', 'getpgid', 'sched_getaffinity', 'O_DIRECTORY'],
+    signal: ['SIGUSR1', 'SIGUSR2', 'SIGALRM', 'SIGKILL', 'SIGHUP', 'setitimer', 'ITIMER_REAL',
+             'sigwaitinfo', 'pthread_sigmask'],
+}
+for module, names in hidden.items():
+    for name in names:
+        delattr(module, name)
+for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):
+    sys.modules[name] = None
+"""
+_EXERCISED = """
+from lt_mm.apis.zoo.coverage import _time_limit
+from lt_mm.engine.checkpoints import read_last_checkpoint, write_last_checkpoint
+from lt_mm.engine.checkpoints.locking import lock_folder
+from lt_mm.engine.hooks.preemption_hook import SIGNALS, PreemptionHook
+
+loop = SimpleNamespace(dataloader=SimpleNamespace(worker_init_fn=None))
+hook = PreemptionHook()
+hook.before_train(SimpleNamespace(train_loop=loop, val_loop=None))
+assert SIGNALS == (signal.SIGTERM,) and signal.getsignal(signal.SIGTERM) == hook._receive
+loop.dataloader.worker_init_fn(0)
+hook.restore()
+with _time_limit(1.0):
+    pass
+folder, other = sys.argv[1:]
+lock_folder(folder)
+assert sys.getfilesystemencoding() != 'utf-8'
+assert read_last_checkpoint(other) == other + '/a.pth'
+write_last_checkpoint(folder, folder + '/a.pth')
+"""
+
+
+def test_every_module_can_do_without_what_windows_lacks(tmp_path):
+    """In the same process: names of folders are the same bytes in a locale that has ASCII alone."""
+    folders = [tmp_path / 'läuft', tmp_path / '模型']
+    for folder in folders:
+        folder.mkdir()
+        (folder / 'a.pth').touch()
+    write_last_checkpoint(str(folders[1]), folders[1] / 'a.pth')
+    code = f'{_WITHOUT_POSIX}\nimport {", ".join(_modules(FILES))}\n{_EXERCISED}'
+    _run(code, *map(str, folders), LC_ALL='C', PYTHONUTF8='0', PYTHONPATH=str(PACKAGE.parent))
+    assert read_last_checkpoint(folders[0]) == str(folders[0] / 'a.pth')
 
 
 def test_files_and_folders_can_be_read_at_a_glance():

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from lt_mm.datasets.checks import explained
 from lt_mm.engine.checks import Report, check_inherited_pipelines, check_overrides, check_run
-from lt_mm.engine.launch import load_config
+from lt_mm.engine.launch import enter_scope, load_config
 from lt_mm.engine.preparation import prepare_training
 from lt_mm.registry import HOOKS, MODELS
 
@@ -30,7 +29,7 @@ def check_config(config: str, cfg_options: Mapping[str, Any] | None = None) -> R
     report = Report()
     with report.reporting('config'):
         cfg = load_config(config, cfg_options=cfg_options)
-        init_default_scope(cfg.get('default_scope') or 'mmengine')
+        enter_scope(cfg)
         _check(cfg, report)
     return report
 

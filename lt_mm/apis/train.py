@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from lt_mm.datasets.checks import explained
-from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.checkpoints import check_strategy, checkpoint_loading
 from lt_mm.engine.checks import check_run
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
@@ -71,6 +71,7 @@ def train(
     average_terms_in_log(cfg)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
+        check_strategy(runner)
         with explained(cfg.train_dataloader.dataset):
             loop = runner.train_loop
         prepare_training(runner.model, loop.dataloader, runner.hooks)
@@ -109,7 +110,7 @@ def _check(runner: Runner, loader: DataLoader) -> None:
 
 
 def _enable_auto_scale_lr(cfg: Config) -> None:
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ValueError(
             f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
             'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)'

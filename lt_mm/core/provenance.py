@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROUNDING = 0.01  # px, what rebuilding boxes from numbers may change of them
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -139,23 +141,28 @@ def match_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
 
     Args:
         before: (n, 4).
-        after: (k, 4), some of them in the same order; numbers may differ by rounding, to 0.01 px.
+        after: (k, 4), some of them in the same order; numbers may differ by ``ROUNDING`` px.
 
     Returns:
-        (k,) int64, the rows of ``before``, ascending. None where a row of ``after`` is not
-        found, where only some of several equal rows were kept, since these may be any, or
-        where the order differs, since mirrored boxes may take each other's place.
+        (k,) int64, the rows of ``before``, ascending. None where they cannot be found in this
+        order (mirrored boxes may take each other's place), or in more than one way (where only
+        some of several equal rows were kept, these may be any).
     """
-    both = np.concatenate([before, after]).round(2)
-    _, keys = np.unique(both, axis=0, return_inverse=True)
-    keys = keys.reshape(-1)
-    old, new = keys[: len(before)], keys[len(before) :]
-    size = int(keys.max(initial=-1)) + 1
-    count_old = np.bincount(old, minlength=size)
-    count_new = np.bincount(new, minlength=size)
-    if not np.array_equal(count_new[count_new > 0], count_old[count_new > 0]):
+    first = _first_rows(before, after)
+    last = _first_rows(before[::-1], after[::-1])
+    if first is None or last is None:
         return None
-    kept = np.flatnonzero(count_new[old] > 0)
-    rows = np.empty(len(after), dtype=np.int64)
-    rows[np.argsort(new, kind='stable')] = kept[np.argsort(old[kept], kind='stable')]
-    return rows if (np.diff(rows) > 0).all() else None
+    return first if np.array_equal(first, len(before) - 1 - last[::-1]) else None
+
+
+def _first_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
+    """(k,) int64, for each row of ``after`` the first of ``before`` that it can be, in order."""
+    before, after = before.astype(np.float64), after.astype(np.float64)
+    rows, start = np.empty(len(after), dtype=np.int64), 0
+    for place, box in enumerate(after):
+        near = (np.abs(before[start:] - box) <= ROUNDING).all(axis=1)
+        if not near.any():
+            return None
+        rows[place] = start + near.argmax()
+        start = rows[place] + 1
+    return rows

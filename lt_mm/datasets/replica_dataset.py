@@ -16,8 +16,9 @@ class ReplicaDataset:
     Sample i is copy ``i % m`` of chosen image ``i // m``. Its random numbers depend on the
     seed, the image and the number of the copy alone, so two models see the same copies,
     in any order, batch size and number of loading processes. That holds for transforms
-    that use the generators of Python, numpy and torch, as the stock ones do, and that
-    keep nothing from one sample to the next.
+    that use the generators of Python, numpy and torch, as the stock ones do, or generators of
+    their own that :func:`lt_mm.core.seeds.seed_all` can seed (albumentations, imgaug), and
+    that keep nothing from one sample to the next.
 
     There are m samples for each image, so stock metrics count every copy.
 
@@ -71,7 +72,7 @@ class ReplicaDataset:
 
     def __getitem__(self, index: int) -> dict:
         image, replica = divmod(index, self.num_replicas)
-        with seeded(self.seed, self.indices[image], replica):
+        with seeded(self.seed, self.indices[image], replica, within=self.dataset):
             return self.dataset[self.indices[image]]
 
 

@@ -54,7 +54,8 @@ def test_detector_trains_resumes_tests_and_is_drawn(shapes, tmp_path):
         str(tmp_path / 'small.py'), checkpoint, str(tmp_path / 'replicas.png'), score_threshold=0.0
     )
     picture = cv2.imread(str(tmp_path / 'replicas.png'))
-    assert drawn['paired'] > 0 and picture is not None and picture.std() > 10
+    assert drawn['boxes'] >= drawn['paired'] > 0 and 0 < drawn['best_score'] <= 1
+    assert picture is not None and picture.std() > 10
 
 
 def test_rho_zero_gives_the_loss_curve_of_the_stock_framework(shapes, tmp_path):

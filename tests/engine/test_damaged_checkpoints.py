@@ -1,5 +1,6 @@
 """A damaged checkpoint costs the iterations since the one before it, and nothing else."""
 
+import locale
 import os
 import pickle
 import runpy
@@ -177,6 +178,17 @@ def test_the_last_checkpoint_is_named_in_any_encoding(encode, tmp_path):
     expected = write(folder / 'a.pth')
     write(folder / 'b.pth', checkpoint(6))
     (folder / 'last_checkpoint').write_bytes(encode(expected))
+    assert find_resumable(folder) == expected
+
+
+def test_the_last_checkpoint_is_named_in_the_encoding_of_the_locale(tmp_path, monkeypatch):
+    """The stock hook writes it so; on Windows that is not the encoding of the file system."""
+    monkeypatch.setattr(locale, 'getpreferredencoding', lambda _: 'gbk')
+    folder = tmp_path / '模型'
+    folder.mkdir()
+    expected = write(folder / 'a.pth')
+    write(folder / 'b.pth', checkpoint(6))
+    (folder / 'last_checkpoint').write_bytes(expected.encode('gbk'))
     assert find_resumable(folder) == expected
 
 

@@ -422,6 +422,45 @@ def test_draws_depend_on_the_iteration_alone():
     assert first == whole[2] and first[0][1:] != whole[1][0][1:]
 
 
+class Noise:
+    """A transform with a generator of its own, inside another one."""
+
+    def __init__(self):
+        self.set_random_seed(None)
+
+    def set_random_seed(self, seed):
+        self.generator = np.random.default_rng(seed)
+
+
+class NoisySources(Sources):
+    def __init__(self):
+        self.pipeline = [SimpleNamespace(transforms=[Noise()])]
+
+    def __getitem__(self, index):
+        return index, self.pipeline[0].transforms[0].generator.random()
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_generators_of_transforms_depend_on_the_iteration_too(num_workers):
+    """With worker processes each has data sets of its own."""
+
+    def sampler():
+        return DefaultSampler(NoisySources(), shuffle=True, seed=1)
+
+    runner, loader = make_runner(sampler=sampler())
+    resume(runner, seed_steps=True)
+    whole = []
+    for runner.train_loop._iter, batch in enumerate(loader, 1):
+        whole.append(batch)
+    assert len({sample[1] for batch in whole for sample in batch}) == 10
+    resumed, loader = make_runner(iteration=2, sampler=sampler(), num_workers=num_workers)
+    resume(resumed, seed_steps=True, num_batches=5)
+    found = []
+    for resumed.train_loop._iter, batch in enumerate(loader, 3):
+        found.append(batch)
+    assert found == whole[2:]
+
+
 def test_the_sampler_gets_the_seed_of_the_checkpoint():
     runner, loader = make_runner(iteration=5, epoch=1)
     resume(runner, num_batches=5, sampler_seed=7)

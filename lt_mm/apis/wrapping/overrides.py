@@ -6,6 +6,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
+from lt_mm.models.heads import LossTransformHead
+from lt_mm.registry import MODELS, TRANSFORMS, configs_of
 from lt_mm.structures.errors import UnsupportedHeadError
 
 # The first that a detector has is wrapped.
@@ -65,7 +68,7 @@ def overrides_of(cfg: Config, options: WrapOptions) -> list[Override]:
         UnsupportedHeadError: If the model has no head to wrap.
         ValueError: If the config is wrapped already, or has no training data.
     """
-    if any(True for _ in _types_below(cfg.get('model'), 'LossTransformHead')):
+    if any(configs_of(cfg.get('model'), LossTransformHead, MODELS)):
         raise ValueError(
             'its head is a LossTransformHead already; expected a stock config. Give the one in '
             'its _base_'
@@ -161,7 +164,7 @@ def _recorded(place: Place, reason: str) -> Override:
 
 
 def _has_record(pipeline: Any) -> bool:
-    return any(True for _ in _types_below(pipeline, 'InvertiblePipeline'))
+    return any(configs_of(pipeline, InvertiblePipeline, TRANSFORMS))
 
 
 def _hooks(cfg: Config) -> Iterator[Override]:
@@ -217,16 +220,6 @@ def _head(cfg: Config, options: WrapOptions) -> Override:
         reason = 'the stock head, with the term, which compares with predictions of earlier epochs'
     kind = 'lt_mm.LossTransformHead'
     return Override(('model', *place), kind, reason, 'head', arguments)
-
-
-def _types_below(node: Any, name: str) -> Iterator[Any]:
-    if isinstance(node, dict):
-        if _name(node.get('type')) == name:
-            yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _types_below(value, name)
 
 
 def _as_list(value: Any) -> list:

@@ -138,12 +138,13 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 
     Args:
         dataset: The data set.
-        num_repeats: Replicas of a source, 2 or more; may be larger than the data set.
-        mode: ``'full'``: every source ``num_repeats`` times an epoch. ``'v1'``: as many
-            samples an epoch as without repetition, rounded up to whole groups. A pass of
-            ``num_repeats`` epochs draws every source once (the rounding draws some again);
-            each pass has a new permutation, so that any two sources meet sooner or later. See
-            :func:`lt_mm.core.sampling.replicas.short_order`.
+        num_repeats: Replicas of a source, 2 or more; may be larger than the data set. A batch
+            holds ``batch_size / num_repeats`` sources.
+        mode: ``'full'``: every source ``num_repeats`` times an epoch, which takes ``num_repeats``
+            times the steps. ``'v1'``: as many samples an epoch as without repetition, rounded up
+            to whole groups. A pass of ``num_repeats`` epochs draws every source once (the
+            rounding draws some again); each pass has a new permutation, so that any two sources
+            meet sooner or later. See :func:`lt_mm.core.sampling.replicas.short_order`.
         placement: ``'rank'``: the replicas of a source are on one rank. ``'spread'``: they
             are on consecutive ranks, and predictions have to be gathered to be paired; the
             batches of all ranks together hold whole groups if ``num_repeats`` divides their

@@ -14,7 +14,7 @@ from typing import Any
 from mmcv.transforms import BaseTransform
 
 from lt_mm.datasets.transforms.annotation_cleaning import AnnotationCleaner
-from lt_mm.datasets.transforms.applied_transforms import list_applied, told_by
+from lt_mm.datasets.transforms.applied_transforms import list_applied, tell_inner, told_by
 from lt_mm.datasets.transforms.box_record import (
     BoxRecord,
     RecordedResults,
@@ -130,6 +130,8 @@ class InvertiblePipeline(BaseTransform):
         self.transforms: list[Callable] = [
             TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms
         ]
+        for transform in self.transforms:
+            tell_inner(transform)
         names = [name_of(t) for t in self.transforms]
         if not set(draws_nothing) <= set(names):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Which checkpoint a run is resumed from, and the file that names the last one."""
 
 import codecs
+import locale
 import logging
 import numbers
 import os
@@ -30,15 +31,19 @@ _MARKS = {
 
 
 def write_last_checkpoint(work_dir: str, checkpoint: str | Path) -> None:
-    """Writes the path of the last checkpoint where MMEngine looks for it, in one step."""
+    """Writes the path of the last checkpoint where MMEngine looks for it, in one step.
+
+    The bytes are those of the path on the disk, whatever the locale is: UTF-8, but for folders
+    whose names are not.
+    """
     AtomicBackend().put(os.fsencode(checkpoint), osp.join(work_dir, _LAST))
 
 
 def read_last_checkpoint(work_dir: str | Path) -> str | None:
     """The path in ``last_checkpoint``; None if that file is missing, empty or holds no path.
 
-    It may have been written in another encoding than that of the file system, with or without a
-    byte order mark.
+    It may have been written in another encoding than that of the file system, such as that of the
+    locale, which the stock hook takes, with or without a byte order mark.
     """
     path = Path(work_dir, _LAST)
     if not path.is_file():
@@ -47,6 +52,7 @@ def read_last_checkpoint(work_dir: str | Path) -> str | None:
     marked = [encoding for mark, encoding in _MARKS.items() if content.startswith(mark)]
     decoded = [content.decode(encoding, 'replace') for encoding in marked]
     decoded += [content.decode(sys.getfilesystemencoding(), 'surrogateescape')]
+    decoded += [content.decode(locale.getpreferredencoding(False), 'replace')]
     texts = [text.strip() for text in (*decoded, content.decode('latin-1'))]
     existing = (text for text in texts if osp.isfile(text))
     return next(existing, texts[0] if texts[0].isprintable() else None) or None

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from lt_mm.engine.checkpoints import (
     ATOMIC,
+    check_strategy,
     nonfinite_weights,
     read_last_checkpoint,
     write_last_checkpoint,
@@ -27,7 +28,8 @@ from lt_mm.engine.checkpoints import (
 from lt_mm.registry import HOOKS, register
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# Windows has no SIGUSR1.
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGUSR1', 'SIGTERM') if hasattr(signal, name))
 _PREFIX = 'preempted_iter_'
 
 
@@ -43,7 +45,8 @@ class PreemptionHook(Hook):
     names it, and it is removed when a later checkpoint exists. Weights that are NaN or infinite are
     not saved.
 
-    Until the training ends, the hook handles the two signals in this process and sets
+    Until the training ends, the hook handles the two signals in this process (Windows has SIGTERM
+    alone) and sets
     ``worker_init_fn`` of the runner's data loaders: worker processes leave the process
     group and take the signals from this process only. Launchers send signals to groups, and
     SLURM (proctrack/linuxproc) to all processes, and a run whose workers have ended cannot
@@ -61,9 +64,12 @@ class PreemptionHook(Hook):
         self._in_validation = False
         self._num_common_val_iters = 0
         self._has_saved = False
+        self._stopped_at: dict[str, Any] = {}
 
     def before_train(self, runner: Any) -> None:
+        check_strategy(runner)
         self.restore()  # what a training that failed has left
+        self._stopped_at = {}
         if is_distributed():
             # The default group may be NCCL's, which waits for the GPU at each question.
             self._group = torch_dist.new_group(backend='gloo')
@@ -114,6 +120,8 @@ class PreemptionHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         self._has_saved = True
+        # A FlexibleRunner counts the epoch or the step as done, as at its end.
+        checkpoint['meta'].update(self._stopped_at)
 
     def after_train(self, runner: Any) -> None:
         self.restore()
@@ -155,11 +163,12 @@ class PreemptionHook(Hook):
         if nonfinite_weights(runner.model):  # the last checkpoint stays the one before
             name = 'nothing, because weights are NaN or infinite'
         else:
+            self._stopped_at = dict(epoch=runner.epoch, iter=runner.iter)
             runner.save_checkpoint(
                 runner.work_dir,
                 name,
                 backend_args=ATOMIC,
-                meta=dict(epoch=runner.epoch, iter=runner.iter, validation_due=validation_due),
+                meta=dict(self._stopped_at, validation_due=validation_due),
             )
             if is_main_process():
                 write_last_checkpoint(runner.work_dir, Path(runner.work_dir, name))
@@ -202,8 +211,9 @@ def _remove_superseded(work_dir: str) -> None:
 
 def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
     """Makes a worker survive the signals, which may go to all processes."""
-    os.setsid()
-    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+    if hasattr(os, 'setsid'):  # not on Windows
+        os.setsid()
+    if hasattr(signal, 'sigwaitinfo'):  # nor on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=_end_for_parent, args=(os.getppid(),), daemon=True).start()
     if init is not None:

@@ -7,9 +7,10 @@ from typing import Any
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from lt_mm.core.seeds import seed_all
+from lt_mm.engine.checkpoints import check_strategy
 from lt_mm.engine.data_position import DataPosition, PlacedStream, sampler_of
 from lt_mm.engine.validations import ValidationRecord, validation_follows
 from lt_mm.models.mixins import InstanceMixin, mix_in
@@ -75,6 +76,7 @@ class ResumeHook(Hook):
             meta.setdefault('validation_due', validation_follows(runner, meta))
 
     def before_train(self, runner: Any) -> None:
+        check_strategy(runner)
         loop, resumed = runner.train_loop, runner.iter > 0
         batches = loop.dataloader.batch_sampler
         if isinstance(batches, _TrainBatches):  # of an earlier training of this runner
@@ -266,7 +268,8 @@ class _TrainBatches(Sampler, InstanceMixin):
             if self.seed is not None:
                 # A loop may draw batches only to skip them, but not in advance.
                 now = self.loop.iter if self.is_loaded_at_once else number
-                batch = _SeededBatch(batch, (*self.seed, now, _DATA))
+                dataset = self.loop.dataloader.dataset
+                batch = _SeededBatch(batch, (*self.seed, now, _DATA), dataset)
             yield batch
             number += 1
 
@@ -275,15 +278,16 @@ class _SeededBatch(list):
     """Indices of the samples of a batch; seeds the generators before it is loaded.
 
     torch iterates over a batch where and when it loads the samples: in this process, or in
-    the worker process that the batch was sent to.
+    the worker process that the batch was sent to, which has a data set of its own.
     """
 
-    def __init__(self, indices: Sequence[int], key: tuple[int, ...]) -> None:
+    def __init__(self, indices: Sequence[int], key: tuple[int, ...], dataset: Any = None) -> None:
         super().__init__(indices)
-        self.key = key
+        self.key, self.dataset = key, dataset
 
     def __iter__(self) -> Iterator[int]:
-        seed_all(*self.key)
+        worker = get_worker_info()
+        seed_all(*self.key, within=self.dataset if worker is None else worker.dataset)
         return super().__iter__()
 
     def __reduce__(self):

@@ -70,6 +70,11 @@ def test_a_head_without_a_sampler(shapes):
     assert 'GroupedRepeatAugSampler' in wrong(report)['sampler']
 
 
+def test_a_baseline_needs_no_sampler(shapes):
+    options = {'train_dataloader.sampler': STOCK_SAMPLER, 'model.roi_head.rho': 0.0}
+    assert not checked(shapes, WRAPPED, **options).wrong
+
+
 def test_a_memory_needs_no_sampler(shapes):
     memory = {'model.roi_head.memory': dict(momentum=0.5)}
     report = checked(shapes, WRAPPED, **{'train_dataloader.sampler': STOCK_SAMPLER}, **memory)

@@ -77,8 +77,8 @@ def _stock_name(head: Any) -> str:
 def _check_stock_sampler(loader: DataLoader, heads: dict[str, Any], report: Report) -> None:
     kind = type(_sampler_of(loader))
     text = f'{kind.__name__}, batches of {_batch_size(loader)}'
-    lacking = [name for name, head in heads.items() if head.lt_options.memory is None]
-    if not lacking:
+    options = [head.lt_options for head in heads.values()]
+    if all(each.memory is not None or each.is_baseline for each in options):
         report.add(OK, 'sampler', text)
     elif kind.__module__.partition('.')[0] in _STOCK_PACKAGES:
         report.add(WRONG, 'sampler', f'{text}: repeats no image, so nothing pairs', SAMPLER_HINT)

@@ -41,7 +41,7 @@ from lt_mm.models.heads.pairing import Pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 
 
-@register_head_family(AnchorHead, RetinaHead, SSDHead, PISARetinaHead, PISASSDHead, YOLACTHead)
+@register_head_family(AnchorHead, RetinaHead, PISARetinaHead, YOLACTHead)
 class AnchorConsistency(DenseConsistency):
     """Mixin of heads whose assigner works on anchors.
 
@@ -81,6 +81,17 @@ class AnchorConsistency(DenseConsistency):
             return self.bbox_coder.decode(anchors[rows % len(anchors)], deltas[rows].float())
 
         return decode
+
+
+@register_head_family(SSDHead, PISASSDHead)
+class SSDConsistency(AnchorConsistency):
+    """Mixin of SSD heads.
+
+    MMDetection 3.2 and later asks a head for its ``loss_cls`` when it predicts, and an SSD head has
+    none: the stock one cannot predict. This one can.
+    """
+
+    loss_cls = None
 
 
 @register_head_family(RPNHead)

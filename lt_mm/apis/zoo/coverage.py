@@ -18,7 +18,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from lt_mm.apis.zoo.made_batches import try_pipeline
-from lt_mm.apis.zoo.steps import take_step
+from lt_mm.apis.zoo.steps import lighten, take_step
 from lt_mm.apis.zoo.stock_configs import LIBRARIES, StockConfig, stock_configs
 from lt_mm.registry import MODELS
 from lt_mm.structures.errors import LostRecordError, UnsupportedHeadError
@@ -28,12 +28,6 @@ _MAX_REASON = 160
 _REFUSALS = (UnsupportedHeadError, LostRecordError)
 # What the stock framework says where it refuses, or where a package or an operator is missing.
 _STOCK_REFUSALS = ('NotImplementedError', 'is not installed', 'lease install', 'for device')
-    'NotImplementedError',
-    'is not installed',
-    'lease install',
-    'to install',
-    'for device',
-)
 
 
 @dataclass
@@ -136,6 +130,7 @@ def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[s
 def _wrapped(stock: StockConfig) -> tuple[str, str]:
     """Whether the head can be wrapped."""
     config = dict(head=copy.deepcopy(stock.head), **copy.deepcopy(stock.head_options()))
+    lighten('', config)
     try:
         MODELS.build(dict(type='lt_mm.LossTransformHead', **config))
     except _REFUSALS as error:

@@ -120,14 +120,14 @@ def _model(stock: StockConfig, wrap: bool, size: int) -> Any:
             config.data_preprocessor['type'] = 'lt_mm.GroupedClsDataPreprocessor'
     if part.get('teacher_config'):
         part.teacher_config = dict(model=stock.teacher())
-    _lighten('', config)
+    lighten('', config)
     if wrap:
         head = part[stock.place[-1]]
         part[stock.place[-1]] = dict(type='lt_mm.LossTransformHead', head=head)
     return MODELS.build(config)
 
 
-def _lighten(name: str, node: Any) -> None:
+def lighten(name: str, node: Any) -> None:
     """Takes from the config of a model what needs other files, processes or much time, in place.
 
     Args:
@@ -136,7 +136,7 @@ def _lighten(name: str, node: Any) -> None:
     """
     if isinstance(node, (list, tuple)):
         for each in node:
-            _lighten(name, each)
+            lighten(name, each)
     if not isinstance(node, dict):
         return
     kind = str(node.get('type', ''))
@@ -145,12 +145,12 @@ def _lighten(name: str, node: Any) -> None:
             node[key] = min(node[key], most)
     if kind.endswith('SyncBN'):  # which needs a process group
         node['type'] = 'BN'
-    if 'teacher_ckpt' in node:
-        node['teacher_ckpt'] = None
     if 'Pretrained' in str(node.get('init_cfg') or {}):
         node['init_cfg'] = None
     for key, below in node.items():
-        _lighten(key, below)
+        if isinstance(below, str) and '://' in below:  # weights to be loaded
+            node[key] = None
+        lighten(key, below)
 
 
 def _output_shapes(backbone: dict, size: int) -> Any:

@@ -23,7 +23,7 @@ from mmdet.models.dense_heads import (
     YOLOFHead,
     YOLOV3Head,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_mm.core.consistency import compared_sides, side_consistency
 from lt_mm.core.geometry import side_positions_to_source
@@ -37,6 +37,7 @@ from lt_mm.models.heads.families.dense_base import (
     strides_of,
 )
 from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.pairing import Pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 
@@ -91,7 +92,10 @@ class SSDConsistency(AnchorConsistency):
     none: the stock one cannot predict. This one can.
     """
 
-    loss_cls = None
+    @classmethod
+    def lt_add(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
+        head.loss_cls = None
+        return super().lt_add(head, options)
 
 
 @register_head_family(RPNHead)

@@ -2,10 +2,15 @@
 # Mosaic and MixUp, by which an unlabelled image is no longer one source.
 _base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 
-percent, fold = 10, 1
-pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline_stage2)]
+wrap = dict(type='lt_mm.InvertiblePipeline')
+pipeline = [dict(wrap, transforms=_base_.train_pipeline_stage2)]
+# An unlabelled image has no box that a crop could keep.
+unlabelled = [
+    dict(step, allow_negative_crop=True) if step['type'] == 'RandomCrop' else step
+    for step in _base_.train_pipeline_stage2
+]
 stock = dict(_base_.train_dataloader.dataset, pipeline=pipeline)
-split = f'semi_anns/instances_train2017.{fold}@{percent}'
+split = 'semi_anns/instances_train2017.1@10'
 
 train_dataloader = dict(
     sampler=dict(
@@ -15,7 +20,12 @@ train_dataloader = dict(
         _delete_=True,
         type='lt_mm.LabelledAndUnlabelled',
         labelled=dict(stock, ann_file=f'{split}.json'),
-        unlabelled=dict(stock, ann_file=f'{split}-unlabeled.json', filter_cfg=None),
+        unlabelled=dict(
+            stock,
+            ann_file=f'{split}-unlabeled.json',
+            filter_cfg=None,
+            pipeline=[dict(wrap, transforms=unlabelled)],
+        ),
     ),
 )
 custom_hooks = [hook for hook in _base_.custom_hooks if hook.type != 'PipelineSwitchHook']

@@ -27,7 +27,7 @@ TRAINS, WRAPS, REFUSED, STOCK = 'trains', 'wraps', 'refused', 'stock fails'
 _MAX_REASON = 160
 _REFUSALS = (UnsupportedHeadError, LostRecordError)
 # What the stock framework says where it refuses, or where a package or an operator is missing.
-_STOCK_REFUSALS = ('NotImplementedError', 'is not installed', 'lease install', 'for device')
+_STOCK_REFUSALS = ('NotImplementedError', 'install', 'for device')
 
 
 @dataclass

@@ -114,6 +114,7 @@ def _model(stock: StockConfig, wrap: bool, size: int) -> Any:
             node.data_preprocessor.pop('batch_augments', None)
         if 'Track' in str(node.get('data_preprocessor')):  # which wants frames of a video
             node.data_preprocessor['type'] = 'DetDataPreprocessor'
+            node.data_preprocessor.pop('use_det_processor', None)
     if stock.classifies:
         config.data_preprocessor = copy.deepcopy(stock.cfg.get('data_preprocessor')) or {}
         if wrap and (config.get('train_cfg') or {}).get('augments'):

@@ -34,7 +34,8 @@ options = dict(
     score_threshold=0.5, rho=dict(type='linear', start=0.0, end=1.0, begin=0.1, finish=0.4)
 )
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
     bbox_head=dict(
         _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.bbox_head, **options
-    )
+    ),
 )

@@ -257,11 +257,10 @@ def _loss_method(name: str, head: nn.Module) -> str | None:
             'losses cannot be put together from micro-batches; expected a head that keeps '
             f'BaseDenseHead.loss or the loss of a DETRHead. {_HINT}'
         )
-    own_infos = getattr(stock, 'get_positive_infos', BaseDenseHead.get_positive_infos)
-    if own_infos is not BaseDenseHead.get_positive_infos:
+    shared = BaseDenseHead.get_positive_infos
+    if getattr(stock, 'get_positive_infos', shared) is not shared:
         raise UnsupportedHeadError(
-            f'{name} is a {stock.__name__}, which hands the positives of a micro-batch to a mask '
-            f'head before all micro-batches are known. {_HINT}'
+            f'{name} is a {stock.__name__}, which hands the positives to a mask head at once. {_HINT}'
         )
     return next((method for cls, method in _METHODS.items() if isinstance(head, cls)), None)
 

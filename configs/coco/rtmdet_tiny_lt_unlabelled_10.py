@@ -1,5 +1,4 @@
-# RTMDet-tiny on a tenth of COCO with labels, and on the rest without: MMDetection's split. Without
-# Mosaic and MixUp, by which an unlabelled image is no longer one source.
+# RTMDet-tiny on a tenth of COCO with labels, the rest without; no Mosaic and MixUp, see the docs.
 _base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 
 wrap = dict(type='lt_mm.InvertiblePipeline')

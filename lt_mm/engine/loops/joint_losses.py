@@ -260,7 +260,7 @@ def _loss_method(name: str, head: nn.Module) -> str | None:
     shared = BaseDenseHead.get_positive_infos
     if getattr(stock, 'get_positive_infos', shared) is not shared:
         raise UnsupportedHeadError(
-            f'{name} is a {stock.__name__}, which hands the positives to a mask head at once. {_HINT}'
+            f'{name} is a {stock.__name__}, which hands the positives to a mask head. {_HINT}'
         )
     return next((method for cls, method in _METHODS.items() if isinstance(head, cls)), None)
 

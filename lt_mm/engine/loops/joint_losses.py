@@ -50,8 +50,7 @@ _REFUSED = {
 _HINT = (
     "Train it with the stock loop: train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', ...)"
 )
-# The keys that callers read in the first pass.
-_PENDING = ('loss', 'loss_lt_cls', 'loss_lt_bbox', 'loss_lt_mask')
+_PENDING = ('loss', 'loss_lt_cls', 'loss_lt_bbox', 'loss_lt_mask')  # read in the first pass
 
 
 class JointLosses:

@@ -31,7 +31,7 @@ from lt_mm.datasets.transforms.image_loading import (
     transform_image,
 )
 from lt_mm.datasets.transforms.mixing import Mixing
-from lt_mm.datasets.transforms.packing import write_record
+from lt_mm.datasets.transforms.packing import refuse_frames, write_record
 from lt_mm.datasets.transforms.samples import (
     IS_WEAK,
     ORIGIN,
@@ -133,6 +133,7 @@ class InvertiblePipeline(BaseTransform):
         for transform in self.transforms:
             tell_inner(transform)
         names = [name_of(t) for t in self.transforms]
+        refuse_frames(names)
         if not set(draws_nothing) <= set(names):
             raise ValueError(
                 f'draws_nothing is {draws_nothing!r}; expected a list of class names among those '

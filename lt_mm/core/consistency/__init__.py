@@ -31,7 +31,7 @@ from lt_mm.core.consistency.boxes import (
     side_consistency,
 )
 from lt_mm.core.consistency.categorical import categorical_consistency
-from lt_mm.core.consistency.common import logits_of, non_negative
+from lt_mm.core.consistency.common import logits_of, logits_of_both, non_negative
 from lt_mm.core.consistency.replica_means import Cells, replica_cells
 from lt_mm.core.consistency.strength import Modulation, positives_each
 
@@ -48,6 +48,7 @@ __all__ = [
     'compared_cells',
     'compared_sides',
     'logits_of',
+    'logits_of_both',
     'mask_consistency',
     'non_negative',
     'positives_each',

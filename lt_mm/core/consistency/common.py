@@ -1,6 +1,7 @@
 """What the terms share: checks of arguments, means over groups, the average."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lt_mm.core.pairing import PairedGroups
@@ -39,6 +40,18 @@ def logits_of(probabilities: Tensor) -> Tensor:
     eps = torch.finfo(probabilities.dtype).eps
     probabilities = probabilities.clamp(eps, 1 - eps)
     return probabilities.log() - (-probabilities).log1p()
+
+
+def logits_of_both(logits_a: Tensor, logits_b: Tensor) -> Tensor:
+    """Logits of the products of two probabilities that are given by their logits.
+
+    As ``log(p q / (1 - p q))``, without taking the difference of nearly equal numbers.
+
+    Args:
+        logits_a: (N, ...); receives gradient.
+        logits_b: Likewise.
+    """
+    return logits_a + logits_b - F.softplus(torch.logaddexp(logits_a, logits_b))
 
 
 def average(divergence: Tensor, paired: Tensor, avg_factor: float | None) -> Tensor:

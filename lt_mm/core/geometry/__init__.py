@@ -38,7 +38,7 @@ from lt_mm.core.geometry.matrices import (
     scale_matrix,
     translation_matrix,
 )
-from lt_mm.core.geometry.overlaps import box_areas, pairwise_iou, wide
+from lt_mm.core.geometry.overlaps import box_areas, overlap_of_masks, pairwise_iou, wide
 from lt_mm.core.geometry.restoration import moved_outlines, restoration_errors
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     'masks_to_source',
     'move_boxes',
     'moved_outlines',
+    'overlap_of_masks',
     'pairwise_iou',
     'points_to_source',
     'restoration_errors',

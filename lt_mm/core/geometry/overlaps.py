@@ -1,4 +1,4 @@
-"""How much boxes overlap."""
+"""How much boxes, and masks, overlap."""
 
 import torch
 from torch import Tensor
@@ -25,3 +25,19 @@ def wide(boxes_xyxy: Tensor) -> Tensor:
 def box_areas(boxes_xyxy: Tensor) -> Tensor:
     """(..., 4) xyxy to (...); 0 for boxes that end before they begin."""
     return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def overlap_of_masks(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """Intersection over union of predicted masks and true ones, in float32 or wider.
+
+    Args:
+        probabilities: (N, h, w) in [0, 1].
+        masks: (N, h, w), 0 or 1.
+
+    Returns:
+        (N,) in [0, 1]; 0 where both are empty.
+    """
+    predicted, true = wide(probabilities).flatten(1), wide(masks).flatten(1)
+    common = (predicted * true).sum(dim=1)
+    union = predicted.sum(dim=1) + true.sum(dim=1) - common
+    return torch.where(union > 0, common / torch.where(union > 0, union, 1), 0)

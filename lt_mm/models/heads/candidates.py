@@ -38,6 +38,8 @@ class Detections:
             (``add_gt_as_proposals`` of RoI samplers). They see the object in exactly the same
             frame in all replicas, as no prediction of the detector does, so they are the
             nearest of an annotation only where it has no other positive.
+        distances: (P,), how far each positive is from its annotation; told by their boxes unless
+            given.
     """
 
     logits: Tensor | None
@@ -50,6 +52,7 @@ class Detections:
     avg_factor: float
     priors: Tensor | None = None
     given: list[Tensor] | None = None
+    distances: Tensor | None = None
 
 
 @dataclass

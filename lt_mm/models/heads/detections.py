@@ -197,17 +197,7 @@ class DetectionConsistency(ConsistencyMixin):
             with self.lt_with_graph('cls'):
                 columns['logits'] = detections.logits[candidates.rows]
         if self.lt_options.pairing == 'gt':
-            annotated = Annotated(detections.records, detections.annotations)
-            places = candidates.boxes
-            if places is None:
-                assert detections.priors is not None
-                places = detections.priors[candidates.rows]
-            given = None if detections.given is None else torch.cat(detections.given)
-            boxes = annotated['bboxes']
-            distances = distance_to_annotations(places[: len(boxes)], boxes, given)
-            # Those for unlabelled images, which come last, have no annotation.
-            unassigned = distances.new_zeros(len(places) - len(boxes))
-            columns['distances'] = torch.cat([distances, unassigned])
+            columns['distances'] = _distances(detections, candidates)
         return candidates
 
     def _lt_unlabelled(self, detections: Detections) -> list[int]:
@@ -285,6 +275,22 @@ class DetectionConsistency(ConsistencyMixin):
             restored=columns['restored'],
         )
         return record.rows(shown.nonzero()[:, 0])
+
+
+def _distances(detections: Detections, candidates: Candidates) -> Tensor:
+    """(P,) how far each candidate is from its annotation."""
+    distances = detections.distances
+    if distances is None:
+        annotated = Annotated(detections.records, detections.annotations)
+        places = candidates.boxes
+        if places is None:
+            assert detections.priors is not None
+            places = detections.priors[candidates.rows]
+        given = None if detections.given is None else torch.cat(detections.given)
+        boxes = annotated['bboxes']
+        distances = distance_to_annotations(places[: len(boxes)], boxes, given)
+    # Those for unlabelled images, which come last, have no annotation.
+    return torch.cat([distances, distances.new_zeros(len(candidates.rows) - len(distances))])
 
 
 def _positives_each(columns: dict[str, Tensor], pairs: Pairs) -> Tensor | float:

@@ -15,10 +15,6 @@ _CORNERS = (
     'it predicts the corners of boxes, each by itself, and a box only exists once two of them are '
     'grouped, so no prediction of its loss is that of an instance'
 )
-_CELLS = (
-    'the mask and the class of an instance are predicted once for every cell of a grid that its '
-    'centre region covers, and its targets do not tell which instance a cell was given'
-)
 _FRAMES = (
     'it predicts an instance in all frames of a video at once, while a record is that of one image'
 )
@@ -26,9 +22,6 @@ _FRAMES = (
 _REASONS = {
     'CornerHead': _CORNERS,
     'CentripetalHead': _CORNERS,
-    **dict.fromkeys(
-        ('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'), _CELLS
-    ),
     'CLRHead': 'it predicts lanes, which are lines without a box',
     'LinearReIDHead': 'it trains embeddings by triplets of images, and predicts no class',
     'Mask2FormerTrackHead': _FRAMES,

@@ -11,7 +11,6 @@ from lt_mm.models.heads.families.cls_head import ClsConsistency, MultiTaskConsis
 from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency
 from lt_mm.models.heads.families.detr_heads import DETRConsistency
 from lt_mm.models.heads.families.mask_head import MaskConsistency
-from lt_mm.models.heads.families.mask_queries import MaskFormerConsistency
 from lt_mm.models.heads.families.point_heads import (
     FCOSConsistency,
     RTMDetConsistency,
@@ -24,6 +23,7 @@ from lt_mm.models.heads.families.roi_heads import (
 )
 from lt_mm.models.heads.families.roi_sampler import SourceTrackingSampler
 from lt_mm.models.heads.families.text_heads import PhraseConsistency
+from lt_mm.models.heads.families.whole_masks import MaskFormerConsistency, SOLOConsistency
 
 __all__ = [
     'ATSSConsistency',
@@ -44,6 +44,7 @@ __all__ = [
     'RPNConsistency',
     'RTMDetConsistency',
     'RoIConsistency',
+    'SOLOConsistency',
     'SourceTrackingSampler',
     'YOLOXConsistency',
 ]

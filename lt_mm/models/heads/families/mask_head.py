@@ -41,7 +41,7 @@ class MaskTermConsistency(ConsistencyMixin):
         logits: Tensor,
         rois: Tensor,
         annotated: Annotated,
-        given: Tensor | None,
+        distances: Tensor,
         avg_factor: float,
         losses: dict[str, Any],
     ) -> None:
@@ -51,11 +51,11 @@ class MaskTermConsistency(ConsistencyMixin):
             logits: (P, h, w), over its RoI; receives gradient.
             rois: (P, 4), pixels of the replicas.
             annotated: Their annotations.
-            given: (P,) bool, as of :class:`Detections`.
+            distances: (P,), of each from its annotation.
             avg_factor: What this part of the batch adds to n of the formula.
             losses: The loss dict of the stock head.
         """
-        columns = self._lt_columns(logits, rois, annotated, given)
+        columns = self._lt_columns(logits, rois, annotated, distances)
         batch = self.lt_gather(Part.of(columns, annotated.records, avg_factor))
         # The pairs are formed here.
         options = self.lt_options
@@ -87,7 +87,7 @@ class MaskTermConsistency(ConsistencyMixin):
         return self.lt_remembers_masks and memory is not None and memory.masks
 
     def _lt_columns(
-        self, logits: Tensor, rois: Tensor, annotated: Annotated, given: Tensor | None
+        self, logits: Tensor, rois: Tensor, annotated: Annotated, distances: Tensor
     ) -> dict[str, Tensor]:
         """What pairs and compares the P masks, each of an annotation.
 
@@ -118,7 +118,7 @@ class MaskTermConsistency(ConsistencyMixin):
             columns,
             may_pair=annotated.may_pair(self.lt_options.min_visibility),
             restored=boxes_to_source(annotated['bboxes'], matrices),
-            distances=distance_to_annotations(rois, annotated['bboxes'], given),
+            distances=distances,
         )
 
     def _lt_masks_in_source(
@@ -209,8 +209,9 @@ class MaskConsistency(MaskTermConsistency):
         with self.lt_with_graph('mask'):
             logits = mask_preds[torch.arange(len(labels), device=labels.device), channels]
         given = torch.cat([sampled.pos_is_gt.bool() for sampled in sampling_results])
+        distances = distance_to_annotations(rois, annotated['bboxes'], given)
         count = max(len(mask_preds), 1)
-        self.lt_add_mask_term(logits, rois, annotated, given, count, result['loss_mask'])
+        self.lt_add_mask_term(logits, rois, annotated, distances, count, result['loss_mask'])
         return result
 
     def _lt_stock_losses(

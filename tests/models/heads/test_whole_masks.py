@@ -109,7 +109,7 @@ _SOLO = dict(
     loss_mask=dict(type='DiceLoss', use_sigmoid=True, loss_weight=3.0),
     loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
     test_cfg=dict(
-        nms_pre=50, score_thr=0.0, mask_thr=0.5, filter_thr=0.0, kernel='gaussian', sigma=2.0,
+        nms_pre=50, score_thr=0.0, mask_thr=0.1, filter_thr=0.0, kernel='gaussian', sigma=2.0,
         max_per_img=10,
     ),
 )  # fmt: skip
@@ -439,8 +439,13 @@ def mirrored(kind, outputs):
 @pytest.mark.parametrize('kind', SOLO_HEADS)
 def test_mirrored_cells_of_mirrored_replicas_cost_nothing(kind):
     replicas, outputs = samples()[:2], solo_outputs(kind, 1)
-    replicas[1].gt_instances.masks = replicas[0].gt_instances.masks.flip()
+    for sample in replicas:
+        masks = sample.gt_instances.masks.masks
+        for mask, (x1, y1, x2, y2) in zip(masks, sample.gt_instances.bboxes.int().tolist()):
+            mask[y1:y2, x1:x2] = 1
     head = build(kind, rho=1.0)
+    # Where the centres of the objects lie well inside a cell, its mirror image is theirs too.
+    head.pos_scale, head.scale_ranges = 2.0, [(1, 100), (0, 0), (1, 100), (0, 0)]
     found = solo_losses(head, mirrored(kind, outputs), replicas)
     assert found['lt_num_paired'] == 4
     assert found['lt_kl_mask'] < 1e-6 and found['lt_kl_cls'] < 1e-6
@@ -452,6 +457,10 @@ def test_mirrored_cells_of_mirrored_replicas_cost_nothing(kind):
 def test_solo_predicts_remembers_and_leaves_out_as_any_head(kind):
     plain, head, replicas = build(kind), build(kind, rho=1.0), samples()
     features = features_of(4)
+    for each in (plain, head):
+        torch.manual_seed(1)
+        for parameter in each.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
     mine, theirs = (each.eval().predict(features, replicas) for each in (head, plain))
     for one, other in zip(mine, theirs, strict=True):
         assert len(one) and torch.equal(one.masks, other.masks)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,22 @@ class UnlabelledFolder(BaseDataset):
 
 def _check_keeps_images(pipeline: Any) -> None:
     """Refuses transforms that leave out every image without a box."""
-    for transform in [*pipeline.transforms, *(pipeline.weak.transforms if pipeline.weak else [])]:
-        if type(transform).__name__ == 'FilterAnnotations' and transform.keep_empty:
+    for transform in _transforms_in([pipeline, pipeline.weak]):
+        if not getattr(transform, 'allow_negative_crop', True):
+            name = type(transform).__name__
             raise ValueError(
-                'the pipeline of the unlabelled part has FilterAnnotations, which leaves out '
-                'images without a box, so all of them; expected a pipeline without it: unlabelled='
-                'dict(..., pipeline=[...]), or FilterAnnotations with keep_empty=False'
+                f'the pipeline of the unlabelled part has {name}(allow_negative_crop=False), which '
+                'leaves out images without a box, so all of them; expected '
+                f'{name}(allow_negative_crop=True): unlabelled=dict(..., pipeline=[...])'
             )
+
+
+def _transforms_in(holders: Iterable[Any]) -> Iterator[Any]:
+    """All transforms in some of them, those that others choose from or apply too."""
+    for holder in holders:
+        yield holder
+        inner = getattr(holder, 'transforms', ())
+        yield from _transforms_in(inner if isinstance(inner, (list, tuple)) else [inner])
 
 
 def _built_unlabelled(unlabelled: Any, pipeline: Any) -> Any:

@@ -23,6 +23,7 @@ from lt_mm.core.consistency import (
     categorical_consistency,
     compared_axes,
     compared_sides,
+    logits_of_both,
     mask_consistency,
     side_consistency,
 )
@@ -1255,3 +1256,16 @@ class TestErrors:
     def test_temperature_of_masks(self, temperature):
         with pytest.raises(ValueError, match=f'temperature is {temperature};'):
             _as_masks(torch.zeros(4, 4), _ids(0, 0, 1, 1), temperature=temperature)
+
+
+def test_logits_of_both_are_those_of_the_product():
+    a, b = (torch.randn(200, dtype=torch.float64) * 5 for _ in range(2))
+    a.requires_grad_(), b.requires_grad_()
+    expected = (a.sigmoid() * b.sigmoid()).logit()
+    found = logits_of_both(a, b)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    mine, theirs = (torch.autograd.grad(each.sum(), [a, b]) for each in (found, expected))
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+    # Where the product rounds to 1, or to 0.
+    sure = torch.tensor([60.0, -300.0])
+    torch.testing.assert_close(logits_of_both(sure, sure), torch.tensor([60 - math.log(2), -600.0]))

@@ -972,3 +972,15 @@ class TestMoveBoxes:
         assert found[1].tolist() == [0, 0, 0, 0]
         assert found[2].tolist() == [-2e100, 0, 2e100, 3]
         assert np.isnan(found[3]).all()
+
+
+def test_overlap_of_masks_cell_by_cell():
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(5, 3, 4, generator=generator)
+    masks = (torch.rand(5, 3, 4, generator=generator) < 0.4).to(torch.uint8)
+    p[4], masks[4] = 0, 0
+    for found, own, mask in zip(geometry.overlap_of_masks(p, masks), p, masks):
+        cells = [(float(a), int(b)) for a, b in zip(own.flatten(), mask.flatten())]
+        union = sum(a + b - a * b for a, b in cells)
+        expected = sum(a * b for a, b in cells) / union if union else 0.0
+        assert float(found) == pytest.approx(expected, rel=1e-5)

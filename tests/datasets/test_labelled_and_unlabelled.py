@@ -6,9 +6,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
+from mmcv.transforms import RandomChoice
 from mmdet.datasets.samplers import AspectRatioBatchSampler
-from mmdet.datasets.transforms import FilterAnnotations
+from mmdet.datasets.transforms import FilterAnnotations, RandomCrop
 from mmdet.registry import DATASETS as DET_DATASETS
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import ConcatDataset, pseudo_collate
 from mmengine.registry import init_default_scope
 from mmpretrain.datasets import CustomDataset
@@ -279,8 +282,25 @@ def test_weak_copies_need_a_pipeline():
         pipeline_of([FLIP], weak=[dict(type='PackDetInputs')])
 
 
-def test_a_pipeline_that_leaves_out_images_without_boxes():
+@pytest.mark.parametrize('inside', [False, True], ids=['alone', 'in RandomChoice'])
+@pytest.mark.parametrize(
+    'transform, keeps',
+    [
+        (RandomCrop((4, 4)), False),
+        (RandomCrop((4, 4), allow_negative_crop=True), True),
+        (FilterAnnotations(min_gt_bbox_wh=(1, 1)), True),  # keeps what comes without a box
+    ],
+    ids=['crop', 'negative crop', 'filter'],
+)
+def test_a_pipeline_that_leaves_out_images_without_boxes(transform, keeps, inside):
+    boxes = HorizontalBoxes(torch.zeros(0, 4))
+    empty = dict(img=np.zeros((8, 8, 3)), img_shape=(8, 8), gt_bboxes=boxes)
+    assert (transform(empty) is not None) == keeps  # what the stock class does
     dataset = made(2)
-    dataset.pipeline.transforms[0].transforms.insert(-1, FilterAnnotations(min_gt_bbox_wh=(1, 1)))
-    with pytest.raises(ValueError, match='leaves out images without a box'):
+    own = RandomChoice([[transform]]) if inside else transform
+    dataset.pipeline.transforms[0].transforms.insert(-1, own)
+    if keeps:
+        LabelledAndUnlabelled(labelled=made(2), unlabelled=dataset)
+        return
+    with pytest.raises(ValueError, match=r'leaves out .*RandomCrop\(allow_negative_crop=True\)'):
         LabelledAndUnlabelled(labelled=made(2), unlabelled=dataset)

@@ -1,8 +1,8 @@
 """Which mode pays: ResNet-20 on 500, 2,000 and 10,000 labelled images of CIFAR-10.
 
-All arms of a block take equally many steps of 64 images, within 3 %. Seed 5 is the pilot, on which the learning
-rate of each arm is chosen: ``--only '*@*' --seeds 5``. The others are the study: ``--only``
-the arms at the rates in ``chosen``. docs/studies/cifar10_modes/plan.md says how they are compared.
+All arms of a block take equally many steps of 64 images, within 3 %. Seed 5 is the pilot, on which
+the learning rate of each arm is chosen (``--seeds 5``). The study itself is the arms at the rates
+in ``chosen``. docs/studies/cifar10_modes/plan.md says how they are compared.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from lt_mm.datasets.checks import explained
+from lt_mm.datasets.checks import check_annotation_files, explained
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
@@ -50,7 +50,7 @@ def train(
     Raises:
         ValueError: If the sampler's groups do not fit into the batch size, or if something is not
             recorded that happens later (:func:`~lt_mm.engine.preparation.prepare_training`).
-        DataSetError: If the annotation file cannot be used for training.
+        DataSetError: If an annotation file cannot be used for training, or for validation.
         UntrustedCheckpointError: If a checkpoint to be loaded holds code.
         DamagedCheckpointError: If a checkpoint to be loaded cannot be read.
         RuntimeError: If another process trains in ``work_dir``.
@@ -69,6 +69,7 @@ def train(
         runner = build_runner(cfg)
         with explained(cfg.train_dataloader.dataset):
             loop = runner.train_loop
+        _check_validation(runner, cfg)
         prepare_training(runner, loop.dataloader)
         try:
             runner.train()
@@ -94,6 +95,16 @@ def test(
     cfg.load_from = checkpoint
     with checkpoint_loading(trust_checkpoint):
         return build_runner(cfg).test()
+
+
+def _check_validation(runner: Runner, cfg: Config) -> None:
+    """Makes sure, before training, that the data of the first validation can be used."""
+    if cfg.get('val_dataloader') is None:
+        return
+    with explained(cfg.val_dataloader.get('dataset', {}), 'val_dataloader'):
+        loader = getattr(runner.val_loop, 'dataloader', None)
+        if loader is not None:
+            check_annotation_files(loader.dataset)
 
 
 def _enable_auto_scale_lr(cfg: Config) -> None:

@@ -60,18 +60,22 @@ def test_equal_ids_of_images_are_refused_whatever_parses_them(test_mode, tmp_pat
 
 def test_a_fault_in_the_validation_file_names_the_validation_loader(tmp_path):
     options = write_coco(tmp_path / 'val.json', (1, 1))
-    with pytest.raises(DataSetError, match='val.json has images'):
-        with explained(dict(options, type='CocoDataset'), 'val_dataloader'):
-            check_annotation_files(CocoDataset(**options, test_mode=True))
+    cfg = dict(options, type='CocoDataset', test_mode=True)
+    with pytest.raises(DataSetError, match='val.json has images'), explained(cfg, 'val_dataloader'):
+        check_annotation_files(CocoDataset(**options, test_mode=True))
     (tmp_path / 'val.json').write_text('{"images": []')
-    with pytest.raises(DataSetError, match='val_dataloader.dataset: .*val.json is not complete'):
-        with explained(dict(options, type='CocoDataset', test_mode=True), 'val_dataloader'):
-            CocoDataset(**options, test_mode=True)
+    with (
+        pytest.raises(DataSetError, match='val_dataloader.dataset: .*val.json is not complete'),
+        explained(cfg, 'val_dataloader'),
+    ):
+        CocoDataset(**options, test_mode=True)
     other = write_coco(tmp_path / 'val.json')
     other['metainfo'] = dict(classes=('dog',))
-    with pytest.raises(DataSetError, match='Set val_dataloader.dataset.metainfo'):
-        with explained(dict(other, type='CocoDataset'), 'val_dataloader'):
-            check_annotation_files(CocoDataset(**other, test_mode=True))
+    with (
+        pytest.raises(DataSetError, match='Set val_dataloader.dataset.metainfo'),
+        explained(dict(other, type='CocoDataset'), 'val_dataloader'),
+    ):
+        check_annotation_files(CocoDataset(**other, test_mode=True))
 
 
 def test_images_that_a_list_of_voc_names_twice_are_logged(tmp_path, monkeypatch):

@@ -2,10 +2,15 @@
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 train_dataloader = dict(
-    # num_repeats must divide batch_size: a batch of 2 is one source, twice.
+    # num_repeats must divide batch_size. The stock batch of 2 is one source, twice; batch_size=4
+    # holds two. An epoch has twice the steps; mode='v1' in the sampler keeps its length.
     sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2),
     dataset=dict(
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+        pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline
+            )
+        ]
     ),
 )
 

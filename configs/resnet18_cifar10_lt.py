@@ -4,7 +4,11 @@ _base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4),
     dataset=dict(
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+        pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline
+            )
+        ]
     ),
 )
 

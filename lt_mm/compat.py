@@ -143,10 +143,9 @@ def _problem_of(part: Part, family: str) -> str | None:
     version = next(iter(found.values()), None) or _version_in_file(part.name)
     if version is not None and Version(version) < Version(part.minimum):
         return f'{part.name}: found {version}, needs >= {part.minimum}: {install}'
-    is_too_new = version is not None and (
-        part.below is not None and Version(version) >= Version(part.below)
-    )
-    if is_too_new and not _has_operators():  # else somebody has compiled them
+    # Whoever has compiled mmcv with a newer one has mended mmcv.
+    is_too_new = version is not None and part.below and Version(version) >= Version(part.below)
+    if is_too_new and not _has_operators():
         return (
             f'{part.name}: found {version}, with which mmcv cannot be compiled, needs >= '
             f'{part.minimum} and < {part.below}: {install} torchvision'

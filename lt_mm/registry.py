@@ -6,12 +6,16 @@ MMEngine's root registry, so that after ``custom_imports=dict(imports=['lt_mm'])
 name ``type='X'`` resolves from the scopes ``mmdet`` and ``mmpretrain``, which search their
 own classes and then the root. Only MMPretrain has batch augments, so its registry of them
 serves as their root.
+
+A config may name a class in many forms. :func:`class_of` and :func:`builds` say which class it is,
+and are used wherever this package looks at the configs of others.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from mmengine import registry as mmengine_registry
+from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import Registry
 from mmpretrain import registry as mmpretrain_registry
 
@@ -48,3 +52,61 @@ def register(registry: Registry) -> Callable[[_Class], _Class]:
         return cls
 
     return decorator
+
+
+def class_of(kind: Any, registry: Registry, scope: str | None = None) -> Any:
+    """What MMEngine builds a config with, from the ``type`` in it.
+
+    Args:
+        kind: The type: a name with or without a scope, the full path of a class, a class, or what
+            stands for one in a pure Python config.
+        registry: Where names are looked up.
+        scope: The scope of bare names; by default the current default scope of MMEngine.
+
+    Returns:
+        A class or a function; None if there is none of this name.
+    """
+    if isinstance(kind, (LazyAttr, LazyObject)):
+        return kind.build()
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(scope) as found:
+        try:
+            return found.get(kind)
+        except RuntimeError:  # of a module that cannot be imported
+            return None
+
+
+def builds(config: Any, cls: type, registry: Registry, scope: str | None = None) -> bool:
+    """Whether a config builds an instance of a class, or is one.
+
+    Args:
+        config: A config, or a built object.
+        cls: The class; its subclasses count too.
+        registry: As in :func:`class_of`.
+        scope: As in :func:`class_of`.
+    """
+    if not isinstance(config, dict):
+        return isinstance(config, cls)
+    found = class_of(config.get('type'), registry, scope)
+    return isinstance(found, type) and issubclass(found, cls)
+
+
+def configs_of(
+    node: Any, cls: type, registry: Registry, scope: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The configs of a class, anywhere below a config.
+
+    Args:
+        node: A config, or a list of configs.
+        cls: As in :func:`builds`.
+        registry: As in :func:`class_of`.
+        scope: As in :func:`class_of`.
+    """
+    if isinstance(node, dict):
+        if builds(node, cls, registry, scope):
+            yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from configs_of(value, cls, registry, scope)

@@ -154,29 +154,50 @@ PY
 
 # -O2 -g0: debug symbols double the build time, and optimisation is worth its part of
 # it, because nms and RoIAlign run on the CPU in the tests.
+readonly optimization='-O2 -g0'
+
+# The headers of torch take most of the time of every file; GCC reads them precompiled,
+# but only under the very options and macros they were compiled with: those that
+# setuptools will pass. A precompiled header that GCC does not take is removed again.
+precompile_headers() {
+  local compiler=("${CXX:-c++}") header="$build_dir/torch_types.h" options
+  [[ "$("${compiler[@]}" --version)" == *"Free Software Foundation"* ]] || return 0
+  mapfile -t options < <(CFLAGS="$optimization" py -c 'import setuptools
+from distutils.ccompiler import new_compiler
+from distutils.sysconfig import customize_compiler
+from torch.utils.cpp_extension import include_paths
+compiler = new_compiler()
+customize_compiler(compiler)
+print(*compiler.compiler_so[1:], *("-I" + path for path in include_paths()), sep="\n")')
+  printf '#include <torch/types.h>\n#include <vector>\n' >"$header"
+  compiler+=("${options[@]}" -std=c++17 -Winvalid-pch -Werror=invalid-pch)
+  "${compiler[@]}" -x c++-header "$header" -o "$header.gch" &&
+    "${compiler[@]}" -include "$header" -fsyntax-only -x c++ /dev/null || rm -f "$header.gch"
+}
+
 compile_mmcv() {
-  export MMCV_WITH_OPS=1 MAX_JOBS="$jobs" CFLAGS='-O2 -g0' CXXFLAGS='-O2 -g0' PATH="$venv/bin:$PATH"
+  export MMCV_WITH_OPS=1 MAX_JOBS="$jobs" CFLAGS="$optimization" CXXFLAGS="$optimization"
+  export PATH="$venv/bin:$PATH"
+  if [[ -f "$build_dir/torch_types.h.gch" ]]; then CFLAGS+=" -include '$build_dir/torch_types.h'"; fi
   if [[ "$built_for" == cpu ]]; then
     # mmcv builds for CUDA wherever torch sees a card, whatever FORCE_CUDA says.
     export FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=''
-    precompile_headers
   else
     export FORCE_CUDA=1 CUDA_HOME="${nvcc%/bin/nvcc}"
   fi
   pip wheel -v --no-cache-dir --no-build-isolation --no-deps -w "$build_dir" "$requirement"
 }
 
-# The headers of torch take most of the time of every file; GCC reads them precompiled.
-# Where it cannot use that (other options, another version) it reads the header itself.
-precompile_headers() {
-  local header="$build_dir/torch_types.h" includes
-  if [[ "$("${CXX:-c++}" --version)" == *clang* ]]; then return; fi
-  includes="$(py -c 'from torch.utils.cpp_extension import include_paths
-print(*("-I" + path for path in include_paths()))')"
-  printf '#include <torch/types.h>\n#include <vector>\n' >"$header"
-  # shellcheck disable=SC2086
-  "${CXX:-c++}" $CFLAGS -fPIC -std=c++17 $includes -x c++-header "$header" -o "$header.gch" &&
-    CFLAGS+=" -include '$header'"
+# What the compilation takes, in the line that tells of it.
+expected_time() {
+  if [[ "$built_for" != cpu ]]; then
+    printf 'for CUDA that takes half an hour and more'
+  elif [[ -f "$build_dir/torch_types.h.gch" ]]; then
+    printf 'that takes about %d minutes' "$((6 / jobs + 1))"
+  else
+    printf '%s cannot use precompiled headers, so that takes about %d minutes' \
+      "${CXX:-c++}" "$((23 / jobs + 1))"
+  fi
 }
 
 # The operators are compiled once for a machine, in a directory of their own: an
@@ -193,8 +214,8 @@ print("cp%d%d" % sys.version_info[:2])')-torch$(pinned torch)-$built_for"
     # As many compilers as there are cores, and 2 GB of memory for each.
     jobs="${MAX_JOBS:-$(awk -v cores="$(nproc)" '/^MemAvailable/ {n = int($2 / 2e6)}
       END {print n < 1 ? 1 : n < cores ? n : cores}' /proc/meminfo)}"
-    say "mmcv's operators are compiled once for this machine: for the CPU about" \
-      "$((6 / jobs + 1)) minutes, for CUDA several times that"
+    if [[ "$built_for" == cpu ]]; then step "precompile the headers of torch" precompile_headers; fi
+    say "mmcv's operators are compiled once for this machine; $(expected_time)"
     step "compile $requirement for $built_for with $jobs jobs" compile_mmcv
     mv "$build_dir"/*.whl "$cache/"
   fi

@@ -2,7 +2,9 @@
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 percent, fold = 10, 1
-pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+pipeline = [
+    dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline)
+]
 stock = dict(_base_.train_dataloader.dataset, pipeline=pipeline)
 split = f'semi_anns/instances_train2017.{fold}@{percent}'
 

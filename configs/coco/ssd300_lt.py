@@ -5,7 +5,12 @@ train_dataloader = dict(
     sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, mode='v1'),
     dataset=dict(
         dataset=dict(
-            pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+            pipeline=[
+                dict(
+                    type='lt_mm.InvertiblePipeline',
+                    transforms=_base_.train_dataloader.dataset.dataset.pipeline,
+                )
+            ]
         )
     ),
 )

@@ -9,12 +9,16 @@ train_dataloader = dict(
             pipeline=[
                 dict(
                     type='lt_mm.InvertiblePipeline',
-                    transforms=_base_.train_dataset.dataset.pipeline,
+                    transforms=_base_.train_dataloader.dataset.dataset.pipeline,
                 )
             ]
         ),
         # YOLOXModeSwitchHook takes transforms out of the wrapped list by their names.
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
+        pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline
+            )
+        ],
     ),
 )
 

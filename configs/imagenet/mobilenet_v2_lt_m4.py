@@ -5,7 +5,11 @@ train_dataloader = dict(
     # num_repeats must divide batch_size: 2 and 4 give the gain over m.
     sampler=dict(_delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=4),
     dataset=dict(
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+        pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline
+            )
+        ]
     ),
 )
 

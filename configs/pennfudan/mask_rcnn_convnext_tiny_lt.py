@@ -7,7 +7,11 @@ train_dataloader = dict(
         dataset=dict(
             pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.load_pipeline)]
         ),
-        pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)],
+        pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline
+            )
+        ],
     ),
 )
 

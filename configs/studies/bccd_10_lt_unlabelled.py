@@ -1,7 +1,9 @@
 # A tenth of BCCD with its labels; the copies of the other images are matched by IoU.
 _base_ = 'bccd_10.py'
 
-pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+pipeline = [
+    dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline)
+]
 labelled = _base_.train_dataloader.dataset
 unlabelled = [i for i in range(205) if i % 10]
 

@@ -2,7 +2,13 @@
 _base_ = 'bccd.py'
 
 train_dataloader = dict(
-    dataset=dict(pipeline=[dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)])
+    dataset=dict(
+        pipeline=[
+            dict(
+                type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline
+            )
+        ]
+    )
 )
 
 model = dict(

@@ -1,7 +1,9 @@
 # 400 labelled images a class, and all 50,000 images without labels.
 _base_ = 'cifar10_400.py'
 
-pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+pipeline = [
+    dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline)
+]
 labelled = _base_.train_dataloader.dataset
 
 train_dataloader = dict(

@@ -1,7 +1,9 @@
 # 50 labelled images a class; half of each batch are pairs of copies of 5,000 images.
 _base_ = 'cifar10_few.py'
 
-pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_pipeline)]
+pipeline = [
+    dict(type='lt_mm.InvertiblePipeline', transforms=_base_.train_dataloader.dataset.pipeline)
+]
 labelled = _base_.train_dataloader.dataset
 unlabelled = list(range(0, 50000, 10))  # whose labels are not read
 

@@ -5,19 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 
-from lt_mm.apis.replica_configs import configs_of, record_pipelines
+from lt_mm.apis.replica_configs import is_recording, record_pipelines
 from lt_mm.datasets.checks import explained
 from lt_mm.datasets.replica_failures import Failure, find_failures
 from lt_mm.datasets.reporting import warn
 from lt_mm.datasets.source_catalog import sources_and_replicas
-from lt_mm.engine.launch import load_config
+from lt_mm.engine.launch import enter_scope, load_config
 from lt_mm.evaluation.replica_summary import ReplicaSummary
-from lt_mm.models.heads import ConsistencyOptions
+from lt_mm.models.heads import ConsistencyOptions, LossTransformHead
+from lt_mm.registry import MODELS, configs_of
 from lt_mm.structures.errors import RECORD_HINT
 from lt_mm.visualization import drawing
-from lt_mm.visualization.browse_figures import failures_figure, source_figure
+from lt_mm.visualization.browse_figures import source_figure
+from lt_mm.visualization.failures_figure import failures_figure
 
 
 def browse_replicas(
@@ -87,9 +89,9 @@ def browse_replicas(
 
 def _training_set(cfg: Config) -> Any:
     """The built data set of ``train_dataloader``, with a record."""
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    enter_scope(cfg)
     options = cfg.train_dataloader.dataset
-    if not any(configs_of(options, 'InvertiblePipeline')):
+    if not is_recording(options):
         warn(
             'the training pipeline of this config records nothing; for the pictures it '
             f'is wrapped. To train with LossTransform, {RECORD_HINT}'
@@ -110,6 +112,6 @@ def _defaults(
         sampler = cfg.train_dataloader.get('sampler') or {}
         num_replicas = sampler.get('num_repeats', 4)
     if min_visibility is None:
-        head = next(configs_of(cfg.get('model'), 'LossTransformHead'), {})
+        head = next(configs_of(cfg.get('model'), LossTransformHead, MODELS), {})
         min_visibility = head.get('min_visibility', ConsistencyOptions.min_visibility)
     return num_replicas, min_visibility

@@ -1,43 +1,40 @@
 """Configs that look at data through recorded augmentations."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from mmdet.datasets import BaseDetDataset
 from mmengine.config import Config, ConfigDict
 
+from lt_mm.datasets.checks import innermost_configs, parts_of
+from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from lt_mm.engine.launch import load_config
+from lt_mm.registry import DATASETS, TRANSFORMS, builds, configs_of
+
+_PIPELINE_HINTS = dict(
+    training='. Name the one to make copies with in the config: '
+    'replica_pipeline = [<transforms, from loading to packing>]',
+    validation='. Change val_dataloader.dataset',
+)
 
 
-def configs_of(node: Any, name: str) -> Iterator[dict]:
-    """The configs of a class, anywhere below a config.
-
-    Args:
-        node: A config, or a list of configs.
-        name: Name of the class, without its scope.
-    """
-    if isinstance(node, dict):
-        kind = node.get('type')
-        if getattr(kind, '__name__', str(kind)).rpartition('.')[2] == name:
-            yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            yield from configs_of(value, name)
+def is_recording(node: Any) -> bool:
+    """Whether an InvertiblePipeline is anywhere below a config, or a list of configs."""
+    return any(configs_of(node, InvertiblePipeline, TRANSFORMS))
 
 
 def recording_pipeline(pipeline: list[Any]) -> list[Any]:
     """A pipeline as it is where it records, else wrapped in an InvertiblePipeline."""
-    if any(configs_of(pipeline, 'InvertiblePipeline')):
+    if is_recording(pipeline):
         return pipeline
     return [dict(type='lt_mm.InvertiblePipeline', transforms=pipeline)]
 
 
 def record_pipelines(dataset: dict) -> None:
     """Makes the pipelines of a data set's config, and of those inside it, record."""
-    for inner in dataset.get('datasets', [dataset.get('dataset')]):
-        if inner is not None:
-            record_pipelines(inner)
+    for inner in parts_of(dataset):
+        record_pipelines(inner)
     if dataset.get('pipeline'):
         dataset['pipeline'] = recording_pipeline(dataset['pipeline'])
 
@@ -57,6 +54,7 @@ def validation_config(
     if not cfg.get('val_dataloader'):
         raise ValueError(f'{config} has no val_dataloader; expected a config with validation data')
     cfg.load_from, cfg.resume = checkpoint, False
+    cfg.pop('runner_type', None)  # what is measured needs no strategy
     cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
     cfg.test_evaluator = copy.deepcopy(cfg.get('val_evaluator'))
     cfg.test_cfg = cfg.get('test_cfg') or dict()
@@ -67,32 +65,38 @@ def validation_replicas(cfg: Config) -> ConfigDict:
     """The data set of the validation images, seen through the training pipeline.
 
     ``replica_pipeline`` of the config takes the place of that pipeline where it is set. A
-    pipeline that does not record is wrapped.
+    pipeline that does not record is wrapped. Wrappers of data sets stay.
 
     Raises:
         ValueError: If the training pipeline is not one for single images.
     """
     dataset = copy.deepcopy(cfg.val_dataloader.dataset)
-    if cfg.get('default_scope') == 'mmdet':
-        # In test mode, an image that the augmentations always reject stops the run.
-        dataset.test_mode = False
-    pipeline = recording_pipeline(list(cfg.get('replica_pipeline') or _training_pipeline(cfg)))
+    pipeline = cfg.get('replica_pipeline') or _pipeline_of(cfg.train_dataloader.dataset, 'training')
+    pipeline = recording_pipeline(list(pipeline))
     if len(pipeline) == 1:
         # No other image may take the place of one.
         pipeline = [dict(pipeline[0], on_bad_image='raise')]
-    dataset.pipeline = pipeline
+    _pipeline_of(dataset, 'validation')
+    for inner in innermost_configs(dataset):
+        inner.pipeline = copy.deepcopy(pipeline)
+        if builds(inner, BaseDetDataset, DATASETS, cfg.get('default_scope')):
+            # In test mode, an image that the augmentations always reject stops the run.
+            inner.test_mode = False
     return dataset
 
 
-def _training_pipeline(cfg: Config) -> list[Any]:
-    dataset = cfg.train_dataloader.dataset
-    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
-        dataset = dataset.get('dataset') or dataset.datasets[0]
-    if 'pipeline' not in dataset or 'MultiImageMix' in str(dataset.get('type')):
+def _pipeline_of(dataset: Any, role: str) -> list[Any]:
+    """The pipeline of the first data set that loads images, where no wrapper has its own."""
+    parts = parts_of(dataset)
+    if parts and 'pipeline' not in dataset:
+        return _pipeline_of(parts[0], role)
+    kind = dataset.get('type')
+    name = getattr(kind, '__name__', kind)
+    if parts or 'pipeline' not in dataset:
         raise ValueError(
-            f'the training data set is a {dataset.get("type")}, whose pipeline is not '
-            'one for a single image; name the one to make copies with in the config: '
-            'replica_pipeline = [<transforms, from loading to packing>]'
+            f'the {role} data set is a {name}, whose pipeline is not one for a single image; '
+            'expected data sets that load images, with a pipeline each, in wrappers that have none'
+            + _PIPELINE_HINTS[role]
         )
     return dataset.pipeline
 
@@ -119,7 +123,7 @@ def on_replicas(
     loader = cfg.test_dataloader
     loader.pop('batch_sampler', None)
     loader.drop_last = False
-    loader.sampler = dict(type='DefaultSampler', shuffle=False)
+    loader.sampler = dict(type='mmengine.DefaultSampler', shuffle=False)
     loader.dataset = dict(
         type='lt_mm.ReplicaDataset', dataset=dataset, num_replicas=num_replicas, **choice
     )

@@ -9,8 +9,10 @@ from mmengine.runner import Runner
 from mmpretrain.models import AverageClsScoreTTA
 
 from lt_mm.apis.replica_configs import on_replicas
+from lt_mm.datasets.checks import innermost_configs
 from lt_mm.engine.launch import build_runner
 
+_TRANSFORMS = 'mmdet.datasets.transforms'
 _NO_MASK_TTA = 'not evaluated: the stock DetTTAModel merges no masks'
 
 
@@ -70,13 +72,14 @@ def _with_tta(cfg: Config) -> Config:
     """The config with its own test-time augmentation, or the stock tools' default."""
     cfg = copy.deepcopy(cfg)
     model = cfg.get('tta_model') or dict(
-        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        type='mmdet.models.test_time_augs.DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
     )
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-    both = dict(type='TestTimeAug', transforms=[flips, [dict(type='PackDetInputs')]])
-    dataset.pipeline = cfg.get('tta_pipeline') or [*dataset.pipeline[:-1], both]
+    # Paths: a pure Python config has no scope for bare names, and JSON holds no classes.
+    flips = [dict(type=f'{_TRANSFORMS}.RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    packing = [dict(type=f'{_TRANSFORMS}.PackDetInputs')]
+    both = dict(type='mmcv.transforms.TestTimeAug', transforms=[flips, packing])
+    for dataset in innermost_configs(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.get('tta_pipeline') or [*dataset.pipeline[:-1], both]
     cfg.model = dict(model, module=cfg.model)
     return cfg

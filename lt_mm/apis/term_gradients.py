@@ -72,6 +72,7 @@ def measure_term_gradients(
         raise ValueError(f'num_batches is {num_batches}; expected 1 or more')
     cfg = load_config(config, work_dir, cfg_options)
     cfg.load_from, cfg.resume = checkpoint, False
+    cfg.pop('runner_type', None)  # what is measured needs no strategy
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)

@@ -5,9 +5,11 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from lt_mm.datasets.checks import check_annotation_files, explained
-from lt_mm.engine.checkpoints import checkpoint_loading
+from lt_mm.engine.checkpoints import check_strategy, checkpoint_loading
+from lt_mm.engine.checks import check_run
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from lt_mm.engine.hooks.preemption_hook import PreemptionHook
 from lt_mm.engine.launch import (
@@ -17,7 +19,7 @@ from lt_mm.engine.launch import (
     choose_resumed_checkpoint,
     load_config,
 )
-from lt_mm.engine.preparation import prepare_training
+from lt_mm.engine.preparation import bare_model, prepare_training
 
 
 def train(
@@ -51,6 +53,8 @@ def train(
         ValueError: If the sampler's groups do not fit into the batch size, or if something is not
             recorded that happens later (:func:`~lt_mm.engine.preparation.prepare_training`).
         DataSetError: If an annotation file cannot be used for training, or for validation.
+        RunCheckError: If the run would not be what its config means it to be
+            (:func:`~lt_mm.engine.checks.check_run`).
         UntrustedCheckpointError: If a checkpoint to be loaded holds code.
         DamagedCheckpointError: If a checkpoint to be loaded cannot be read.
         RuntimeError: If another process trains in ``work_dir``.
@@ -67,10 +71,12 @@ def train(
     average_terms_in_log(cfg)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
+        check_strategy(runner)
         with explained(cfg.train_dataloader.dataset):
             loop = runner.train_loop
         _check_validation(runner, cfg)
-        prepare_training(runner, loop.dataloader)
+        prepare_training(runner.model, loop.dataloader, runner.hooks)
+        _check(runner, loop.dataloader)
         try:
             runner.train()
         finally:
@@ -107,8 +113,15 @@ def _check_validation(runner: Runner, cfg: Config) -> None:
             check_annotation_files(loader.dataset)
 
 
+def _check(runner: Runner, loader: DataLoader) -> None:
+    """Writes into the log whether the run is what its config means it to be."""
+    report = check_run(runner.cfg, bare_model(runner.model), loader)
+    report.raise_if_wrong()
+    runner.logger.info(f'Check of the config:\n{report}')
+
+
 def _enable_auto_scale_lr(cfg: Config) -> None:
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ValueError(
             f'auto_scale_lr is {cfg.get("auto_scale_lr")}; expected the batch size that '
             'the learning rate was chosen for: auto_scale_lr=dict(base_batch_size=16)'

@@ -19,6 +19,7 @@ from mmengine.dataset import BaseDataset
 
 from lt_mm.datasets.coco_file import CLASSES_HINT, briefly, check_coco_file, check_image_ids
 from lt_mm.datasets.reporting import DataSetError, warn
+from lt_mm.registry import class_of
 
 
 def check_annotated(dataset: Any) -> None:
@@ -127,7 +128,7 @@ def explained(dataset_cfg: Mapping[str, Any], loader: str = 'train_dataloader') 
         DataSetError: Instead of any error, if there is an explanation; and before anything is
             built, if an annotation file is a pipe or a device, which might never end.
     """
-    configs = _innermost_configs(dataset_cfg)
+    configs = innermost_configs(dataset_cfg)
     for each in configs:
         path = _ann_file_of(each)
         if osp.exists(path) and not osp.isfile(path) and not osp.isdir(path):
@@ -151,13 +152,22 @@ def explained(dataset_cfg: Mapping[str, Any], loader: str = 'train_dataloader') 
         raise
 
 
-def _innermost_configs(cfg: Any) -> list[Mapping[str, Any]]:
+def innermost_configs(cfg: Any) -> list[Any]:
+    """The configs of the data sets that load annotations, inside wrappers and concatenations."""
+    parts = parts_of(cfg)
+    if parts:
+        return [inner for part in parts for inner in innermost_configs(part)]
+    return [cfg] if isinstance(cfg, Mapping) else []
+
+
+def parts_of(cfg: Any) -> list[Any]:
+    """The configs that stand directly in that of a wrapper or a concatenation; else none."""
     if not isinstance(cfg, Mapping):
         return []
-    parts = cfg.get('datasets', [cfg['dataset']] if 'dataset' in cfg else None)
-    if not isinstance(parts, (list, tuple)):
-        return [cfg]
-    return [inner for part in parts for inner in _innermost_configs(part)]
+    for key in ('labelled', 'dataset', 'datasets'):  # nobody annotated an unlabelled part
+        if key in cfg:
+            return list(cfg[key]) if isinstance(cfg[key], (list, tuple)) else [cfg[key]]
+    return []
 
 
 def _ann_file_of(cfg: Mapping[str, Any]) -> str:
@@ -168,10 +178,9 @@ def _ann_file_of(cfg: Mapping[str, Any]) -> str:
 
 def _check_config(cfg: Mapping[str, Any]) -> None:
     """Checks the annotation file of a data set's config, if it is a COCO json."""
-    kind, path = cfg.get('type'), _ann_file_of(cfg)
+    path, found = _ann_file_of(cfg), class_of(cfg.get('type'), DETECTION_DATASETS)
     metainfo = cfg.get('metainfo') or {}
     filter_cfg = {} if cfg.get('test_mode') else cfg.get('filter_cfg') or {}
-    found: Any = DETECTION_DATASETS.get(kind) if isinstance(kind, str) else kind
     if not (_reads_coco(found) and osp.isfile(path) and os.access(path, os.R_OK)):
         return
     if isinstance(metainfo, Mapping) and isinstance(filter_cfg, Mapping):

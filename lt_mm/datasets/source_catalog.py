@@ -66,6 +66,7 @@ class Instances:
         exact: (k,) bool, whether boxes come back exactly.
         errors: (k,) float64, pixels of their sources.
         masks: (k, H, W) bool, or None.
+        sources: The sources that they are of, by number.
     """
 
     boxes: Tensor
@@ -76,6 +77,7 @@ class Instances:
     exact: Tensor
     errors: Tensor
     masks: np.ndarray | None
+    sources: dict[int, Source]
 
     def of(self, source_id: int, row: int | None = None) -> list[int]:
         """Which of the k show a source, or one annotation of it."""
@@ -95,7 +97,7 @@ class Replica:
         image: (H, W, 3) uint8 RGB.
         matrix: (3, 3) float64, from pixels of the source to pixels of the replica; None
             where no single matrix describes the image.
-        applied: Names of the transforms that are recorded to have changed it.
+        applied: The transforms that are recorded to have changed it, with what acted inside them.
         instances: None for a classifier.
     """
 
@@ -182,7 +184,7 @@ class SourceCatalog:
             source_id=int(record.source_id),
             image=rgb_image(packed['inputs'], file_of(sample) is not None),
             matrix=None if record.source_matrix is None else torch.from_numpy(record.source_matrix),
-            applied=[step.name for step in record.applied_transforms if _has_effect(step)],
+            applied=[_words(step) for step in record.applied_transforms if _has_effect(step)],
             instances=self._instances(sample.get('gt_instances')),
         )
 
@@ -191,7 +193,8 @@ class SourceCatalog:
             return None
         record, boxes = InstanceRecord.read(annotated), annotated.bboxes.tensor.double()
         matrices, masks = record.source_matrices, annotated.get('masks')
-        own = [self[source].box_of(row) for source, row in record.source_ids.tolist()]
+        sources = {source: self[source] for source, _ in record.source_ids.tolist()}
+        own = [sources[source].box_of(row) for source, row in record.source_ids.tolist()]
         return Instances(
             boxes=boxes,
             source_ids=record.source_ids,
@@ -203,14 +206,20 @@ class SourceCatalog:
                 boxes, matrices, torch.stack(own) if own else boxes, record.visibility
             ),
             masks=None if masks is None else mask2ndarray(masks).astype(bool),
+            sources=sources,
         )
 
 
 def _has_effect(step: AppliedTransform) -> bool:
     """Whether a transform changed the replica: a flip also records that it was not drawn."""
-    return step.image_matrix is not None or any(
-        value is not None and value is not False for value in step.changes.values()
-    )
+    is_told = step.image_matrix is not None or bool(step.inside)
+    return is_told or step.changes.get('flip') is not False
+
+
+def _words(step: AppliedTransform) -> str:
+    """The name of a transform, and what it did where it had a choice."""
+    did = ', '.join(step.inside) or step.changes.get('flip_direction')
+    return f'{step.name} ({did})' if did else step.name
 
 
 def _loading_pipeline(part: Any) -> InvertiblePipeline:

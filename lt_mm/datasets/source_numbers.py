@@ -7,7 +7,7 @@ data set goes to worker processes.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
@@ -37,18 +37,27 @@ def number_sources(dataset: Any, num_replicas: int | None = None) -> None:
     _check_pipelines(parts)
     ranges = [_given_range(*part) for part in parts]
     taken = sorted(each for each in ranges if each is not None)
-    for (_, end), (start, _) in itertools.pairwise(taken):
-        if start < end:
-            raise MissingRecordError(
-                f'the source ids from {start} on stand for images of two data sets, since '
-                f'the ranges of their offsets overlap. {SAMPLE_IDX_OFFSET_HINT}'
-            )
+    _check_ranges(taken)
     for (part, pipelines), given in zip(parts, ranges):
         start, end = given or _free_range(len(part), taken)
         taken = sorted([*taken, (start, end)])
         for pipeline in pipelines:
             # A single data set may count its images as it likes.
             pipeline.number(start, end - start if len(parts) > 1 else None, num_replicas)
+
+
+def check_numbers(dataset: Any) -> None:
+    """Makes sure that no two sources in a data set have one number.
+
+    Args:
+        dataset: The data set; a sampler may have numbered its sources.
+
+    Raises:
+        MissingRecordError: If the ranges of two data sets overlap.
+    """
+    parts = {id(part): (part, pipelines[0]) for part, pipelines in _parts_of(dataset, {})}
+    starts = {key: pipeline.sample_idx_offset for key, (_, pipeline) in parts.items()}
+    _check_ranges(sorted((starts[key], starts[key] + len(parts[key][0])) for key in parts))
 
 
 def pipelines_of(dataset: Any) -> list[InvertiblePipeline]:
@@ -103,7 +112,7 @@ def _parts_of(dataset: Any, known: dict[int, list[_Part]]) -> list[_Part]:
         parts = [
             part
             for value in _values_in(dataset)
-            if _is_dataset(value)
+            if is_dataset(value)
             for part in _parts_of(value, known)
         ]
         pipelines = [found for value in _values_in(dataset) for found in _pipelines_in(value)]
@@ -118,11 +127,23 @@ def _values_in(holder: Any) -> Iterator[Any]:
     """The attributes of an object, and the members of those that are short collections."""
     for value in getattr(holder, '__dict__', {}).values():
         yield value
-        if isinstance(value, (list, tuple, dict)) and len(value) <= _MAX_PARTS:
-            yield from value.values() if isinstance(value, dict) else value
+        yield from members_of(value)
 
 
-def _is_dataset(value: Any) -> bool:
+def members_of(value: Any) -> Iterable[Any]:
+    """The members of a short collection; of everything else none."""
+    if isinstance(value, (list, tuple, dict)) and len(value) <= _MAX_PARTS:
+        return value.values() if isinstance(value, dict) else value
+    return ()
+
+
+def holds_pipelines(value: Any) -> bool:
+    """Whether a value is a recording pipeline, or a ``Compose`` with one in it."""
+    return any(True for _ in _pipelines_in(value))
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether a value can be indexed as a data set, and holds something."""
     is_sized = hasattr(type(value), '__getitem__') and hasattr(type(value), '__len__')
     return is_sized and hasattr(value, '__dict__') and not isinstance(value, (list, tuple, dict))
 
@@ -154,6 +175,16 @@ def _given_range(part: Any, pipelines: list[InvertiblePipeline]) -> tuple[int, i
         if pipeline.given_offset is not None:
             return pipeline.given_offset, pipeline.given_offset + len(part)
     return None
+
+
+def _check_ranges(ranges: list[tuple[int, int]]) -> None:
+    """Raises if ranges, which ascend, overlap."""
+    for (_, end), (start, _) in itertools.pairwise(ranges):
+        if start < end:
+            raise MissingRecordError(
+                f'the source ids from {start} on stand for images of two data sets, since '
+                f'the ranges of their offsets overlap. {SAMPLE_IDX_OFFSET_HINT}'
+            )
 
 
 def _free_range(length: int, taken: list[tuple[int, int]]) -> tuple[int, int]:

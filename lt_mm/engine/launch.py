@@ -11,13 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import RUNNERS, DefaultScope, init_default_scope
+from mmengine.runner import FlexibleRunner, Runner
+from mmengine.visualization import Visualizer
 
 from lt_mm.engine.checkpoints import check_resumable, find_resumable
+from lt_mm.engine.hooks import MemoryHook, NonFiniteHook, PreemptionHook, ResumeHook
 from lt_mm.engine.process_groups import prepare_process_group
+from lt_mm.registry import HOOKS, MODELS, builds, class_of
 
 _RUNNERS = itertools.count(1)
+_FRAMEWORKS = ('mmdet', 'mmpretrain')
 
 
 def load_config(
@@ -46,23 +51,50 @@ def load_config(
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config) -> Any:
     """Prepares the launch (:mod:`lt_mm.engine.process_groups`) and builds the runner.
 
-    MMEngine finds the logger, the message hub and the visualizer of a run by the name of
-    its config and the second of its start. The names of later runners of a process get a
-    number, or a runner that starts in the same second as the one before it would write its
-    losses and metrics into that one's folder.
+    MMEngine finds the logger, the message hub and the visualizer of a run by their names: those of
+    its config and the second of its start, and a name in the config, as MMDetection's visualizer
+    has one. Later runners of a process get names with a number, or they would write into the
+    folder of an earlier one. Where a config has no default scope, that of an earlier runner does
+    not hold for it.
+
+    Args:
+        cfg: Config of the run.
+
+    Returns:
+        A ``Runner``, or what ``runner_type`` names. Its model is built.
     """
     prepare_process_group(cfg)
+    cfg = cfg.copy()
     number = next(_RUNNERS)
     if number > 1:
         name = cfg.get('experiment_name') or osp.splitext(osp.basename(cfg.filename or 'config'))[0]
-        cfg = cfg.copy()
         cfg.experiment_name = f'{name}_{number}'
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    name = (cfg.get('visualizer') or {}).get('name')
+    if name is not None and (number > 1 or Visualizer.check_instance_created(name)):
+        cfg.visualizer = dict(cfg.visualizer, name=f'{name}_{number}')
+    if cfg.get('default_scope', '') is None and DefaultScope.get_current_instance() is not None:
+        cfg.default_scope = _scope_of_model(cfg)
+    runner = RUNNERS.build(cfg) if cfg.get('runner_type') else Runner.from_cfg(cfg)
+    if isinstance(runner, FlexibleRunner):  # it builds the model when the training begins
+        runner.model = runner.strategy.build_model(runner.model)
+    return runner
+
+
+def enter_scope(cfg: Config) -> None:
+    """Has bare names looked up in the scope of a config, for what is built without a runner."""
+    scope = cfg.get('default_scope', 'mmdet') or _scope_of_model(cfg)
+    if scope is not None:
+        init_default_scope(scope)
+
+
+def _scope_of_model(cfg: Config) -> str | None:
+    """The framework that a model derives from, which a config without a scope names as a class."""
+    found = class_of((cfg.get('model') or {}).get('type'), MODELS, 'mmengine')
+    modules = (cls.__module__.split('.')[0] for cls in getattr(found, '__mro__', ()))
+    return next((name for name in modules if name in _FRAMEWORKS), None)
 
 
 def average_terms_in_log(cfg: Config) -> None:
@@ -70,8 +102,8 @@ def average_terms_in_log(cfg: Config) -> None:
 
     MMEngine logs the last step's value of everything that ``mean_pattern`` does not name.
     """
-    log_processor = cfg.setdefault('log_processor', {})
-    log_processor.setdefault('mean_pattern', r'.*(loss|time|data_time|grad_norm|lt_).*')
+    pattern = dict(mean_pattern=r'.*(loss|time|data_time|grad_norm|lt_).*')
+    cfg.log_processor = {**pattern, **(cfg.get('log_processor') or {})}
 
 
 def choose_resumed_checkpoint(cfg: Config, resume: str | None, trusted: bool = False) -> None:
@@ -103,18 +135,21 @@ def choose_resumed_checkpoint(cfg: Config, resume: str | None, trusted: bool = F
 
 
 def add_hooks(cfg: Config) -> None:
-    """Adds the hooks that make interruptions and NaN harmless, unless the config has them."""
-    hooks = cfg.get('custom_hooks') or []
-    names = {str(hook.get('type')).split('.')[-1] for hook in hooks if isinstance(hook, dict)}
-    own = ('PreemptionHook', 'ResumeHook', 'MemoryHook', 'NonFiniteHook')
-    added = [name for name in own if name not in names]
-    cfg.custom_hooks = [*hooks, *(dict(type=f'lt_mm.{name}') for name in added)]
+    """Adds the hooks that make interruptions and NaN harmless, unless the config has them.
+
+    ``AtomicCheckpointHook`` takes the place of the stock ``CheckpointHook``.
+    """
+    scope = cfg.get('default_scope')
     # MMEngine's own default comes first.
-    default_hooks = {
-        'checkpoint': dict(type='CheckpointHook', interval=1),
-        **(cfg.get('default_hooks') or {}),
-    }
-    checkpoint = default_hooks['checkpoint']
-    if checkpoint and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
-        checkpoint['type'] = 'lt_mm.AtomicCheckpointHook'
-    cfg.default_hooks = default_hooks
+    default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))
+    default_hooks.update(cfg.get('default_hooks') or {})
+    custom_hooks = list(cfg.get('custom_hooks') or [])
+    present = [*default_hooks.values(), *custom_hooks]
+    for hook in present:
+        kind = hook.get('type') if isinstance(hook, dict) else None
+        if kind is not None and class_of(kind, HOOKS, scope) is CheckpointHook:
+            hook['type'] = 'lt_mm.AtomicCheckpointHook'
+    for cls in (PreemptionHook, ResumeHook, MemoryHook, NonFiniteHook):
+        if not any(builds(hook, cls, HOOKS, scope) for hook in present):
+            custom_hooks.append(dict(type=f'lt_mm.{cls.__name__}'))
+    cfg.default_hooks, cfg.custom_hooks = default_hooks, custom_hooks

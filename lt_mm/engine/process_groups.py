@@ -17,8 +17,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch.distributed as torch_dist
+from mmengine._strategy import DDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import STRATEGIES
+
+from lt_mm.registry import builds
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -259,7 +263,7 @@ def _number(name: str, launcher: str, environ: Mapping[str, str]) -> int:
 
 
 def _start_gloo(cfg: Config, timeout: float | None) -> None:
-    """Does what MMEngine does for ranks with a CUDA device, in the two places that need it."""
+    """Does what MMEngine does for ranks with a CUDA device, in the places that need it."""
     # MMEngine selects a CUDA device when it starts the group; an existing group it uses.
     if not torch_dist.is_initialized():
         options: dict[str, Any] = {}
@@ -267,10 +271,14 @@ def _start_gloo(cfg: Config, timeout: float | None) -> None:
             options['timeout'] = datetime.timedelta(seconds=timeout)
         torch_dist.init_process_group('gloo', **options)
     # MMEngine passes a CUDA device to the wrapper of the model, unless the config has one.
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
     if cfg.get('model_wrapper_cfg') is None:
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
+        cfg.model_wrapper_cfg = wrapper
+    strategy = cfg.get('strategy') or dict(type='DDPStrategy')  # what a FlexibleRunner takes
+    if cfg.get('runner_type') and builds(strategy, DDPStrategy, STRATEGIES):
+        cfg.strategy = {'model_wrapper': wrapper, **strategy}

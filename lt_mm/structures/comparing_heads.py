@@ -19,3 +19,8 @@ def enrol(head: nn.Module) -> None:
 def exist() -> bool:
     """Whether there is a head that compares replicas."""
     return len(_HEADS) > 0
+
+
+def has(module: nn.Module) -> bool:
+    """Whether a module compares replicas."""
+    return module in _HEADS

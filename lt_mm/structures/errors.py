@@ -7,7 +7,8 @@ RECORD_HINT = (
 )
 SAMPLER_HINT = (
     "use train_dataloader.sampler = dict(type='lt_mm.GroupedRepeatAugSampler', num_repeats=m) with "
-    "m >= 2 and a train_dataloader.batch_size that m divides; with placement='spread', which puts "
+    'm >= 2 and a train_dataloader.batch_size that m divides (an epoch then has m times the steps; '
+    "mode='v1' in the sampler keeps its length); with placement='spread', which puts "
     'replicas on different ranks, also across_ranks=True in the LossTransformHead'
 )
 HEAD_HINT = (

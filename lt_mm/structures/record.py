@@ -24,18 +24,25 @@ from lt_mm.structures.errors import (
 
 
 class AppliedTransform(NamedTuple):
-    """One transform that changed a replica.
+    """One transform that changed a replica: gave another image, or told of a change.
 
     Attributes:
         name: Class of the transform.
         changes: Result keys that it changed, with their new values.
         image_matrix: (3, 3) float64, from pixels of the source to pixels of the image after
             it; None where the transform left the matrix as it was or no single one exists.
+        inside: Classes of the transforms inside it that acted (AutoAugment, RandomChoice ...).
     """
 
     name: str
     changes: dict[str, Any]
     image_matrix: np.ndarray | None
+    inside: tuple[str, ...] = ()
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it told of more than another image, so that boxes may lie elsewhere now."""
+        return bool(self.changes) or self.image_matrix is not None
 
 
 class Origin(NamedTuple):

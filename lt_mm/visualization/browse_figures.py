@@ -1,41 +1,42 @@
-"""Figures of replicas: restored boxes, matrices, and the annotations that were lost."""
+"""Figures of replicas: restored boxes, what was done to each copy, and which images it shows."""
 
-import itertools
 import math
+import string
 import textwrap
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib import patheffects
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_mm.core.geometry import moved_outlines
-from lt_mm.datasets.replica_failures import Failure
 from lt_mm.datasets.source_catalog import Instances, Replica, Source
 from lt_mm.visualization.drawing import (
-    GREY,
+    BLACK,
+    WHITE_HALO,
     Color,
     colors,
     draw_boxes,
     draw_masks,
+    draw_names,
     draw_outline,
     new_figure,
+    other_colors,
+    outlined,
     show_image,
 )
 
-_LISTED_MATRICES = 2
-_MOST_TILES = 30
-_WHITE_ON_BLACK = dict(
-    edgecolor='white',
-    linewidth=4,
-    path_effects=[patheffects.withStroke(linewidth=5.5, foreground='black')],
-)
+_CELL = 4.4  # inches
+_LINE_LENGTH = 62  # characters of a title
+_LETTERS = string.ascii_uppercase
+_NAMED_ANNOTATIONS = 12  # of more, only the numbers are written
 
 
 def source_figure(source: Source, replicas: list[Replica]) -> Figure:
     """Draws a source with all restored boxes, then its replicas with their own boxes.
+
+    Where a replica shows several images (Mosaic, MixUp, CopyPaste), the outline of each one that
+    has an instance in it is drawn, and the text below says whose it is.
 
     Args:
         source: The source.
@@ -45,7 +46,7 @@ def source_figure(source: Source, replicas: list[Replica]) -> Figure:
     columns = cells if cells <= 3 else min(math.ceil(math.sqrt(cells)), 6)
     rows = math.ceil(cells / columns)
     height, width = source.image.shape[:2]
-    figure = new_figure(4.4 * columns, rows * (4.4 * min(height / width, 1.3) + 1.1))
+    figure = new_figure(_CELL * columns, rows * (_CELL * min(height / width, 1.3) + 1.1))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid[cells:]:
         axes.set_axis_off()
@@ -59,47 +60,59 @@ def _colors_of(source: Source) -> dict[int, Color]:
     return dict(zip(source.rows, colors(len(source.rows))))
 
 
+def _wrapped(text: str) -> str:
+    return '\n'.join(textwrap.wrap(text, _LINE_LENGTH))
+
+
 def _draw_source(axes: Any, source: Source, replicas: list[Replica]) -> None:
     if not source.is_detection:
-        show_image(axes, source.image, f'{source.name}\n{", ".join(source.names)}')
+        show_image(axes, source.image, f'{source.name}\n{_wrapped(", ".join(source.names))}')
         return
     own = _colors_of(source)
     show_image(
         axes,
         source.image,
-        f'{source.name}: annotations (white): {len(own)},\n'
-        f'boxes of {len(replicas)} replicas restored (coloured; dotted: inexact)',
+        f'{source.name}: {len(own)} annotations (white) and the boxes\n'
+        f'of {len(replicas)} replicas restored (coloured; dotted: inexact)'
+        if own
+        else f'{source.name}: no annotations',
     )
     if source.masks is not None:
         draw_masks(axes, source.masks, list(own.values()))
-    draw_boxes(axes, source.boxes, [_WHITE_ON_BLACK] * len(own))
+    names = [f'#{row} {name}' for row, name in zip(source.rows, source.names)]
+    if len(names) > _NAMED_ANNOTATIONS:
+        names = [f'#{row}' for row in source.rows]
+    styles = [outlined('white', linewidth=1.8)] * len(own)
+    draw_boxes(axes, source.boxes, styles)
     for instances in [each.instances for each in replicas if each.instances is not None]:
         places = instances.of(source.source_id)
-        styles = [_style(instances, place, own) for place in places]
-        draw_boxes(axes, instances.restored[places], styles)
-    names = [f'#{row} {name}' for row, name in zip(source.rows, source.names)]
-    draw_boxes(
-        axes, source.boxes, [dict(edgecolor=color, linewidth=0) for color in own.values()], names
-    )
+        draw_boxes(
+            axes, instances.restored[places], [_style(instances, place, own) for place in places]
+        )
+    draw_names(axes, source.boxes, names, list(own.values()))
 
 
 def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> None:
     title = f'replica {number}'
     if replica.source_id != source.source_id:
         title += f': source {replica.source_id} in its place'
-    applied = textwrap.shorten(', '.join(replica.applied), 60, placeholder=' ...')
-    show_image(axes, replica.image, f'{title}\n{applied}', _matrix_note(source, replica))
+    applied = _wrapped(', '.join(replica.applied)) or 'no transform is recorded'
+    tiles = _tiles(source, replica)
+    note = _tiles_note(tiles, source) if tiles else _matrix_note(replica)
+    show_image(axes, replica.image, f'{title}\n{applied}', note)
     instances = replica.instances
     if instances is None:
         return
-    own, styles, names = _colors_of(source), [], []
+    own, hues = _colors_of(source), _colors_of_others(tiles, source)
+    _draw_tiles(axes, tiles, hues)
+    styles, names = [], []
     for place, (source_id, row) in enumerate(instances.source_ids.tolist()):
         if source_id == source.source_id:
             styles.append(_style(instances, place, own))
-            names.append(f'#{row} {float(instances.visibility[place]):.0%}')
+            names.append(f'#{row}' + _share_note(float(instances.visibility[place])))
         else:
-            styles.append(dict(edgecolor=GREY, linestyle='--', linewidth=1))
-            names.append(f'of {source_id}')
+            styles.append(dict(edgecolor=hues[source_id], linestyle='--', linewidth=0.9))
+            names.append('')
     if instances.masks is not None:
         places = instances.of(source.source_id)
         draw_masks(
@@ -110,121 +123,95 @@ def _draw_replica(axes: Any, source: Source, replica: Replica, number: int) -> N
     draw_boxes(axes, instances.boxes, styles, names)
 
 
+def _share_note(visibility: float) -> str:
+    """How much of an instance is visible, where that is not all of it."""
+    return '' if visibility > 0.995 else f' {visibility:.0%}'
+
+
 def _style(instances: Instances, place: int, own: dict[int, Color]) -> dict:
     color = own[int(instances.source_ids[place, 1])]
-    return dict(edgecolor=color, linewidth=1.6, linestyle='-' if instances.exact[place] else ':')
+    dash = dict(linewidth=0.9) if instances.exact[place] else dict(linewidth=1.2, linestyle=':')
+    return dict(edgecolor=color, **dash)
 
 
-def _matrix_note(source: Source, replica: Replica) -> str:
-    """The matrix of a replica, or some of those of its instances."""
+class _Tile:
+    """An image that a replica shows, where it shows several.
+
+    Attributes:
+        source: The image.
+        outline: (4, 2) float64, its corners in pixels of the replica.
+        rows: The annotations of it that the replica shows, as it lies there.
+    """
+
+    def __init__(self, source: Source, matrix: Tensor) -> None:
+        height, width = source.image.shape[:2]
+        frame = torch.tensor([[0, 0, width, height]], dtype=torch.float64)
+        self.source, self.rows = source, list[int]()
+        self.outline = moved_outlines(frame, matrix)[0]
+
+
+def _tiles(source: Source, replica: Replica) -> list[_Tile]:
+    """The images with instances in a replica that shows several, its own source first."""
+    tiles: dict[tuple, _Tile] = {}
+    instances = replica.instances
+    if instances is None or replica.matrix is not None:
+        return []
+    for (source_id, row), matrix in zip(instances.source_ids.tolist(), instances.matrices):
+        place = (source_id, *(matrix / matrix[2, 2]).flatten().round(decimals=3).tolist())
+        if place not in tiles:
+            tiles[place] = _Tile(instances.sources[source_id], matrix)
+        tiles[place].rows.append(row)
+    return sorted(tiles.values(), key=lambda tile: tile.source.source_id != source.source_id)
+
+
+def _colors_of_others(tiles: list[_Tile], source: Source) -> dict[int, Color]:
+    """A colour for each other source."""
+    others = list(dict.fromkeys(tile.source.source_id for tile in tiles))
+    others = [number for number in others if number != source.source_id]
+    return dict(zip(others, other_colors(len(others))))
+
+
+def _draw_tiles(axes: Any, tiles: list[_Tile], hues: dict[int, Color]) -> None:
+    """Draws the outlines of tiles, with their letters at the upper left."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    margin = 0.01 * (right - left)
+    for tile, letter in zip(tiles, _LETTERS):
+        color = hues.get(tile.source.source_id, BLACK)
+        draw_outline(axes, tile.outline, **outlined(color, linestyle='--', linewidth=0.9))
+        x, y = tile.outline.min(dim=0).values.tolist()
+        axes.text(
+            min(max(x, left), right) + margin,
+            min(max(y, top), bottom) + margin,
+            letter,
+            va='top',
+            fontsize=8,
+            weight='bold',
+            color=color,
+            path_effects=[WHITE_HALO],
+        )
+
+
+def _tiles_note(tiles: list[_Tile], source: Source) -> str:
+    """Which image each tile shows, and what of it."""
+    lines = ['dashed: the images it is made of, those that have instances in it']
+    for tile, letter in zip(tiles, _LETTERS):
+        name, count = textwrap.shorten(tile.source.name, 40, placeholder='...'), len(tile.rows)
+        if tile.source.source_id == source.source_id:
+            rows = ', '.join(f'#{row}' for row in sorted(tile.rows))
+            name = textwrap.shorten(f'this source: {rows}', 70, placeholder=' ...')
+        else:
+            name += f': {count} box' + 'es' * (count != 1)
+        lines.append(f'{letter}  {name}')
+    if not any(tile.source.source_id == source.source_id for tile in tiles):
+        lines.append('this source has no instance in it')
+    return '\n'.join(lines)
+
+
+def _matrix_note(replica: Replica) -> str:
+    """The matrix of a replica."""
     if replica.matrix is not None:
-        return f'source to replica:\n{_lines(replica.matrix)}'
+        rows = (' '.join(f'{value:9.3f}' for value in row) for row in replica.matrix.tolist())
+        return 'source to replica:\n' + '\n'.join(rows)
     if replica.instances is None:
         return 'no matrix: transforms of classifiers\nrecord no geometry'
-    own = replica.instances.of(source.source_id)
-    listed = [
-        f'#{int(replica.instances.source_ids[place, 1])}:\n'
-        + _lines(replica.instances.matrices[place])
-        for place in own[:_LISTED_MATRICES]
-    ]
-    more = len(own) - len(listed)
-    return '\n'.join(
-        ['each instance has its own matrix', *listed] + ([f'and {more} more'] if more else [])
-    )
-
-
-def _lines(matrix: Tensor) -> str:
-    return '\n'.join(' '.join(f'{value:9.3f}' for value in row) for row in matrix.tolist())
-
-
-def failures_figure(failures: list[Failure], min_visibility: float) -> Figure:
-    """Draws a tile for each failure; of many, some of each kind.
-
-    Args:
-        failures: What :func:`lt_mm.datasets.replica_failures.find_failures` found.
-        min_visibility: The threshold that was used.
-    """
-    drawn = _some_of_each_kind(failures)
-    columns = min(max(len(drawn), 3), 6)
-    rows = math.ceil(max(len(drawn), 1) / columns)
-    figure = new_figure(2.8 * columns, 3.2 * rows + 0.5)
-    title = (
-        f'{len(drawn)} of {len(failures)} instances of replicas that are lost, less '
-        f'than {min_visibility:.0%} visible, or inexact'
-    )
-    if not failures:
-        title = (
-            'no failures: every instance is in every replica, at least '
-            f'{min_visibility:.0%} visible and exact'
-        )
-    figure.suptitle(
-        f'{title}\n(dashed: the annotation moved; solid: the box of the replica)', fontsize=9
-    )
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid[len(drawn) :]:
-        axes.set_axis_off()
-    for axes, failure in zip(grid, drawn):
-        _draw_tile(axes, failure)
-    return figure
-
-
-def _some_of_each_kind(failures: list[Failure]) -> list[Failure]:
-    kinds: dict[tuple[str, ...], list[Failure]] = {}
-    for failure in failures:
-        kinds.setdefault(failure.kinds, []).append(failure)
-    mixed = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
-    chosen = [failure for failure in mixed if failure is not None][:_MOST_TILES]
-    return sorted(chosen, key=lambda failure: failure.kinds)
-
-
-def _draw_tile(axes: Any, failure: Failure) -> None:
-    """Draws an instance in its replica, enlarged; in the source if no matrix is known."""
-    source, replica, box = failure.source, failure.replica, failure.box
-    index = source.rows.index(failure.row)
-    annotated = source.boxes[index : index + 1]
-    color = colors(len(source.rows))[index]
-    text = (
-        f'{source.name}, #{failure.row} {source.names[index]}, replica '
-        f'{failure.number}: {failure.reason}'
-    )
-    title = '\n'.join(textwrap.wrap(text, 44))
-    solid = dict(edgecolor=color, linewidth=1.8)
-    if failure.matrix is None:
-        show_image(axes, source.image, f'{title}\n(its place in the source)')
-        draw_boxes(axes, annotated, [solid])
-        _zoom_to(axes, annotated.reshape(-1, 2), source.image)
-        return
-    show_image(axes, replica.image, title)
-    outline = moved_outlines(annotated, failure.matrix)[0]
-    draw_outline(axes, outline, edgecolor=color, linestyle='--', linewidth=1.5)
-    if box is None:
-        _make_room(axes, outline, replica.image)
-    else:
-        draw_boxes(axes, box[None], [solid])
-        _zoom_to(axes, torch.cat([outline, box.reshape(-1, 2)]), replica.image)
-
-
-def _make_room(axes: Any, outline: Tensor, image: np.ndarray) -> None:
-    """Shows a whole image and an outline beyond it, up to one image away."""
-    size = np.array(image.shape[1::-1])
-    low = np.minimum(outline.numpy().min(axis=0), 0).clip(-size, None)
-    high = np.maximum(outline.numpy().max(axis=0), size).clip(None, 2 * size)
-    _set_limits(axes, low, high, 0.03 * size.max(), size)
-
-
-def _zoom_to(axes: Any, points: Tensor, image: np.ndarray) -> None:
-    """Shows a square around points (k, 2) that lie at most one image away."""
-    size = np.array(image.shape[1::-1])
-    low = points.numpy().min(axis=0).clip(-size, 2 * size)
-    high = points.numpy().max(axis=0).clip(-size, 2 * size)
-    center, half = (low + high) / 2, (high - low).max() / 2
-    _set_limits(axes, center - half, center + half, max(half, 0.08 * size.max()), size)
-
-
-def _set_limits(
-    axes: Any, low: np.ndarray, high: np.ndarray, margin: float, size: np.ndarray
-) -> None:
-    """Sets the limits of the axes, and draws the frame of the image."""
-    axes.set_xlim(low[0] - margin, high[0] + margin)
-    axes.set_ylim(high[1] + margin, low[1] - margin)
-    draw_boxes(axes, np.array([[0, 0, *size]]), [dict(edgecolor='black', linewidth=0.8)])
+    return 'no instance, and no single matrix: several images,\nor a transform that is not recorded'

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 
 from lt_mm.datasets.display import class_name
 from lt_mm.visualization.drawing import new_figure
@@ -84,8 +85,8 @@ def _draw_kl(axes: Axes, report: Mapping[str, Any]) -> None:
         axes,
         f'KL of the mean prediction to each\nmean {report["mean_kl"]:.3g} nats (line)',
         f'mean of an image, nats{floor}',
-        'images',
     )
+    _count_images(axes)
 
 
 def _draw_shares(axes: Axes, report: Mapping[str, Any], key: str, title: str) -> None:
@@ -97,7 +98,8 @@ def _draw_shares(axes: Axes, report: Mapping[str, Any], key: str, title: str) ->
         axes.axvline(report[key], color=_LINE)
         mean = f'{report[key]:.3f} (line)'
     axes.set_xlim(0, 1)
-    _label(axes, f'{title}\nof all: {mean}', 'mean of an image', 'images')
+    _label(axes, f'{title}\nof all: {mean}', 'mean of an image')
+    _count_images(axes)
 
 
 def _draw_agreement(axes: Axes, report: Mapping[str, Any]) -> None:
@@ -159,7 +161,12 @@ def _most_probable(probabilities: np.ndarray, classes: list[str]) -> tuple[np.nd
     return probabilities[:, columns], [class_name(classes, column) for column in columns]
 
 
-def _label(axes: Axes, title: str, x: str = '', y: str = '') -> None:
+def _count_images(axes: Axes) -> None:
+    """Whole numbers on the axis of a histogram."""
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_ylabel('images', fontsize=8)
+
+
+def _label(axes: Axes, title: str, x: str = '') -> None:
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, patheffects
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
 _DPI = 110
 Color = tuple[float, float, float]
-GREY: Color = (0.6, 0.6, 0.6)
+GREY: Color = (0.35, 0.35, 0.35)
+BLACK: Color = (0.0, 0.0, 0.0)
+WHITE_HALO = patheffects.withStroke(linewidth=2, foreground='white')
+_ROOM_OF_NAME = 0.045  # height of a name as a share of the picture
 
 
 class NoDisplayError(RuntimeError):
@@ -66,8 +69,31 @@ def show_in_window(figure: Figure, title: str) -> None:
 
 def colors(count: int) -> list[Color]:
     """So many colours; they are repeated after 20."""
-    palette = colormaps['tab10' if count <= 10 else 'tab20']
+    palette = colormaps['tab10']
+    bright = [palette(number)[:3] for number in range(palette.N)]
+    # Not the pale ones of tab20, which white names and light pictures would swallow.
+    dark = [(0.6 * red, 0.6 * green, 0.6 * blue) for red, green, blue in bright]
+    return [(bright + dark)[number % 20] for number in range(count)]
+
+
+def other_colors(count: int) -> list[Color]:
+    """Colours that differ from those of :func:`colors` where these are few."""
+    palette = colormaps['Dark2']
     return [palette(number % palette.N)[:3] for number in range(count)]
+
+
+def outlined(color: Any, linewidth: float, **style: Any) -> dict[str, Any]:
+    """The style of a thin line that can be seen on any picture.
+
+    Args:
+        color: Of the line; its outline is black where this is 'white', and white else.
+        linewidth: Points.
+        style: Further arguments of a matplotlib patch.
+    """
+    outline = 'black' if color == 'white' else 'white'
+    effect = patheffects.withStroke(linewidth=linewidth + 0.8, foreground=outline)
+    # Snapped to pixels, the line would lie beside its outline.
+    return dict(edgecolor=color, linewidth=linewidth, path_effects=[effect], snap=False, **style)
 
 
 def group_styles(
@@ -85,7 +111,7 @@ def group_styles(
     return [
         dict(edgecolor=own[group], linewidth=linewidth)
         if paired
-        else dict(edgecolor=GREY, linewidth=1, linestyle='--')
+        else outlined(GREY, linewidth=0.9, linestyle='--')
         for group, paired in zip(group_ids, is_paired)
     ]
 
@@ -110,7 +136,7 @@ def show_image(axes: Any, image: np.ndarray, title: str = '', note: str = '') ->
 def draw_boxes(
     axes: Any, boxes: Any, styles: Sequence[dict], names: Sequence[str] | None = None
 ) -> None:
-    """Draws boxes, with names at their upper corners where these can be seen.
+    """Draws boxes, and names beside them.
 
     Args:
         axes: Axes of matplotlib.
@@ -118,22 +144,41 @@ def draw_boxes(
         styles: For each box the arguments of a matplotlib Rectangle.
         names: A name for each box; '' for none.
     """
-    names = [''] * len(styles) if names is None else names
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    for (x1, y1, x2, y2), style, name in zip(boxes.tolist(), styles, names):
+    for (x1, y1, x2, y2), style in zip(boxes.tolist(), styles):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
-        if name and x1 < right and x2 > left and y1 < bottom and y2 > top:
-            at_right = x1 > left + 0.8 * (right - left)
-            axes.text(
-                min(x2, right) if at_right else max(x1, left),
-                max(y1, top),
-                name,
-                ha='right' if at_right else 'left',
-                va='bottom',
-                fontsize=6,
-                color='white',
-                bbox=dict(facecolor=style['edgecolor'], pad=0.6, linewidth=0),
-            )
+    if names is not None:
+        draw_names(axes, boxes, names, [style['edgecolor'] for style in styles])
+
+
+def draw_names(axes: Any, boxes: Any, names: Sequence[str], fills: Sequence[Color]) -> None:
+    """Writes names beside the boxes that can be seen.
+
+    A name stands above its box, or below it where there is no room above: neither on the box nor
+    outside the picture.
+
+    Args:
+        axes: Axes of matplotlib.
+        boxes: (n, 4) tensor or array, xyxy in pixels of the image shown.
+        names: A name for each box; '' for none.
+        fills: The colour behind each name.
+    """
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    room = _ROOM_OF_NAME * (bottom - top)
+    for (x1, y1, x2, y2), name, fill in zip(boxes.tolist(), names, fills):
+        if not (name and x1 < right and x2 > left and y1 < bottom and y2 > top):
+            continue
+        is_above, at_right = y1 - top > room, x1 > left + 0.8 * (right - left)
+        axes.text(
+            min(x2, right) if at_right else max(x1, left),
+            y1 if is_above else min(y2, bottom - room),
+            name,
+            ha='right' if at_right else 'left',
+            va='bottom' if is_above else 'top',
+            fontsize=5.5,
+            color='white',
+            clip_on=True,
+            bbox=dict(facecolor=fill, pad=0.4, linewidth=0, alpha=0.75),
+        )
 
 
 def draw_outline(axes: Any, corners: Any, **style: Any) -> None:

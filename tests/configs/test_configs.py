@@ -124,6 +124,7 @@ _QUICK = (
     'coco/faster_rcnn_r50_lt_v1.py',
     'coco/gfl_r50_lt.py',
     'coco/retinanet_r50_lt_unlabelled_10.py',
+    'coco/rtmdet_tiny_lt_unlabelled_10.py',
     'coco/yolox_s_lt.py',
     'imagenet/mobilenet_v2_lt_v1.py',
     'pennfudan/mask_rcnn_resnet50_lt.py',

@@ -101,7 +101,7 @@ def test_restored_boxes_are_the_annotations():
     source, replicas = drawn([RESIZE, FLIP], num_replicas=3)
     assert len(replicas) == 3
     for replica in replicas:
-        assert replica.applied == ['Resize', 'RandomFlip']
+        assert replica.applied == ['Resize', 'RandomFlip (horizontal)']
         instances = replica.instances
         assert [instances.of(0, row) for row in range(3)] == [[0], [1], [2]]
         assert np.abs(instances.restored.numpy() - np.array(BOXES)).max() < 0.01

@@ -49,7 +49,7 @@ def prepared(dataset, hook):
         hooks=[hook], model=model, epoch=1, train_dataloader=loader, logger=logger, _resume=False
     )
     runner.train_loop = types.SimpleNamespace(dataloader=loader)
-    prepare_training(runner, loader)
+    prepare_training(model, loader, [hook])
     return runner, loader
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lt_mm.apis.draw_replicas import draw_replicas
+from lt_mm.apis.draw_replicas import draw_replicas, nothing_drawn
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,6 +32,8 @@ def main() -> None:
     args = parse_args()
     drawn = draw_replicas(**vars(args))
     print(f'{args.out}: {drawn["boxes"]} predicted boxes, {drawn["paired"]} paired')
+    if not drawn['boxes']:
+        print(nothing_drawn(args.score_threshold, drawn['best_score']))
 
 
 if __name__ == '__main__':

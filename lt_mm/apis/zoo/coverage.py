@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import signal
+import textwrap
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +18,16 @@ import torch
 from mmengine.registry import init_default_scope
 
 from lt_mm.apis.zoo.made_batches import try_pipeline
-from lt_mm.apis.zoo.steps import take_step
+from lt_mm.apis.zoo.steps import lighten, take_step
 from lt_mm.apis.zoo.stock_configs import LIBRARIES, StockConfig, stock_configs
 from lt_mm.registry import MODELS
 from lt_mm.structures.errors import LostRecordError, UnsupportedHeadError
 
 TRAINS, WRAPS, REFUSED, STOCK = 'trains', 'wraps', 'refused', 'stock fails'
-_MAX_REASON = 110
+_MAX_REASON = 160
 _REFUSALS = (UnsupportedHeadError, LostRecordError)
+# What the stock framework says where it refuses, or where a package or an operator is missing.
+_STOCK_REFUSALS = ('NotImplementedError', 'install', 'for device')
 
 
 @dataclass
@@ -35,9 +38,10 @@ class Coverage:
         library: 'mmdet' or 'mmpretrain'.
         config: Path below the configs of the package.
         family: The classes of its head.
-        outcome: 'trains'; 'wraps': no step was taken, because none was asked for or because it
-            fails without the wrap as well; 'refused'; 'stock fails': the stock framework does not
-            build the head, or refuses to train it.
+        outcome: 'trains'; 'wraps': no step was taken, because none was asked for or because the
+            made data do not do without the wrap either; 'refused'; 'stock fails': the stock
+            framework does not build the head or refuses to train it, or a package or an operator
+            that it needs is not installed.
         reason: Why it does not train, or is not known to; empty where no step was asked for.
     """
 
@@ -70,8 +74,8 @@ def cover(
     trials = _Trials(Path(cache), seconds)
     found = []
     for library in libraries:
-        init_default_scope(library)
         for stock in stock_configs(library, configs):
+            init_default_scope('mmpretrain' if stock.classifies else library)
             outcome, reason = _outcome(stock, trials, build_only)
             found.append(Coverage(library, stock.name, stock.family, outcome, reason))
     return found
@@ -108,7 +112,7 @@ def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[s
     head = stock.library, stock.place[-1], stock.head, stock.head_options()
     tried = [trials.get(('head', *head), lambda: _wrapped(stock))]
     tried.append(trials.get(('augments', _augments(stock)), lambda: _try_augments(stock)))
-    if stock.library == 'mmdet':
+    if not stock.classifies:
         for inner, outer in stock.pipelines():
             key = ('pipeline', inner, outer)
             tried.append(trials.get(key, functools.partial(_try_pipeline, inner, outer)))
@@ -126,6 +130,7 @@ def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[s
 def _wrapped(stock: StockConfig) -> tuple[str, str]:
     """Whether the head can be wrapped."""
     config = dict(head=copy.deepcopy(stock.head), **copy.deepcopy(stock.head_options()))
+    lighten('', config)
     try:
         MODELS.build(dict(type='lt_mm.LossTransformHead', **config))
     except _REFUSALS as error:
@@ -139,7 +144,7 @@ def _wrapped(stock: StockConfig) -> tuple[str, str]:
 
 def _augments(stock: StockConfig) -> Any:
     """The batch augments of a config."""
-    if stock.library == 'mmpretrain':
+    if stock.classifies:
         return (stock.cfg.model.get('train_cfg') or {}).get('augments')
     return (stock.detector.get('data_preprocessor') or {}).get('batch_augments')
 
@@ -151,7 +156,7 @@ def _try_augments(stock: StockConfig) -> tuple[str, str]:
         return TRAINS, ''
     options: dict[str, Any] = dict(type='lt_mm.RecordingDetDataPreprocessor')
     options['batch_augments'] = augments
-    if stock.library == 'mmpretrain':
+    if stock.classifies:
         augments = augments if isinstance(augments, list) else [augments]
         options = dict(type='lt_mm.GroupedClsDataPreprocessor', num_classes=2)
         options['batch_augments'] = dict(augments=augments)
@@ -171,7 +176,7 @@ def _try_pipeline(inner: list, outer: list | None) -> tuple[str, str]:
     except LostRecordError as error:
         return REFUSED, str(error)
     except Exception as error:
-        return WRAPS, f'its pipeline was not run: {_described(error)}'
+        return _stock_failure(f'its pipeline was not run: {_described(error)}')
     return TRAINS, ''
 
 
@@ -183,11 +188,13 @@ def _try_step(stock: StockConfig) -> tuple[str, str]:
         return REFUSED, str(error)
     except Exception as error:
         outcome, reason = _if_stock_does(lambda: take_step(stock, wrap=False), WRAPS, error)
-        # A framework that refuses says so; other errors come from made data, or from packages and
-        # operators that are missing here.
-        is_refusal = outcome == STOCK and reason.startswith(NotImplementedError.__name__)
-        return (STOCK, reason) if is_refusal else (WRAPS, reason)
+        return _stock_failure(reason) if outcome == STOCK else (outcome, reason)
     return TRAINS, ''
+
+
+def _stock_failure(reason: str) -> tuple[str, str]:
+    """The outcome for an error of the stock framework, which the made data may have caused."""
+    return STOCK if any(part in reason for part in _STOCK_REFUSALS) else WRAPS, reason
 
 
 def _if_stock_does(run: Callable[[], Any], outcome: str, error: Exception) -> tuple[str, str]:
@@ -202,6 +209,12 @@ def _if_stock_does(run: Callable[[], Any], outcome: str, error: Exception) -> tu
 def _described(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f'{type(error).__name__}: {error} ({Path(place.filename).stem}.{place.name})'
+
+
+def _shortened(reason: str) -> str:
+    """A reason on one line of a table: whole words, without what a user is to do."""
+    reason = reason.replace('|', '/').partition('; expected')[0].partition(', please install')[0]
+    return textwrap.shorten(reason, _MAX_REASON, placeholder=' ...')
 
 
 class _Trials:
@@ -227,10 +240,7 @@ class _Trials:
                     outcome, reason = run()
             except TimeoutError:
                 outcome, reason = WRAPS, f'no step: it takes more than {self.seconds} s'
-            reason = ' '.join(reason.replace('|', '/').split())
-            if len(reason) > _MAX_REASON:
-                reason = reason[:_MAX_REASON] + '...'
-            self._keep(key, outcome, reason)
+            self._keep(key, outcome, _shortened(reason))
         return self.known[key]
 
     def _keep(self, key: str, outcome: str, reason: str) -> None:

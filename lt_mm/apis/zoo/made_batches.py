@@ -25,6 +25,7 @@ class MadeImages(BaseDataset):
 
     def __init__(self, shape: tuple[int, int], pipeline: Sequence[Any]) -> None:
         self.shape = shape
+        self.has_proposals = 'LoadProposals' in str(pipeline)
         self.folder = tempfile.TemporaryDirectory()
         super().__init__(pipeline=list(pipeline), serialize_data=False)
 
@@ -50,7 +51,14 @@ class MadeImages(BaseDataset):
             width=width,
             instances=instances,
             gt_label=0,
+            **self.further_fields(boxes.astype(np.float32)),
         )
+
+    def further_fields(self, boxes: np.ndarray) -> dict:
+        """What pipelines need that load more than images and annotations."""
+        if not self.has_proposals:
+            return {}
+        return dict(proposals=dict(bboxes=boxes, scores=np.ones(len(boxes), dtype=np.float32)))
 
 
 def try_pipeline(inner: list, outer: list | None) -> None:
@@ -73,9 +81,9 @@ def try_pipeline(inner: list, outer: list | None) -> None:
             raise KeyError('its samples carry no record')
 
 
-def detection_batch(size: int) -> dict:
-    """Two images, twice each, packed with their record and whatever a detector may ask for."""
-    loading = dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True)
+def detection_batch(size: int, has_masks: bool) -> dict:
+    """Two images, twice each, packed with their record and what a detector may ask for."""
+    loading = dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=has_masks)
     flip = dict(type='mmdet.RandomFlip', prob=0.5)
     pack = dict(type='mmdet.PackDetInputs')
     dataset = MadeImages(

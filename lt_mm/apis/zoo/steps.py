@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import torch
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from lt_mm.apis.zoo.made_batches import classification_batch, detection_batch
@@ -15,6 +16,13 @@ from lt_mm.registry import MODELS, register
 
 # Smaller images come first; some necks need the larger ones.
 _DETECTION_SIZES = (128, 320)
+# Larger numbers cost time and change nothing of what is computed: RoIs and proposals of an image,
+# by the key of the dict that has them, or by the end of its type.
+_MOST_OF_AN_IMAGE = {
+    ('Sampler', 'num'): 32,
+    ('rpn_proposal', 'nms_pre'): 100,
+    ('rpn_proposal', 'max_per_img'): 100,
+}
 
 
 @register(MODELS)
@@ -76,10 +84,15 @@ def take_step(stock: StockConfig, wrap: bool) -> dict[str, Tensor]:
 
 def _step(stock: StockConfig, wrap: bool, size: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
+    for name in ('epoch', 'iter'):  # of the runner that there is not; some heads look at them
+        MessageHub.get_current_instance().update_info(name, 0)
     model = _model(stock, wrap, size)
+    model.init_weights()
     model.train()
-    is_detector = stock.library == 'mmdet'
-    batch = detection_batch(size) if is_detector else classification_batch(size)
+    if stock.classifies:
+        batch = classification_batch(size)
+    else:
+        batch = detection_batch(size, stock.has_masks)
     data = model.data_preprocessor(batch, True)
     losses = model.loss(data['inputs'], data['data_samples'])
     total, log = model.parse_losses(losses)
@@ -99,14 +112,46 @@ def _model(stock: StockConfig, wrap: bool, size: int) -> Any:
     for node in (config, part):
         if node.get('data_preprocessor'):
             node.data_preprocessor.pop('batch_augments', None)
-    if stock.library == 'mmpretrain':
+        if 'Track' in str(node.get('data_preprocessor')):  # which wants frames of a video
+            node.data_preprocessor['type'] = 'DetDataPreprocessor'
+            node.data_preprocessor.pop('use_det_processor', None)
+    if stock.classifies:
         config.data_preprocessor = copy.deepcopy(stock.cfg.get('data_preprocessor')) or {}
         if wrap and (config.get('train_cfg') or {}).get('augments'):
             config.data_preprocessor['type'] = 'lt_mm.GroupedClsDataPreprocessor'
+    if part.get('teacher_config'):
+        part.teacher_config = dict(model=stock.teacher())
+    lighten('', config)
     if wrap:
         head = part[stock.place[-1]]
         part[stock.place[-1]] = dict(type='lt_mm.LossTransformHead', head=head)
     return MODELS.build(config)
+
+
+def lighten(name: str, node: Any) -> None:
+    """Takes from the config of a model what needs other files, processes or much time, in place.
+
+    Args:
+        name: The key of the node in the dict around it.
+        node: Some part of the config.
+    """
+    if isinstance(node, (list, tuple)):
+        for each in node:
+            lighten(name, each)
+    if not isinstance(node, dict):
+        return
+    kind = str(node.get('type', ''))
+    for (end, key), most in _MOST_OF_AN_IMAGE.items():
+        if (name == end or kind.endswith(end)) and isinstance(node.get(key), int):
+            node[key] = min(node[key], most)
+    if kind.endswith('SyncBN'):  # which needs a process group
+        node['type'] = 'BN'
+    if 'Pretrained' in str(node.get('init_cfg') or {}):
+        node['init_cfg'] = None
+    for key, below in node.items():
+        if isinstance(below, str) and '://' in below:  # weights to be loaded
+            node[key] = None
+        lighten(key, below)
 
 
 def _output_shapes(backbone: dict, size: int) -> Any:

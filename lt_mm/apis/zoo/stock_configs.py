@@ -9,8 +9,9 @@ from typing import Any
 from mmengine.config import Config
 
 LIBRARIES = ('mmdet', 'mmpretrain')
-# The first that a detector has is wrapped.
+# The first that a detector has is wrapped; other models have one of the latter.
 _HEADS = ('roi_head', 'bbox_head', 'mask_head', 'panoptic_head', 'rpn_head')
+_OTHER_HEADS = ('track_head', 'head')
 # What is below these keys of a head is initialised or scheduled, not computed with.
 _NOT_COMPUTED = ('init_cfg', 'test_cfg')
 
@@ -52,11 +53,28 @@ class StockConfig:
         names = dict.fromkeys(_name(part['type']) for part in parts)
         return _name(self.head['type']) + (f' ({", ".join(names)})' if names else '')
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier of MMPretrain."""
+        return _name(self.cfg.model['type']) == 'ImageClassifier'
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its pipelines load masks."""
+        return "'with_mask': True" in str(self.pipelines())
+
+    def teacher(self) -> dict:
+        """The model of a teacher, whose path is relative to the configs of the package."""
+        path = str(self.cfg.model.teacher_config)
+        return Config.fromfile(_root(self.library).parent / path).model
+
     def head_options(self) -> dict[str, Any]:
         """What the stock detector hands to its head beside the config."""
-        if self.library == 'mmpretrain':
+        if self.classifies:
             return {}
         options = {key: self.detector.get(key) for key in ('train_cfg', 'test_cfg')}
+        if not any(options.values()):
+            return {}
         stage = {'roi_head': 'rcnn', 'rpn_head': 'rpn'}.get(self.place[-1])
         if stage:
             options = {key: (value or {}).get(stage) for key, value in options.items()}
@@ -86,12 +104,10 @@ def stock_configs(library: str, parts: Sequence[str] = ()) -> Iterator[StockConf
         library: One of :data:`LIBRARIES`.
         parts: Only configs whose path contains one of these; all if empty.
     """
-    root = Path(str(importlib.import_module(library).__file__)).parent / '.mim' / 'configs'
-    for path in sorted(root.glob('*/*.py')):
+    root = _root(library)
+    for path in sorted(root.rglob('*.py')):
         name = str(path.relative_to(root))
-        if parts and not any(part in name for part in parts):
-            continue
-        if path.parent.name in ('_base_', 'dsdl'):  # the latter need a client to be read at all
+        if name.startswith('_base_') or (parts and not any(part in name for part in parts)):
             continue
         try:
             cfg = Config.fromfile(path)
@@ -102,6 +118,10 @@ def stock_configs(library: str, parts: Sequence[str] = ()) -> Iterator[StockConf
             yield StockConfig(library, name, cfg, place)
 
 
+def _root(library: str) -> Path:
+    return Path(str(importlib.import_module(library).__file__)).parent / '.mim' / 'configs'
+
+
 def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
     if library == 'mmpretrain':
         return ('head',) if model.get('type') == 'ImageClassifier' and model.get('head') else None
@@ -109,7 +129,9 @@ def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
         if model.get(key):
             return (key,)
     inside = _head_place(library, model['detector']) if model.get('detector') else None
-    return ('detector', *inside) if inside else None
+    if inside:
+        return ('detector', *inside)
+    return next(((key,) for key in _OTHER_HEADS if model.get(key)), None)
 
 
 def _pipelines_of(dataset: Any) -> tuple[Any, Any]:

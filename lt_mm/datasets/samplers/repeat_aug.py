@@ -138,12 +138,13 @@ class GroupedRepeatAugSampler(_ReplicaSampler):
 
     Args:
         dataset: The data set.
-        num_repeats: Replicas of a source, 2 or more; may be larger than the data set.
-        mode: ``'full'``: every source ``num_repeats`` times an epoch. ``'v1'``: as many
-            samples an epoch as without repetition, rounded up to whole groups. A pass of
-            ``num_repeats`` epochs draws every source once (the rounding draws some again);
-            each pass has a new permutation, so that any two sources meet sooner or later. See
-            :func:`lt_mm.core.sampling.replicas.short_order`.
+        num_repeats: Replicas of a source, 2 or more; may be larger than the data set. A batch
+            holds ``batch_size / num_repeats`` sources.
+        mode: ``'full'``: every source ``num_repeats`` times an epoch, which takes ``num_repeats``
+            times the steps. ``'v1'``: as many samples an epoch as without repetition, rounded up
+            to whole groups. A pass of ``num_repeats`` epochs draws every source once (the
+            rounding draws some again); each pass has a new permutation, so that any two sources
+            meet sooner or later. See :func:`lt_mm.core.sampling.replicas.short_order`.
         placement: ``'rank'``: the replicas of a source are on one rank. ``'spread'``: they
             are on consecutive ranks, and predictions have to be gathered to be paired; the
             batches of all ranks together hold whole groups if ``num_repeats`` divides their
@@ -280,6 +281,11 @@ class InfiniteGroupedRepeatAugSampler(_ReplicaSampler):
 def num_weak_in(dataset: Any) -> int:
     """How many of the last images of a data set have a weak copy, at indices past its length."""
     return getattr(dataset, 'num_weak', 0)
+
+
+def repeats_sources(dataloader: DataLoader) -> bool:
+    """Whether a loader has a sampler of this package."""
+    return isinstance(getattr(dataloader.batch_sampler, 'sampler', None), _ReplicaSampler)
 
 
 def _check_weak_groups(dataset: Any, layout: Layout) -> None:

@@ -181,7 +181,7 @@ def _start(results: dict, source_id: int) -> None:
     boxes = results.get('gt_bboxes')
     if boxes is None or is_recorded(boxes):
         return
-    applied = results.get('applied_transforms')
+    applied = [step for step in results.get('applied_transforms', ()) if step.has_moved]
     if applied:
         names = ', '.join(step.name for step in applied)
         raise LostRecordError(

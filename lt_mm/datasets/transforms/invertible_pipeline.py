@@ -14,7 +14,7 @@ from typing import Any
 from mmcv.transforms import BaseTransform
 
 from lt_mm.datasets.transforms.annotation_cleaning import AnnotationCleaner
-from lt_mm.datasets.transforms.applied_transforms import list_applied, told_by
+from lt_mm.datasets.transforms.applied_transforms import list_applied, tell_inner, told_by
 from lt_mm.datasets.transforms.box_record import (
     BoxRecord,
     RecordedResults,
@@ -31,7 +31,7 @@ from lt_mm.datasets.transforms.image_loading import (
     transform_image,
 )
 from lt_mm.datasets.transforms.mixing import Mixing
-from lt_mm.datasets.transforms.packing import write_record
+from lt_mm.datasets.transforms.packing import refuse_frames, write_record
 from lt_mm.datasets.transforms.samples import (
     IS_WEAK,
     ORIGIN,
@@ -130,7 +130,10 @@ class InvertiblePipeline(BaseTransform):
         self.transforms: list[Callable] = [
             TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms
         ]
+        for transform in self.transforms:
+            tell_inner(transform)
         names = [name_of(t) for t in self.transforms]
+        refuse_frames(names)
         if not set(draws_nothing) <= set(names):
             raise ValueError(
                 f'draws_nothing is {draws_nothing!r}; expected a list of class names among those '

@@ -1,6 +1,6 @@
 """The record is written into packed data samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,22 @@ from lt_mm.datasets.transforms.applied_transforms import image_matrix_of
 from lt_mm.datasets.transforms.box_record import is_recorded
 from lt_mm.datasets.transforms.samples import ORIGIN
 from lt_mm.structures import ImageRecord, InstanceRecord, LostRecordError, RecordedInstances
+
+
+def refuse_frames(names: Sequence[str]) -> None:
+    """Refuses pipelines whose samples are several frames of a video.
+
+    Args:
+        names: Class names of the transforms.
+
+    Raises:
+        LostRecordError: If one of them packs frames.
+    """
+    if 'PackTrackInputs' in names:
+        raise LostRecordError(
+            'PackTrackInputs packs several frames of a video, while a record is that of one '
+            "image; expected the pipeline of a detector, which ends with dict(type='PackDetInputs')"
+        )
 
 
 def write_record(sample: BaseDataElement | Mapping, results: dict, is_untouched: bool) -> None:

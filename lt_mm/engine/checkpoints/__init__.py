@@ -15,6 +15,7 @@ from lt_mm.engine.checkpoints.resuming import (
     read_last_checkpoint,
     write_last_checkpoint,
 )
+from lt_mm.engine.checkpoints.strategies import check_strategy
 
 __all__ = [
     'ATOMIC',
@@ -22,6 +23,7 @@ __all__ = [
     'DamagedCheckpointError',
     'UntrustedCheckpointError',
     'check_resumable',
+    'check_strategy',
     'checkpoint_loading',
     'find_resumable',
     'is_complete',

@@ -33,7 +33,7 @@ _MARKS = {
 def write_last_checkpoint(work_dir: str, checkpoint: str | Path) -> None:
     """Writes the path of the last checkpoint where MMEngine looks for it, in one step.
 
-    The bytes are those of the path on the disk, whatever the locale is: UTF-8, except for folders
+    The bytes are those of the path on the disk, whatever the locale is: UTF-8, but for folders
     whose names are not.
     """
     AtomicBackend().put(os.fsencode(checkpoint), osp.join(work_dir, _LAST))

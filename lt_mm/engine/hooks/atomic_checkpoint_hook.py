@@ -14,6 +14,7 @@ from lt_mm.engine.checkpoints.atomic_files import ATOMIC, remove_partial_files
 from lt_mm.engine.checkpoints.finite_weights import nonfinite_weights
 from lt_mm.engine.checkpoints.locking import lock_folder, unlock_folder
 from lt_mm.engine.checkpoints.resuming import write_last_checkpoint
+from lt_mm.engine.checkpoints.strategies import check_strategy
 from lt_mm.registry import HOOKS, register
 
 
@@ -32,6 +33,9 @@ class AtomicCheckpointHook(CheckpointHook):
     only: their names come from the checkpoint that a run is resumed from. Weights that are NaN or
     infinite are not saved.
 
+    A ``FlexibleRunner`` needs the single-device strategy or DDP's; with the others, training is
+    refused (:func:`lt_mm.engine.checkpoints.check_strategy`).
+
     Takes the arguments of the stock hook. Overrides its private methods
     ``_save_checkpoint_with_step`` and ``_save_best_checkpoint``.
     """
@@ -43,6 +47,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._locked: list[str] = []
 
     def before_train(self, runner: Any) -> None:
+        check_strategy(runner)
         info = runner.message_hub.runtime_info
         if 'keep_ckpt_ids' in info:  # they become parts of paths
             steps = [step for step in info['keep_ckpt_ids'] if isinstance(step, int)]

@@ -13,7 +13,12 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
-from lt_mm.engine.checkpoints import AtomicBackend, UntrustedCheckpointError, load_weights_only
+from lt_mm.engine.checkpoints import (
+    AtomicBackend,
+    UntrustedCheckpointError,
+    check_strategy,
+    load_weights_only,
+)
 from lt_mm.models.memory import HeadMemory
 from lt_mm.registry import HOOKS, register
 
@@ -55,6 +60,8 @@ class MemoryHook(Hook):
         self._meta = checkpoint.get('meta', {})
 
     def before_train(self, runner: Any) -> None:
+        if memories_of(runner.model):
+            check_strategy(runner)
         if runner.iter > 0:
             folders = [runner.work_dir, osp.dirname(str(runner._load_from or ''))]
             load_memories(runner.model, self._meta, folders)

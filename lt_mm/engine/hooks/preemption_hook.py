@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from lt_mm.engine.checkpoints import (
     ATOMIC,
+    check_strategy,
     nonfinite_weights,
     read_last_checkpoint,
     write_last_checkpoint,
@@ -63,9 +64,12 @@ class PreemptionHook(Hook):
         self._in_validation = False
         self._num_common_val_iters = 0
         self._has_saved = False
+        self._stopped_at: dict[str, Any] = {}
 
     def before_train(self, runner: Any) -> None:
+        check_strategy(runner)
         self.restore()  # what a training that failed has left
+        self._stopped_at = {}
         if is_distributed():
             # The default group may be NCCL's, which waits for the GPU at each question.
             self._group = torch_dist.new_group(backend='gloo')
@@ -116,6 +120,8 @@ class PreemptionHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         self._has_saved = True
+        # A FlexibleRunner counts the epoch or the step as done, as at its end.
+        checkpoint['meta'].update(self._stopped_at)
 
     def after_train(self, runner: Any) -> None:
         self.restore()
@@ -157,11 +163,12 @@ class PreemptionHook(Hook):
         if nonfinite_weights(runner.model):  # the last checkpoint stays the one before
             name = 'nothing, because weights are NaN or infinite'
         else:
+            self._stopped_at = dict(epoch=runner.epoch, iter=runner.iter)
             runner.save_checkpoint(
                 runner.work_dir,
                 name,
                 backend_args=ATOMIC,
-                meta=dict(epoch=runner.epoch, iter=runner.iter, validation_due=validation_due),
+                meta=dict(self._stopped_at, validation_due=validation_due),
             )
             if is_main_process():
                 write_last_checkpoint(runner.work_dir, Path(runner.work_dir, name))

@@ -10,6 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from lt_mm.core.seeds import seed_all
+from lt_mm.engine.checkpoints import check_strategy
 from lt_mm.engine.data_position import DataPosition, PlacedStream, sampler_of
 from lt_mm.engine.validations import ValidationRecord, validation_follows
 from lt_mm.models.mixins import InstanceMixin, mix_in
@@ -75,6 +76,7 @@ class ResumeHook(Hook):
             meta.setdefault('validation_due', validation_follows(runner, meta))
 
     def before_train(self, runner: Any) -> None:
+        check_strategy(runner)
         loop, resumed = runner.train_loop, runner.iter > 0
         batches = loop.dataloader.batch_sampler
         if isinstance(batches, _TrainBatches):  # of an earlier training of this runner

@@ -50,8 +50,7 @@ _REFUSED = {
 _HINT = (
     "Train it with the stock loop: train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', ...)"
 )
-# The keys that callers read in the first pass.
-_PENDING = ('loss', 'loss_lt_cls', 'loss_lt_bbox', 'loss_lt_mask')
+_PENDING = ('loss', 'loss_lt_cls', 'loss_lt_bbox', 'loss_lt_mask')  # read in the first pass
 
 
 class JointLosses:
@@ -256,6 +255,11 @@ def _loss_method(name: str, head: nn.Module) -> str | None:
             f'{name} is a {stock.__name__}, which has a method loss of its own, so its '
             'losses cannot be put together from micro-batches; expected a head that keeps '
             f'BaseDenseHead.loss or the loss of a DETRHead. {_HINT}'
+        )
+    shared = BaseDenseHead.get_positive_infos
+    if getattr(stock, 'get_positive_infos', shared) is not shared:
+        raise UnsupportedHeadError(
+            f'{name} is a {stock.__name__}, which hands the positives to a mask head. {_HINT}'
         )
     return next((method for cls, method in _METHODS.items() if isinstance(head, cls)), None)
 

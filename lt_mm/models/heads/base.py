@@ -267,12 +267,16 @@ class ConsistencyMixin(InstanceMixin):
         )
         return replace(pairs, targets=targets)
 
+    @property
+    def lt_joins_ranks(self) -> bool:
+        """Whether the candidates of several ranks are gathered."""
+        # With a memory all ranks have to know what one of them saw.
+        joins = self.lt_options.across_ranks or self.lt_memory is not None
+        return joins and get_dist_info()[1] > 1
+
     def lt_gather(self, part: Part) -> GatheredBatch:
         """The candidates of the whole batch, of which this process holds a part."""
-        # All ranks have to know what one of them saw.
-        joins = self.lt_options.across_ranks or self.lt_memory is not None
-        gathers = joins and get_dist_info()[1] > 1
-        batch = gather_ranks(part) if gathers else join_parts([part], 0)
+        batch = gather_ranks(part) if self.lt_joins_ranks else join_parts([part], 0)
         self._lt_watch_groups(batch)
         return batch
 

@@ -19,6 +19,9 @@ _CELLS = (
     'the mask and the class of an instance are predicted once for every cell of a grid that its '
     'centre region covers, and its targets do not tell which instance a cell was given'
 )
+_FRAMES = (
+    'it predicts an instance in all frames of a video at once, while a record is that of one image'
+)
 # Stock heads that no family can read, and why; by name, for not all are in every version.
 _REASONS = {
     'CornerHead': _CORNERS,
@@ -26,6 +29,9 @@ _REASONS = {
     **dict.fromkeys(
         ('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'), _CELLS
     ),
+    'CLRHead': 'it predicts lanes, which are lines without a box',
+    'LinearReIDHead': 'it trains embeddings by triplets of images, and predicts no class',
+    'Mask2FormerTrackHead': _FRAMES,
 }
 
 
@@ -73,17 +79,18 @@ def family_of(head: nn.Module) -> type[ConsistencyMixin]:
     Raises:
         UnsupportedHeadError: If the head belongs to no family.
     """
+    name, known = type(head).__name__, {cls for mixin in _FAMILIES for cls in mixin.lt_heads}
+    reason = _REASONS.get(name)
+    if reason and type(head) not in known:
+        raise UnsupportedHeadError(
+            f'LossTransformHead cannot wrap {name}: {reason}; expected a head such as RetinaHead, '
+            f"with a prediction for each instance. Leave this head as it is: dict(type='{name}', "
+            '...)'
+        )
     for mixin in _FAMILIES:
         if isinstance(head, mixin.lt_heads):
             return mixin
-    if reason := _REASONS.get(type(head).__name__):
-        raise UnsupportedHeadError(
-            f'LossTransformHead cannot wrap {type(head).__name__}: {reason}; expected a head such '
-            'as RetinaHead, with a prediction for each instance. Leave this head as it is: '
-            f"head=dict(type='{type(head).__name__}', ...)"
-        )
-    supported = sorted({cls.__name__ for mixin in _FAMILIES for cls in mixin.lt_heads})
-    name = type(head).__name__
+    supported = sorted(cls.__name__ for cls in known)
     raise UnsupportedHeadError(
         f'LossTransformHead cannot wrap {name}: nothing tells which of its predictions show '
         f'the same instance; expected one of {", ".join(supported)}, or a subclass. Wrap one '

@@ -24,7 +24,8 @@ class LossTransformHead:
     ``dict(type='lt_mm.LossTransformHead', head=<stock head>, rho=1.0)`` in the place of the
     stock head. Supported are
 
-    - MMPretrain classification heads with logits of shape (N, C), multi-label ones included;
+    - MMPretrain classification heads with logits of shape (N, C), multi-label ones included, and
+      ``MultiTaskHead`` with such heads;
     - MMDetection's single-stage heads ``RetinaHead``, ``SSDHead``, ``ATSSHead``, ``GFLHead``,
       ``FCOSHead``, ``YOLOXHead``, ``RTMDetHead``, ``DETRHead``,
       ``DeformableDETRHead``, ``DINOHead``, and

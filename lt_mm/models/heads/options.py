@@ -187,6 +187,12 @@ class ConsistencyOptions:
         schedule = self.schedules[kind]
         return schedule.at(0.0 if schedule.is_constant else training_progress())
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether no term ever has a weight: the stock head, with the terms in its log."""
+        schedules = self.schedules.values()
+        return all(each.is_constant and each.at(0.0) == 0 for each in schedules)
+
     def is_active(self) -> bool:
         """Whether any term has a weight at this point of training."""
         return any(self.rho_now(kind) for kind in KINDS)

@@ -698,12 +698,13 @@ class TestRecord:
             dict(type='Brightness', prob=1.0),
         ]
         sample = run(pipeline_of(transforms), make_sample(sample_idx=5))['data_samples']
-        resize, unflipped, flip = sample.applied_transforms
+        resize, unflipped, flip, brightness = sample.applied_transforms
         assert resize.name == 'Resize' and resize.changes['img_shape'] == (20, 40)
         assert resize.image_matrix[0].tolist() == [0.5, 0, 0]
-        assert unflipped == ('RandomFlip', {'flip': False}, None)
+        assert unflipped == ('RandomFlip', {'flip': False}, None, ())
         assert flip.changes['flip_direction'] == 'horizontal'
         assert flip.image_matrix[0].tolist() == [-0.5, 0, 40]
+        assert brightness == ('Brightness', {}, None, ())
 
     def test_nothing_applied(self):
         sample = run(pipeline_of([]), make_sample(sample_idx=5))['data_samples']

@@ -15,6 +15,8 @@ from tests.engine.loops import loss_cases
 from tests.engine.loops.steps import assert_joint, gradients_of
 from tests.models.heads import dense_data
 from tests.models.heads.head_data import FLIP, SHAPE, ZOOM, cls_samples, det_sample
+from tests.models.heads.zoo_kinds import KINDS as LEVEL_KINDS
+from tests.models.heads.zoo_queries import QUERY_KINDS
 
 
 class OneLayer(BaseModel):
@@ -152,3 +154,46 @@ def test_a_single_stage_head_in_micro_batches(kind):
 def test_a_head_that_pads_its_queries_is_refused(kind):
     with pytest.raises(UnsupportedHeadError, match='DINOHead.*denoising.*EpochBasedTrainLoop'):
         gradients_of(dense_model(kind), detections(), 2)
+
+
+ZOO = LEVEL_KINDS | QUERY_KINDS
+REFUSED = {
+    'YOLACT': 'YOLACTHead, which hands the positives',
+    'CondInst': 'CondInstBboxHead, which hands the positives',
+    'LAD': 'LADHead, which has a method loss',
+    'DDQ': 'DDQDETRHead, which makes as many denoising',
+    'Grounding DINO': 'GroundingDINOHead, which makes as many denoising',
+    'GLIP': 'ATSSVLFusionHead, which has a method loss',
+}
+
+
+class OneLayerOfAKind(BaseModel):
+    """A layer, and a head of the zoo on top."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.head = kind, kind.build(rho=1.0)
+        self.stem = nn.Conv2d(3, dense_data.CHANNELS, 1)
+
+    def forward(self, inputs, data_samples, mode):
+        features, (height, width) = self.stem(inputs), SHAPE
+        for sample in data_samples:  # what a data preprocessor and CenterNet's crop tell
+            sample.set_metainfo(dict(batch_input_shape=SHAPE, border=(0, height, 0, width)))
+        levels = tuple(F.adaptive_avg_pool2d(features, size) for size in self.kind.sizes)
+        return self.head.loss(levels, data_samples)
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_a_head_of_the_zoo_in_micro_batches(name):
+    """The joint gradient, or a refusal that names the head and says why."""
+    model = OneLayerOfAKind(ZOO[name]).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    if name in REFUSED:
+        with pytest.raises(UnsupportedHeadError, match=f'{REFUSED[name]}.*EpochBasedTrainLoop'):
+            gradients_of(model, detections(), 2)
+        return
+    log = assert_joint(model, detections(), (2, 3), tolerance=2e-5)
+    assert log['loss_lt_cls'] > 0

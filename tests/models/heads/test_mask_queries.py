@@ -9,6 +9,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
+from lt_mm.models.heads import base
 from lt_mm.structures.errors import MissingRecordError, UnsupportedHeadError
 from tests import reference_losses as twin
 from tests.models.heads.head_data import FLIP, SHAPE, ZOOM, det_sample, to_source, total
@@ -242,3 +243,12 @@ def test_what_is_refused_says_so():
     del replicas[0].gt_instances.source_matrices
     with pytest.raises(MissingRecordError, match='InvertiblePipeline'):
         losses_of(build('MaskFormer', rho=1.0), replicas)
+
+
+@pytest.mark.parametrize('options', [dict(across_ranks=True), dict(memory=dict())], ids=str)
+def test_several_ranks_that_join_are_refused(options, monkeypatch):
+    """Masks of whole images have other sizes on other ranks."""
+    head = build('MaskFormer', **options)
+    monkeypatch.setattr(base, 'get_dist_info', lambda: (0, 2))
+    with pytest.raises(UnsupportedHeadError, match='MaskFormerHead predicts masks of whole images'):
+        losses_of(head, samples())

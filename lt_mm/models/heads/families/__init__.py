@@ -7,7 +7,7 @@ from lt_mm.models.heads.families.anchor_heads import (
     RPNConsistency,
 )
 from lt_mm.models.heads.families.chosen_heads import PAAConsistency
-from lt_mm.models.heads.families.cls_head import ClsConsistency
+from lt_mm.models.heads.families.cls_head import ClsConsistency, MultiTaskConsistency
 from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency
 from lt_mm.models.heads.families.detr_heads import DETRConsistency
 from lt_mm.models.heads.families.mask_head import MaskConsistency
@@ -38,6 +38,7 @@ __all__ = [
     'GFLConsistency',
     'MaskConsistency',
     'MaskFormerConsistency',
+    'MultiTaskConsistency',
     'PAAConsistency',
     'PhraseConsistency',
     'RPNConsistency',

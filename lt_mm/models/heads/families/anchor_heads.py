@@ -23,7 +23,7 @@ from mmdet.models.dense_heads import (
     YOLOFHead,
     YOLOV3Head,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_mm.core.consistency import compared_sides, side_consistency
 from lt_mm.core.geometry import side_positions_to_source
@@ -37,11 +37,12 @@ from lt_mm.models.heads.families.dense_base import (
     strides_of,
 )
 from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.pairing import Pairs
 from lt_mm.structures.errors import UnsupportedHeadError
 
 
-@register_head_family(AnchorHead, RetinaHead, SSDHead, PISARetinaHead, PISASSDHead, YOLACTHead)
+@register_head_family(AnchorHead, RetinaHead, PISARetinaHead, YOLACTHead)
 class AnchorConsistency(DenseConsistency):
     """Mixin of heads whose assigner works on anchors.
 
@@ -81,6 +82,20 @@ class AnchorConsistency(DenseConsistency):
             return self.bbox_coder.decode(anchors[rows % len(anchors)], deltas[rows].float())
 
         return decode
+
+
+@register_head_family(SSDHead, PISASSDHead)
+class SSDConsistency(AnchorConsistency):
+    """Mixin of SSD heads.
+
+    MMDetection 3.2 and later asks a head for its ``loss_cls`` when it predicts, and an SSD head has
+    none: the stock one cannot predict. This one can.
+    """
+
+    @classmethod
+    def lt_add(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
+        head.loss_cls = None
+        return super().lt_add(head, options)
 
 
 @register_head_family(RPNHead)

@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead
+from mmengine.dist import get_dist_info
+from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead, MultiTaskHead
+from mmpretrain.models.heads.multi_task_head import loss_convertor
 from torch import Tensor, nn
 
 from lt_mm.core.mixing import average_over_replicas, replicas_agree
@@ -13,7 +15,7 @@ from lt_mm.models.heads.base import ConsistencyMixin
 from lt_mm.models.heads.class_losses import reads_sigmoid
 from lt_mm.models.heads.empty_terms import NO_PAIR, UNSURE
 from lt_mm.models.heads.gathering import GatheredBatch, Part
-from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.models.heads.head_families import family_of, register_head_family
 from lt_mm.models.heads.options import ConsistencyOptions
 from lt_mm.models.heads.pairing import Pairs
 from lt_mm.models.memory import image_checks
@@ -59,11 +61,20 @@ class ClsConsistency(ConsistencyMixin):
         return cls.lt_add(head, options)
 
     lt_takes_teacher = True
+    lt_is_task = False
 
     def forward(self, feats: Any) -> Any:
         return self.lt_forward(super().forward, feats)
 
     def loss(self, feats: Any, data_samples: list[Any], **kwargs: Any) -> dict:
+        around = getattr(vars(self).get('loss'), '__qualname__', '')
+        if around.startswith(loss_convertor.__name__) and not self.lt_is_task:
+            raise UnsupportedHeadError(
+                f'{type(self).__name__} is the head of one task in a MultiTaskHead, whose samples '
+                'do not say which source they show; wrap the whole head, which gives each task '
+                "its term: head=dict(type='lt_mm.LossTransformHead', head=dict(type="
+                "'MultiTaskHead', task_heads=<stock heads>, ...), ...)"
+            )
         losses = super().loss(feats, data_samples, **kwargs)
         if 'loss_lt_cls' not in losses:
             raise UnsupportedHeadError(
@@ -205,6 +216,45 @@ class ClsConsistency(ConsistencyMixin):
         else:
             # A multi-label target sums to anything, so there only a difference tells.
             _refuse_mixed(scores, group_ids, one_hot=not isinstance(self, MultiLabelClsHead))
+
+
+@register_head_family(MultiTaskHead)
+class MultiTaskConsistency(ConsistencyMixin):
+    """Mixin of a head of several tasks: the head of each gets the term, with the same options.
+
+    Its terms are ``<task>_loss_lt_cls``. A task compares the samples that have it, as its stock
+    loss sees those alone.
+    """
+
+    @classmethod
+    def lt_wrap(cls, head: Any, options: ConsistencyOptions) -> nn.Module:
+        """Wraps the head of each task, and itself."""
+        if options.across_ranks or (options.memory is not None and get_dist_info()[1] > 1):
+            raise UnsupportedHeadError(
+                f'{type(head).__name__} leaves out a task that no sample of a rank has, so that '
+                'ranks cannot gather its predictions; expected across_ranks=False, and memory=None '
+                "with several processes, and placement='rank' in the sampler"
+            )
+        for task, own in head.task_heads.items():
+            family_of(own).lt_wrap(own, options)
+            own.lt_is_task = True
+            # The stock head has hidden it behind a function that leaves samples out.
+            del own.loss
+            own.loss = loss_convertor(own.loss, task)
+        return cls.lt_add(head, replace(options, memory=None))
+
+    def loss(self, feats: Any, data_samples: list[Any], **kwargs: Any) -> dict:
+        for sample in data_samples:
+            record = ImageRecord.read(sample)
+            if not record.is_labelled:
+                raise UnsupportedHeadError(
+                    f'{type(self).__name__} leaves out the tasks that a sample has no label of, so '
+                    'it compares nothing on unlabelled images; expected a labelled data set'
+                )
+            for task in sample.tasks:
+                for name, value in record.metainfo().items():
+                    sample.get(task).set_field(value, name, field_type='metainfo')
+        return super().loss(feats, data_samples, **kwargs)
 
 
 def _soft_labels(data_samples: list[Any]) -> Tensor | None:

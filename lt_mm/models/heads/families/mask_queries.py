@@ -12,7 +12,9 @@ from torch import Tensor
 from lt_mm.models.heads.candidates import Annotated, Detections, rows_of_batch
 from lt_mm.models.heads.families.dense_base import Assigned, DenseConsistency
 from lt_mm.models.heads.families.mask_head import MaskTermConsistency
+from lt_mm.models.heads.gathering import GatheredBatch, Part
 from lt_mm.models.heads.head_families import register_head_family
+from lt_mm.structures.errors import UnsupportedHeadError
 
 
 @dataclass(kw_only=True)
@@ -67,6 +69,15 @@ class MaskFormerConsistency(DenseConsistency, MaskTermConsistency):
                 replace(image, rows=image.rows[kept], annotations=image.annotations[kept])
             )
         return instances
+
+    def lt_gather(self, part: Part) -> GatheredBatch:
+        if self.lt_joins_ranks:
+            raise UnsupportedHeadError(
+                f'{type(self).__name__} predicts masks of whole images, whose sizes differ between '
+                'the ranks, so that the ranks cannot compare them; expected across_ranks=False and '
+                "memory=None in the LossTransformHead, with placement='rank' in the sampler"
+            )
+        return super().lt_gather(part)
 
     def lt_class_logits(self, arguments: dict[str, Any]) -> Tensor:
         return arguments['all_cls_scores'][-1]

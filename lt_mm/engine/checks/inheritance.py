@@ -1,0 +1,99 @@
+"""Whether a child config wraps the pipeline that its base trains with."""
+
+import ast
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+from lt_mm.engine.checks.report import WRONG, Report
+
+
+def check_inherited_pipelines(cfg: Config, report: Report) -> None:
+    """Finds a variable of the base that is not what the data set of the base uses.
+
+    Many configs have a variable ``train_pipeline`` and another one in the data set.
+    ``transforms=_base_.train_pipeline`` then drops augmentations without a word.
+
+    Args:
+        cfg: The config, as read from its file; one that was dumped has no base.
+        report: Gets the findings.
+    """
+    for path in _base_files(cfg.filename):
+        base = _read(path, str(cfg.filename))
+        trained = _pipelines(_dataset_of(base), 'train_dataloader.dataset')
+        wrapped = dict(_pipelines(_dataset_of(cfg), 'train_dataloader.dataset'))
+        for place, stock in trained:
+            own = _wrapped_list(wrapped.get(place))
+            if own is None or own == stock or own == _wrapped_list(stock):
+                continue
+            for name, value in base.items():
+                if isinstance(value, list) and _without_scope(value) == own:
+                    report.add(
+                        WRONG,
+                        'pipeline',
+                        f'transforms=_base_.{name} is not what {path} trains with: '
+                        f'{_names(own)} instead of {_names(stock)}',
+                        f'transforms=_base_.{place}',
+                    )
+
+
+def _base_files(filename: str | None) -> list[str]:
+    """The values of ``_base_`` in a config file."""
+    if not filename or not filename.endswith('.py') or not osp.isfile(filename):
+        return []
+    with open(filename, encoding='utf-8') as file:
+        tree = ast.parse(file.read())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '_base_':
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:  # computed
+                return []
+            return [value] if isinstance(value, str) else list(value)
+    return []
+
+
+def _read(path: str, child: str) -> Config:
+    if '::' in path:
+        return get_config(path)
+    return Config.fromfile(osp.join(osp.dirname(child), path))
+
+
+def _dataset_of(cfg: Config) -> Any:
+    return (cfg.get('train_dataloader') or {}).get('dataset') or {}
+
+
+def _pipelines(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The pipelines of a data set's config, with where they are."""
+    if not isinstance(dataset, dict):
+        return
+    if isinstance(dataset.get('pipeline'), list):
+        yield f'{place}.pipeline', _without_scope(dataset['pipeline'])
+    for key in ('dataset', 'labelled', 'unlabelled'):
+        yield from _pipelines(dataset.get(key), f'{place}.{key}')
+    for number, part in enumerate(dataset.get('datasets') or ()):
+        yield from _pipelines(part, f'{place}.datasets[{number}]')
+
+
+def _without_scope(node: Any) -> Any:
+    """A part of a config, without the scopes that MMEngine writes into bases of packages."""
+    if isinstance(node, dict):
+        return {key: _without_scope(value) for key, value in node.items() if key != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return [_without_scope(each) for each in node]
+    return node
+
+
+def _wrapped_list(pipeline: Any) -> Any:
+    """The stock list in a wrapped pipeline; None if the whole is not wrapped."""
+    if not pipeline or len(pipeline) != 1 or not isinstance(pipeline[0], dict):
+        return None
+    return pipeline[0].get('transforms')
+
+
+def _names(pipeline: Any) -> str:
+    kinds = [each.get('type') for each in pipeline if isinstance(each, dict)]
+    return ', '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)

@@ -12,8 +12,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from torch import Tensor
 
-from lt_mm.core import agreement
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, scale_matrix
+from lt_mm.core.measures import agreement
 from lt_mm.core.pairing import is_paired
 from lt_mm.evaluation.consistency_report import (
     ConsistencyReport,

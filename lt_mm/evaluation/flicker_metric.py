@@ -149,7 +149,7 @@ class FlickerMetric(BaseMetric):
         total, detections, count = flicker.BoxFlicker(), 0, 0
         for source, frames in self.sequences.items():
             own = flicker.box_flicker(
-                [_detections(frame) for frame in frames], self.iou_threshold, self.margin
+                [frame_detections(frame) for frame in frames], self.iou_threshold, self.margin
             )
             total = total.plus(own)
             self.images[source] = own.rates()
@@ -158,7 +158,8 @@ class FlickerMetric(BaseMetric):
         return dict(total.rates(), objects_per_frame=detections / count)
 
 
-def _detections(frame: dict) -> flicker.Detections:
+def frame_detections(frame: dict) -> flicker.Detections:
+    """The detections of a frame, as :attr:`FlickerMetric.sequences` has them."""
     height, width = frame['source_shape']
     whole = torch.tensor([0, 0, width, height], dtype=torch.float64)
     arrays = (torch.from_numpy(frame[name]) for name in ('boxes', 'labels', 'scores'))

@@ -1,5 +1,7 @@
 """Flicker and calibration: against naive twins, what gives 0, and what must not matter."""
 
+import functools
+import itertools
 import math
 
 import numpy as np
@@ -45,18 +47,21 @@ def naive_iou(a, b):
     return common / (sum(areas) - common)
 
 
+def naive_is_inside(box, windows, margin):
+    return all(
+        box[k] > w[k] + margin * (w[k + 2] - w[k])
+        and box[k + 2] < w[k + 2] - margin * (w[k + 2] - w[k])
+        for w in windows
+        for k in (0, 1)
+    )
+
+
 def naive_box_flicker(frames, threshold, margin):
     total = dict.fromkeys(BoxFlicker._fields, 0)
-    for before, after in zip(frames, frames[1:]):
+    for before, after in itertools.pairwise(frames):
         first, second = before.boxes.tolist(), after.boxes.tolist()
-
-        def is_inside(box, windows=(before.window.tolist(), after.window.tolist())):
-            return all(
-                box[k] > w[k] + margin * (w[k + 2] - w[k])
-                and box[k + 2] < w[k + 2] - margin * (w[k + 2] - w[k])
-                for w in windows
-                for k in (0, 1)
-            )
+        windows = before.window.tolist(), after.window.tolist()
+        is_inside = functools.partial(naive_is_inside, windows=windows, margin=margin)
 
         pairs = sorted(
             ((naive_iou(a, b), i, j) for i, a in enumerate(first) for j, b in enumerate(second)),
@@ -144,9 +149,9 @@ def test_class_flicker_is_that_of_the_naive_twin(seed, num_frames, num_classes):
     logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (num_frames, num_classes)))
     p = logits.softmax(dim=1)
     rows = p.tolist()
-    kl = [sum(x * math.log(x / y) for x, y in zip(a, b)) for a, b in zip(rows, rows[1:])]
+    kl = [sum(x * math.log(x / y) for x, y in zip(a, b)) for a, b in itertools.pairwise(rows)]
     np.testing.assert_allclose(consecutive_kl(p), kl, atol=1e-12)
-    changes = [a.index(max(a)) != b.index(max(b)) for a, b in zip(rows, rows[1:])]
+    changes = [a.index(max(a)) != b.index(max(b)) for a, b in itertools.pairwise(rows)]
     assert label_changes(p).tolist() == changes
     same = p[:1].expand(num_frames, -1)
     assert not label_changes(same).any() and not consecutive_kl(same).any()
@@ -167,8 +172,9 @@ def test_calibration_error_is_that_of_the_naive_twin(rows):
         if own:
             gap = sum(p for p, _ in own) / len(own) - sum(hit for _, hit in own) / len(own)
             expected += abs(gap) * len(own) / len(rows)
-    confidences, correct = (torch.tensor(column) for column in zip(*rows))
-    assert calibration_error(confidences.double(), correct) == pytest.approx(expected, abs=1e-6)
+    confidences = torch.tensor([p for p, _ in rows], dtype=torch.float64)
+    correct = torch.tensor([hit for _, hit in rows])
+    assert calibration_error(confidences, correct) == pytest.approx(expected, abs=1e-12)
 
 
 def test_calibration_of_nothing_and_of_what_is_no_confidence_is_refused():

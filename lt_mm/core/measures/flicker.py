@@ -129,42 +129,65 @@ def box_flicker(
         margin: A box that comes nearer to the border of a frame than this share of the frame's
             sides reaches the border.
     """
-    frames = [_in_order(frame) for frame in frames]
     total = BoxFlicker()
     for before, after in itertools.pairwise(frames):
-        total = total.plus(_between(before, after, iou_threshold, margin))
+        total = total.plus(box_changes(before, after, iou_threshold, margin).sums())
     return total
 
 
-def _between(
-    before: Detections, after: Detections, iou_threshold: float, margin: float
-) -> BoxFlicker:
+class BoxChanges(NamedTuple):
+    """What becomes of the detections of a frame in the next one.
+
+    Attributes:
+        before: The n detections of a frame that have an area, in another order.
+        after: Likewise the k detections of the next frame.
+        matched: (p, 2) int64, the rows in both of those that are matched and count.
+        vanishing: (n,) bool, those that count and are not matched.
+        appearing: (k,) bool, likewise.
+    """
+
+    before: Detections
+    after: Detections
+    matched: Tensor
+    vanishing: Tensor
+    appearing: Tensor
+
+    def sums(self) -> BoxFlicker:
+        """What changes, in numbers."""
+        rows, columns = self.matched.unbind(dim=1)
+        a, b = self.before.boxes[rows], self.after.boxes[columns]
+        sizes_a, sizes_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
+        sizes = (sizes_a + sizes_b) / 2
+        moved = (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]).norm(dim=1) / 2
+        swing = (self.before.scores[rows] - self.after.scores[columns]).abs()
+        return BoxFlicker(
+            len(rows),
+            int(self.appearing.sum()),
+            int(self.vanishing.sum()),
+            float((moved / sizes.prod(dim=1).sqrt()).sum()),
+            float(((sizes_a - sizes_b).abs() / sizes).mean(dim=1).sum()),
+            float(swing.sum()),
+        )
+
+
+def box_changes(
+    before: Detections, after: Detections, iou_threshold: float = 0.5, margin: float = 0.02
+) -> BoxChanges:
+    """What becomes of the detections of a frame in the next one; see :func:`box_flicker`."""
+    before, after = _in_order(before), _in_order(after)
     rows, columns = greedy_iou_pairs(
         before.boxes, after.boxes, before.labels, after.labels, iou_threshold
     )
-    first, second = (
+    vanishing, appearing = (
         _is_inside(frame.boxes, before.window, margin)
         & _is_inside(frame.boxes, after.window, margin)
         for frame in (before, after)
     )
-    counted = first[rows] & second[columns]
-    vanishing = first.clone()
+    counted = vanishing[rows] & appearing[columns]
     vanishing[rows] = False
-    appearing = second.clone()
     appearing[columns] = False
-    a, b = before.boxes[rows][counted], after.boxes[columns][counted]
-    sizes_a, sizes_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
-    sizes = ((sizes_a + sizes_b) / 2).clamp(min=torch.finfo(torch.float64).tiny)
-    moved = (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]).norm(dim=1) / 2
-    swing = (before.scores[rows] - after.scores[columns])[counted].abs()
-    return BoxFlicker(
-        int(counted.sum()),
-        int(appearing.sum()),
-        int(vanishing.sum()),
-        float((moved / sizes.prod(dim=1).sqrt()).sum()),
-        float(((sizes_a - sizes_b).abs() / sizes).mean(dim=1).sum()),
-        float(swing.sum()),
-    )
+    matched = torch.stack([rows, columns], dim=1)[counted]
+    return BoxChanges(before, after, matched, vanishing, appearing)
 
 
 def _in_order(frame: Detections) -> Detections:

@@ -56,7 +56,7 @@ def box_frames(
     totals = [BoxFlicker() for _ in metrics]
     pictures = []
     for number, image in enumerate(images):
-        figure = new_figure(5 * len(metrics), 5 * height / width + 0.75)
+        figure = new_figure(4.2 * len(metrics), 4.2 * height / width + 0.75)
         all_axes = figure.subplots(1, len(metrics), squeeze=False)[0]
         for place, (axes, metric) in enumerate(zip(all_axes, metrics)):
             frames = metric.sequences[source_id]
@@ -68,9 +68,7 @@ def box_frames(
             axes.set_title(titles[place], fontsize=11)
             _draw_changes(axes, changes, frames[number]['frame_matrix'], classes, bool(number))
             axes.set_xlabel(
-                f'boxes that blinked so far: {lost}',
-                fontsize=11,
-                color=_CHANGED if lost else _STEADY,
+                f'blinks so far: {lost}', fontsize=11, color=_CHANGED if lost else _STEADY
             )
         figure.suptitle(
             f'frame {number + 1} of {len(images)}    green: as before    red: new    dashed: gone',

@@ -125,11 +125,20 @@ class FlickerMetric(BaseMetric):
         numbers |= dict(num_images=len(self.sequences), num_frames=len(frames))
         return {name: value for name, value in numbers.items() if value is not None}
 
+    def changes(self, source_id: int) -> list[flicker.BoxChanges]:
+        """What changes before each frame of an image of a detector; before the first one nothing."""
+        frames = [_detections(frame) for frame in self.sequences[source_id]]
+        return [
+            flicker.box_changes(before, after, self.iou_threshold, self.margin)
+            for before, after in zip([frames[0], *frames], frames)
+        ]
+
+    def probabilities(self, source_id: int) -> np.ndarray:
+        """What a classifier predicts for the frames of an image, (T, C) float32."""
+        return np.stack([frame['probabilities'] for frame in self.sequences[source_id]])
+
     def _of_classes(self) -> dict[str, float | None]:
-        rows = {
-            source: torch.from_numpy(np.stack([frame['probabilities'] for frame in frames]))
-            for source, frames in self.sequences.items()
-        }
+        rows = {source: torch.from_numpy(self.probabilities(source)) for source in self.sequences}
         activation = self.activation
         if activation == 'auto':
             activation = agreement.activation_of(torch.cat(list(rows.values())))
@@ -149,7 +158,7 @@ class FlickerMetric(BaseMetric):
         total, detections, count = flicker.BoxFlicker(), 0, 0
         for source, frames in self.sequences.items():
             own = flicker.box_flicker(
-                [frame_detections(frame) for frame in frames], self.iou_threshold, self.margin
+                [_detections(frame) for frame in frames], self.iou_threshold, self.margin
             )
             total = total.plus(own)
             self.images[source] = own.rates()
@@ -158,13 +167,15 @@ class FlickerMetric(BaseMetric):
         return dict(total.rates(), objects_per_frame=detections / count)
 
 
-def frame_detections(frame: dict) -> flicker.Detections:
+def _detections(frame: dict) -> flicker.Detections:
     """The detections of a frame, as :attr:`FlickerMetric.sequences` has them."""
     height, width = frame['source_shape']
     whole = torch.tensor([0, 0, width, height], dtype=torch.float64)
-    arrays = (torch.from_numpy(frame[name]) for name in ('boxes', 'labels', 'scores'))
-    matrix = torch.from_numpy(frame['frame_matrix'])
-    return flicker.Detections(*arrays, window=boxes_to_source(whole, matrix))
+    boxes, labels, scores = (
+        torch.from_numpy(frame[name]) for name in ('boxes', 'labels', 'scores')
+    )
+    window = boxes_to_source(whole, torch.from_numpy(frame['frame_matrix']))
+    return flicker.Detections(boxes, labels, scores, window)
 
 
 def _sequences(results: list[dict]) -> dict[int, list[dict]]:

@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from lt_mm.core.geometry import map_boxes
-from lt_mm.core.measures.flicker import BoxChanges, BoxFlicker, box_changes
+from lt_mm.core.measures.flicker import BoxChanges, BoxFlicker
 from lt_mm.datasets.display import class_name
-from lt_mm.evaluation.flicker_metric import FlickerMetric, frame_detections
 from lt_mm.visualization.drawing import (
     Color,
     colors,
@@ -31,10 +30,9 @@ _MILLISECONDS = 350  # a frame
 
 
 def box_frames(
-    metrics: Sequence[FlickerMetric],
-    titles: Sequence[str],
-    source_id: int,
+    changes: Mapping[str, Sequence[BoxChanges]],
     images: Sequence[np.ndarray],
+    matrices: Sequence[np.ndarray],
     classes: Sequence[str],
 ) -> list[np.ndarray]:
     """The frames of one image with the detections of several models beside each other.
@@ -43,49 +41,40 @@ def box_frames(
     is a dashed red box. What reaches the border does not count and is thin white.
 
     Args:
-        metrics: The metric of each model, after its evaluation.
-        titles: A title for each model.
-        source_id: The image.
-        images: Its T frames, (H, W, 3) uint8 RGB.
+        changes: For the title of each model what changed before each of the T frames.
+        images: The frames, (H, W, 3) uint8 RGB.
+        matrices: (3, 3) float64 each, from pixels of the source to those of the frame.
         classes: Names of the classes.
 
     Returns:
         T pictures, (h, w, 3) uint8 RGB.
     """
     height, width = images[0].shape[:2]
-    totals = [BoxFlicker() for _ in metrics]
+    totals = dict.fromkeys(changes, BoxFlicker())
     pictures = []
-    for number, image in enumerate(images):
-        figure = new_figure(4.2 * len(metrics), 4.2 * height / width + 0.75)
-        all_axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-        for place, (axes, metric) in enumerate(zip(all_axes, metrics)):
-            frames = metric.sequences[source_id]
-            changes = _changes_at(metric, frames, number)
-            if number:
-                totals[place] = totals[place].plus(changes.sums())
-            lost = totals[place].appearing + totals[place].vanishing
+    for number, (image, matrix) in enumerate(zip(images, matrices)):
+        figure = new_figure(4.2 * len(changes), 4.2 * height / width + 0.75)
+        all_axes = figure.subplots(1, len(changes), squeeze=False)[0]
+        for axes, (title, frames) in zip(all_axes, changes.items()):
+            totals[title] = totals[title].plus(frames[number].sums())
+            lost = totals[title].appearing + totals[title].vanishing
             show_image(axes, image)
-            axes.set_title(titles[place], fontsize=11)
-            _draw_changes(axes, changes, frames[number]['frame_matrix'], classes, bool(number))
+            axes.set_title(title, fontsize=11)
+            _draw_changes(axes, frames[number], matrix, classes)
             axes.set_xlabel(
                 f'blinks so far: {lost}', fontsize=11, color=_CHANGED if lost else _STEADY
             )
         figure.suptitle(
-            f'frame {number + 1} of {len(images)}    green: as before    red: new    dashed: gone',
+            f'frame {number + 1} of {len(images)}    green: as before    red: new    '
+            'dashed: gone    white: at the border, not counted',
             fontsize=9,
         )
         pictures.append(pixels_of(figure))
     return pictures
 
 
-def _changes_at(metric: FlickerMetric, frames: Sequence[dict], number: int) -> BoxChanges:
-    """What changes from the frame before to a frame; of the first one, nothing."""
-    before, after = (frame_detections(frames[each]) for each in (max(number - 1, 0), number))
-    return box_changes(before, after, metric.iou_threshold, metric.margin)
-
-
 def _draw_changes(
-    axes: Any, changes: BoxChanges, matrix: np.ndarray, classes: Sequence[str], has_before: bool
+    axes: Any, changes: BoxChanges, matrix: np.ndarray, classes: Sequence[str]
 ) -> None:
     found = changes.after
     is_steady = torch.zeros(len(found.boxes), dtype=torch.bool)
@@ -104,9 +93,8 @@ def _draw_changes(
         )
     ]
     draw_boxes(axes, _in_frame(found.boxes, matrix), styles, names)
-    if has_before:
-        gone = _in_frame(changes.before.boxes[changes.vanishing], matrix)
-        draw_boxes(axes, gone, [outlined(_CHANGED, 2.2, linestyle='--')] * len(gone))
+    gone = _in_frame(changes.before.boxes[changes.vanishing], matrix)
+    draw_boxes(axes, gone, [outlined(_CHANGED, 2.2, linestyle='--')] * len(gone))
 
 
 def _border_style() -> dict[str, Any]:
@@ -134,9 +122,9 @@ def save_animation(pictures: Sequence[np.ndarray], path: str) -> None:
 
 
 def class_strips(
-    metrics: Sequence[FlickerMetric],
     titles: Sequence[str],
-    strips: Mapping[int, Sequence[np.ndarray]],
+    images: Sequence[Sequence[np.ndarray]],
+    probabilities: Sequence[Sequence[np.ndarray]],
     classes: Sequence[str],
 ) -> Figure:
     """The frames of images in rows, and below them a bar of the predicted classes of each model.
@@ -144,39 +132,35 @@ def class_strips(
     A bar has a colour for each class, so that a steady prediction is a bar of one colour.
 
     Args:
-        metrics: The metric of each model, after its evaluation.
         titles: A title for each model.
-        strips: For each source id its T frames, (H, W, 3) uint8 RGB.
+        images: For each image its T frames, (H, W, 3) uint8 RGB.
+        probabilities: For each image those of each model, (T, C).
         classes: Names of the classes.
     """
-    num_frames = len(next(iter(strips.values())))
-    rows = 1 + 0.45 * len(metrics)
-    figure = new_figure(1.5 + 0.75 * num_frames, 0.3 + 0.85 * rows * len(strips))
-    all_axes = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
-    for axes, (source, images) in zip(all_axes, strips.items()):
-        for number, image in enumerate(images):
+    num_frames = len(images[0])
+    rows = 1 + 0.45 * len(titles)
+    figure = new_figure(2.5 + 0.75 * num_frames, 0.3 + 0.85 * rows * len(images))
+    all_axes = figure.subplots(len(images), 1, squeeze=False)[:, 0]
+    for axes, frames, predictions in zip(all_axes, images, probabilities):
+        for number, image in enumerate(frames):
             axes.imshow(image, extent=(number + 0.03, number + 0.97, 0, 0.94))
-        for place, metric in enumerate(metrics):
-            top = -0.45 * place
-            probabilities = [frame['probabilities'] for frame in metric.sequences[source]]
-            _draw_bar(axes, top, probabilities, classes)
-            changes = metric.images[source]['label_changes'] or 0
+        for place, (title, own) in enumerate(zip(titles, predictions)):
+            _draw_bar(axes, -0.45 * place, own, classes)
+            labels = own.argmax(axis=1)
             axes.text(
                 -0.1,
-                top - 0.2,
-                f'{titles[place]}\n{round(changes * (num_frames - 1))} changes',
+                -0.45 * place - 0.2,
+                f'{title}\n{(labels[1:] != labels[:-1]).sum()} changes',
                 ha='right',
                 va='center',
                 fontsize=8,
             )
-        axes.set(xlim=(-0.1, num_frames), ylim=(-0.45 * len(metrics) - 0.05, 1), aspect='equal')
+        axes.set(xlim=(-0.1, num_frames), ylim=(-0.45 * len(titles) - 0.05, 1), aspect='equal')
         axes.set_axis_off()
     return figure
 
 
-def _draw_bar(
-    axes: Any, top: float, probabilities: Sequence[np.ndarray], classes: Sequence[str]
-) -> None:
+def _draw_bar(axes: Any, top: float, probabilities: np.ndarray, classes: Sequence[str]) -> None:
     """The predicted class and its probability in each frame."""
     palette = colors(len(probabilities[0]))
     for number, row in enumerate(probabilities):

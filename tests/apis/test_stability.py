@@ -8,11 +8,7 @@ from PIL import Image
 
 from lt_mm.evaluation import FlickerMetric
 from lt_mm.visualization.flicker_figures import box_frames
-from tests.evaluation.random_models import (  # noqa: F401 (fixtures)
-    classifier_fixture,
-    detector_fixture,
-    pictures_fixture,
-)
+from tests.evaluation.random_models import classifier_fixture, detector_fixture, pictures_fixture  # noqa: F401 (fixtures)
 from tests.evaluation.test_flicker_metric import frame_samples, measured
 from tests.paths import TOOLS
 
@@ -54,7 +50,8 @@ def test_the_picture_shows_what_blinks():
     metric = FlickerMetric()
     measured(metric, samples)
     images = [np.full((100, 100, 3), 128, np.uint8)] * 5
-    pictures = box_frames([metric], ['model'], 7, images, ['cell'])
+    matrices = [sample.frame_matrix for sample in samples]
+    pictures = box_frames({'model': metric.changes(7)}, images, matrices, ['cell'])
     red = [int((picture[:-40].astype(int) @ [1, -1, -1] > 100).sum()) for picture in pictures]
     assert red[0] == red[1] == red[3] == 0
     assert red[2] > 100 and red[4] > 50

@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 
 from lt_mm.core.geometry import map_boxes
 from lt_mm.datasets import PanZoomDataset
-from lt_mm.datasets.frames.pan_zoom import warp
+from lt_mm.datasets.altered.pan_zoom import warp
 from lt_mm.evaluation import CalibrationMetric, FlickerMetric
 from lt_mm.structures.errors import MissingRecordError
 from tests.evaluation.random_models import classifier_fixture, detector_fixture, pictures_fixture  # noqa: F401 (fixtures)

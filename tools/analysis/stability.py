@@ -61,8 +61,9 @@ def main(args: Sequence[str] | None = None) -> None:
     baseline = options.pop('baseline')
     name = osp.splitext(osp.basename(model[0]))[0]
     out = options.pop('out') or osp.join('work_dirs', name, 'stability')
+    options['work_dir'] = out
     models = [baseline, model] if baseline else [model]
-    reports = [measure_stability(*each, **options, work_dir=out) for each in models]
+    reports = [measure_stability(*each, **options) for each in models]
     picture = write_stability(reports, out)
     print(f'{table_of(reports)}\nwritten to {out}; see {picture}')
 

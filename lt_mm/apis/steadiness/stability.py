@@ -94,14 +94,14 @@ def measure_stability(
         those of :class:`~lt_mm.evaluation.ConsistencyMetric` ('consistency/').
     """
     cfg = validation_config(config, checkpoint, work_dir, cfg_options)
-    choice = dict(seed=seed, max_images=max_images)
+    choice: dict[str, Any] = dict(seed=seed, max_images=max_images)
     frames = dict(
         type='lt_mm.PanZoomDataset',
         dataset=copy.deepcopy(cfg.val_dataloader.dataset),
         num_frames=num_frames,
         **choice,
     )
-    thresholds = dict(score_threshold=score_threshold, iou_threshold=iou_threshold)
+    thresholds: dict[str, Any] = dict(score_threshold=score_threshold, iou_threshold=iou_threshold)
     evaluator = [dict(type='lt_mm.FlickerMetric', **thresholds)]
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(on_dataset(cfg, frames, evaluator))
@@ -157,20 +157,25 @@ def write_stability(reports: Sequence[StabilityReport], out: str, max_strips: in
         The path of the picture.
     """
     mkdir_or_exist(out)
-    rows = [
+    numbers = [
         dict(name=report.name, checkpoint=report.checkpoint, **report.numbers) for report in reports
     ]
-    dump(rows, osp.join(out, 'stability.json'), indent=2)
+    dump(numbers, osp.join(out, 'stability.json'), indent=2)
     worst = _most_flickering(reports)
-    metrics, titles = [report.metric for report in reports], _titles(reports)
-    if reports[0].is_detector:
+    first, titles = reports[0], _titles(reports)
+    if first.is_detector:
         path = osp.join(out, 'flicker.gif')
-        frames = reports[0].frames_of(worst[0])
-        save_animation(box_frames(metrics, titles, worst[0], frames, reports[0].classes), path)
+        changes = [report.metric.changes(worst[0]) for report in reports]
+        matrices = [frame['frame_matrix'] for frame in first.metric.sequences[worst[0]]]
+        pictures = box_frames(
+            dict(zip(titles, changes)), first.frames_of(worst[0]), matrices, first.classes
+        )
+        save_animation(pictures, path)
         return path
-    path = osp.join(out, 'flicker.png')
-    strips = {source: reports[0].frames_of(source) for source in worst[:max_strips]}
-    save_figure(class_strips(metrics, titles, strips, reports[0].classes), path)
+    path, shown = osp.join(out, 'flicker.png'), worst[:max_strips]
+    images = [first.frames_of(source) for source in shown]
+    rows = [[report.metric.probabilities(source) for report in reports] for source in shown]
+    save_figure(class_strips(titles, images, rows, first.classes), path)
     return path
 
 

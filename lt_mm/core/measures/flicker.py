@@ -6,7 +6,7 @@ were brought back to the source image is flicker.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,8 @@ class BoxFlicker(NamedTuple):
 
     def plus(self, other: 'BoxFlicker') -> 'BoxFlicker':
         """The sums of both."""
-        return BoxFlicker(*(own + its for own, its in zip(self, other)))
+        sums: list[Any] = [own + its for own, its in zip(self, other)]
+        return BoxFlicker(*sums)
 
     @property
     def objects(self) -> int:

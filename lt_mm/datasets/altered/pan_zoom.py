@@ -1,8 +1,5 @@
 """The transform that shows one frame of a slow pan and zoom."""
 
-from collections.abc import Callable
-from typing import Any
-
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -29,7 +26,8 @@ class PanZoom(BaseTransform):
     def __init__(self, num_frames: int, shares: tuple[float, float]) -> None:
         self.num_frames = num_frames
         self.shares = shares
-        self._frame, self._key = 0, (0,)
+        self._frame = 0
+        self._key: tuple[int, ...] = (0,)
         self.matrix: np.ndarray | None = None
         self.image: np.ndarray | None = None
         self.shape: tuple[int, int] | None = None
@@ -66,38 +64,3 @@ def warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(
         image, moved[:2], (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-
-
-def loads_image(transform: Callable) -> bool:
-    """Whether a transform is one of the stock ones that load an image."""
-    name = type(transform).__name__
-    return name.startswith('Load') and 'Image' in name
-
-
-def insert_after_loading(dataset: Any, pan_zoom: PanZoom) -> None:
-    """Puts the transform behind the loading of images into the pipelines of a data set.
-
-    Args:
-        dataset: The data set; it may wrap or join others.
-        pan_zoom: The transform.
-
-    Raises:
-        ValueError: If a pipeline is not a list of stock transforms, or there is none.
-    """
-    inner = [getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())]
-    inner = [each for each in inner if each is not None]
-    for each in inner:
-        insert_after_loading(each, pan_zoom)
-    if inner:
-        return
-    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
-    if not isinstance(transforms, list) or any(
-        type(each).__name__ == 'InvertiblePipeline' for each in transforms
-    ):
-        raise ValueError(
-            f'the pipeline of a {type(dataset).__name__} is '
-            f'{getattr(dataset, "pipeline", None)}; expected the stock pipeline of validation, '
-            'from loading to packing, not in an InvertiblePipeline'
-        )
-    loading = [place for place, each in enumerate(transforms) if loads_image(each)]
-    transforms.insert(max(loading, default=-1) + 1, pan_zoom)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from lt_mm.core.geometry import scale_matrix
+from lt_mm.datasets.altered.insertion import insert_after_loading
+from lt_mm.datasets.altered.pan_zoom import PanZoom
 from lt_mm.datasets.display import file_of, rgb_image
-from lt_mm.datasets.frames.pan_zoom import PanZoom, insert_after_loading
 from lt_mm.datasets.replica_dataset import chosen_images
 from lt_mm.registry import DATASETS, register
 from lt_mm.structures import ImageRecord

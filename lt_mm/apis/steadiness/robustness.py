@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmdet.datasets import BaseDetDataset
-from mmdet.datasets.transforms import Corrupt
+from mmdet.datasets.transforms.transforms import Corrupt
 from torch import Tensor
 
 from lt_mm.apis.replica_configs import on_replicas, validation_config
@@ -128,8 +128,13 @@ def measure_robustness(
     )
 
 
+def is_installed() -> bool:
+    """Whether the package of the corruptions is there."""
+    return find_spec('imagecorruptions') is not None
+
+
 def _check_options(kinds: Sequence[str], severities: Sequence[int]) -> None:
-    if find_spec('imagecorruptions') is None:
+    if not is_installed():
         raise ImportError(
             'the corruptions need the package imagecorruptions, which is not installed: '
             'pip install imagecorruptions-imaug'

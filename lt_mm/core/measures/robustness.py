@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def mean_corrupted(performances: Tensor) -> float:
-    """The mPC, the mean performance under corruption: (K, S) to a number (Michaelis et al., 2019)."""
+    """The mPC (Michaelis et al., 2019), the mean performance under corruption; from (K, S)."""
     return float(performances.double().mean())
 
 

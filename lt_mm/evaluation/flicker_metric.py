@@ -126,7 +126,7 @@ class FlickerMetric(BaseMetric):
         return {name: value for name, value in numbers.items() if value is not None}
 
     def changes(self, source_id: int) -> list[flicker.BoxChanges]:
-        """What changed in the detections before each frame of an image; before the first nothing."""
+        """What changed in the detections before each frame; before the first one nothing."""
         frames = [_detections(frame) for frame in self.sequences[source_id]]
         return [
             flicker.box_changes(before, after, self.iou_threshold, self.margin)

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from mmdet.datasets import BaseDetDataset
-from mmdet.datasets.transforms.transforms import Corrupt
 from torch import Tensor
 
 from lt_mm.apis.replica_configs import on_replicas, validation_config
 from lt_mm.core.measures import robustness
+from lt_mm.datasets.altered.corruption import Corruption, is_installed
 from lt_mm.datasets.altered.insertion import insert_after_loading
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import build_runner
@@ -73,8 +72,8 @@ def measure_robustness(
 ) -> RobustnessReport:
     """Runs the config's own evaluation on corrupted validation images, in one process.
 
-    MMDetection's ``Corrupt`` corrupts the loaded images, of classifiers too. What it draws depends
-    on the seed and the image alone, so two models see the same images.
+    Images are corrupted right after loading. What is drawn depends on the seed and the image alone,
+    so two models see the same images.
 
     Args:
         config: Config file of a classifier or detector.
@@ -109,28 +108,23 @@ def measure_robustness(
             )
         found = runner.test()
         name = _metric_of(found, metric)
-        corrupt = Corrupt(kinds[0], severities[0])
-        insert_after_loading(dataset, corrupt)
-        left_out = _impossible(dataset, corrupt, kinds, severities)
+        corruption = Corruption()
+        insert_after_loading(dataset, corruption)
+        left_out = _impossible(dataset, corruption, kinds, severities)
         possible = [kind for kind in kinds if kind not in left_out]
         if not possible:
             raise ValueError(f'none of the corruptions can be applied to the images: {left_out}')
         rows: list[list[float]] = []
         for kind in possible:
-            corrupt.corruption = kind
+            corruption.kind = kind
             rows.append([])
-            for corrupt.severity in severities:
-                rows[-1].append(runner.test()[name])
+            for corruption.severity in severities:
+                rows[-1].append(float(runner.test()[name]))
     scale = 0.01 if name in _PERCENT else 1.0
     values = scale * torch.tensor(rows, dtype=torch.float64)
     return RobustnessReport(
         name, scale * float(found[name]), possible, list(severities), values, left_out
     )
-
-
-def is_installed() -> bool:
-    """Whether the package of the corruptions is there."""
-    return find_spec('imagecorruptions') is not None
 
 
 def _check_options(kinds: Sequence[str], severities: Sequence[int]) -> None:
@@ -157,16 +151,16 @@ def _metric_of(found: Mapping[str, float], metric: str | None) -> str:
 
 
 def _impossible(
-    dataset: Any, corrupt: Corrupt, kinds: Sequence[str], severities: Sequence[int]
+    dataset: Any, corruption: Corruption, kinds: Sequence[str], severities: Sequence[int]
 ) -> dict[str, str]:
     """The corruptions that fail on the first image, as some do on small ones, and why."""
     failed = {}
-    for corrupt.corruption in kinds:
+    for corruption.kind in kinds:
         try:
-            for corrupt.severity in severities:
+            for corruption.severity in severities:
                 dataset[0]
         except Exception as error:  # of numpy, scikit-image or OpenCV
-            failed[corrupt.corruption] = f'{type(error).__name__}: {str(error).strip()[:100]}'
+            failed[corruption.kind] = f'{type(error).__name__}: {str(error).strip()[:100]}'
     return failed
 
 

@@ -10,6 +10,8 @@ import torch
 from lt_mm.apis.steadiness import robustness
 from lt_mm.apis.steadiness.robustness import RobustnessReport, measure_robustness, table_of
 from lt_mm.core.measures.robustness import mean_corrupted, mean_corruption_error, relative_corrupted
+from lt_mm.core.seeds import seeded
+from lt_mm.datasets.altered.corruption import Corruption
 from tests.evaluation.random_models import classifier_fixture, detector_fixture, pictures_fixture  # noqa: F401 (fixtures)
 from tests.paths import TOOLS
 
@@ -52,6 +54,23 @@ def test_what_cannot_be_measured_is_refused(classifier, monkeypatch):
     monkeypatch.setattr(robustness, 'is_installed', lambda: False)
     with pytest.raises(ImportError, match='pip install imagecorruptions-imaug'):
         measure_robustness(config, checkpoint, cfg_options=options)
+
+
+@needs_corruptions
+def test_corruptions_depend_on_the_seed_alone_and_are_those_of_rgb():
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    transform = Corruption()
+    for transform.kind in robustness.KINDS:
+        with seeded(3):
+            first = transform(dict(img=image))['img']
+        with seeded(3):
+            bgr = transform(dict(img=image[..., ::-1], img_path='a.jpg'))['img']
+        assert first.shape == image.shape and first.dtype == np.uint8
+        assert not np.array_equal(first, image), transform.kind
+        np.testing.assert_array_equal(bgr[..., ::-1], first, err_msg=transform.kind)
+    assert transform(dict(img=image[..., :1]))['img'].shape == (40, 50, 1)
+    transform.kind = None
+    assert transform(dict(img=image))['img'] is image
 
 
 @needs_corruptions

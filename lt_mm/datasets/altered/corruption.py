@@ -39,6 +39,8 @@ class Corruption(BaseTransform):
 
         order = -1 if file_of(results) is not None else 1
         image = np.ascontiguousarray(results['img'][..., ::order].astype(np.uint8))
-        corrupted = corrupt(image, severity=self.severity, corruption_name=self.kind)
+        # The others draw from numpy's generator by themselves.
+        seed = dict(seed=np.random.randint(2**31)) if self.kind == 'glass_blur' else {}
+        corrupted = corrupt(image, severity=self.severity, corruption_name=self.kind, **seed)
         corrupted = corrupted[..., : image.shape[2]]  # a grey image comes back in three channels
         return dict(results, img=np.ascontiguousarray(corrupted[..., ::order]))

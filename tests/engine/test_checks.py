@@ -12,9 +12,9 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
 from lt_mm.apis.check_config import check_config
+from lt_mm.datasets.held_pipelines import working_copy
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
 from lt_mm.datasets.source_numbers import check_numbers
-from lt_mm.datasets.working_copy import working_copy
 from lt_mm.engine.checks import Report, RunCheckError, check_data, check_inherited_pipelines
 from lt_mm.engine.hooks import CheckHook
 from lt_mm.structures.errors import MissingRecordError

@@ -7,6 +7,9 @@ from mmcv.transforms import BaseTransform
 
 from lt_mm.datasets.display import file_of
 
+# They draw from generators of their own, the others from that of numpy.
+_WITH_GENERATORS = ('glass_blur', 'impulse_noise')
+
 
 def is_installed() -> bool:
     """Whether the package of the corruptions is there."""
@@ -39,8 +42,8 @@ class Corruption(BaseTransform):
 
         order = -1 if file_of(results) is not None else 1
         image = np.ascontiguousarray(results['img'][..., ::order].astype(np.uint8))
-        # The others draw from numpy's generator by themselves.
-        seed = dict(seed=np.random.randint(2**31)) if self.kind == 'glass_blur' else {}
+        own = self.kind in _WITH_GENERATORS
+        seed = dict(seed=int(np.random.randint(2**31))) if own else {}
         corrupted = corrupt(image, severity=self.severity, corruption_name=self.kind, **seed)
         corrupted = corrupted[..., : image.shape[2]]  # a grey image comes back in three channels
         return dict(results, img=np.ascontiguousarray(corrupted[..., ::order]))

@@ -1,5 +1,6 @@
 """The transform that corrupts a loaded image."""
 
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -38,12 +39,11 @@ class Corruption(BaseTransform):
         """
         if self.kind is None:
             return results
-        from imagecorruptions import corrupt  # an extra
-
         order = -1 if file_of(results) is not None else 1
         image = np.ascontiguousarray(results['img'][..., ::order].astype(np.uint8))
         own = self.kind in _WITH_GENERATORS
         seed = dict(seed=int(np.random.randint(2**31))) if own else {}
+        corrupt = import_module('imagecorruptions').corrupt  # an extra, without types
         corrupted = corrupt(image, severity=self.severity, corruption_name=self.kind, **seed)
         corrupted = corrupted[..., : image.shape[2]]  # a grey image comes back in three channels
         return dict(results, img=np.ascontiguousarray(corrupted[..., ::order]))

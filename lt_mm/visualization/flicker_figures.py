@@ -53,7 +53,7 @@ def box_frames(
     totals = dict.fromkeys(changes, BoxFlicker())
     pictures = []
     for number, (image, matrix) in enumerate(zip(images, matrices)):
-        figure = new_figure(4.2 * len(changes), 4.2 * height / width + 0.75)
+        figure = new_figure(4.2 * len(changes), 4.2 * height / width + 0.95)
         all_axes = figure.subplots(1, len(changes), squeeze=False)[0]
         for axes, (title, frames) in zip(all_axes, changes.items()):
             totals[title] = totals[title].plus(frames[number].sums())

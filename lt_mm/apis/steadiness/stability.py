@@ -162,7 +162,9 @@ def write_stability(reports: Sequence[StabilityReport], out: str, max_strips: in
     ]
     dump(numbers, osp.join(out, 'stability.json'), indent=2)
     worst = _most_flickering(reports)
-    first, titles = reports[0], _titles(reports)
+    first = reports[0]
+    # One image may be an exception, so the picture tells of all of them as well.
+    titles = [f'{title}\n{_overall(report)}' for title, report in zip(_titles(reports), reports)]
     if first.is_detector:
         path = osp.join(out, 'flicker.gif')
         changes = [report.metric.changes(worst[0]) for report in reports]
@@ -177,6 +179,14 @@ def write_stability(reports: Sequence[StabilityReport], out: str, max_strips: in
     rows = [[report.metric.probabilities(source) for report in reports] for source in shown]
     save_figure(class_strips(titles, images, rows, first.classes), path)
     return path
+
+
+def _overall(report: StabilityReport) -> str:
+    """The most telling number of a report, in words."""
+    name = 'blinking' if report.is_detector else 'label_changes'
+    value, count = report.numbers.get(f'flicker/{name}'), len(report.metric.images)
+    share = 'nothing found' if value is None else f'{100 * value:.1f} % {name.replace("_", " ")}'
+    return f'{count} images: {share}'
 
 
 def _titles(reports: Sequence[StabilityReport]) -> list[str]:

@@ -1,8 +1,8 @@
 """Which mode pays: ResNet-20 on 500, 2,000 and 10,000 labelled images of CIFAR-10.
 
 All arms of a block take equally many steps of 64 images, within 3 %. Seed 5 is the pilot, on which
-the learning rate of each arm is chosen (``--seeds 5``). The study itself is the arms at the rates
-in ``chosen``. docs/studies/cifar10_modes/plan.md says how they are compared.
+the learning rate of each arm is chosen (``--seeds 5``); the study itself takes each arm at its own
+rate alone (``--only``). docs/studies/cifar10_modes/plan.md says how they are compared.
 """
 
 from typing import Any
@@ -99,14 +99,12 @@ runs: dict[str, tuple[str, dict[str, Any]]] = {
     for rate in rates
 }
 
-# The rate of each arm with the best validation accuracy of the pilot.
-chosen: dict[str, float] = {}
+# Beside the plain run of the same block and rate.
 sections = {
     f'{images} labelled images': [
-        (f'{name}@{rate}', None if name.endswith('-plain') else f'{images}-plain@{plain_rate}')
-        for name, rate in chosen.items()
+        (name, None if '-plain@' in name else f'{images}-plain@{name.partition("@")[2]}')
+        for name in runs
         if name.startswith(f'{images}-')
-        for plain_rate in [chosen[f'{images}-plain']]
     ]
     for images in blocks
 }

@@ -54,8 +54,15 @@ def _copied(dataset: Any, memo: dict[int, Any]) -> Any:
         if is_dataset(value):
             setattr(made, name, _copied(value, memo))
         elif any(is_dataset(each) for each in members_of(value)):
-            setattr(made, name, [_copied(each, memo) for each in value])
+            setattr(made, name, _copied_members(value, memo))
     for name, value in vars(dataset).items():
         if any(holds_pipelines(each) for each in [value, *members_of(value)]):
             setattr(made, name, copy.deepcopy(value, memo))
     return made
+
+
+def _copied_members(value: Any, memo: dict[int, Any]) -> Any:
+    """A list, tuple or dict, with copies of the data sets in it."""
+    if isinstance(value, dict):
+        return dict(zip(value, _copied_members(list(value.values()), memo)))
+    return [_copied(each, memo) if is_dataset(each) else each for each in value]

@@ -40,6 +40,7 @@ def test_the_notebook_is_small_and_has_no_outputs():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_notebook_runs(tmp_path):
     """In a folder beside links to the repository, which stays as it is."""
     (tmp_path / 'configs').symlink_to(REPOSITORY / 'configs')

@@ -16,7 +16,7 @@ from lt_mm.core.pairing import greedy_iou_groups, is_paired
 from lt_mm.datasets.display import class_name, rgb_image, source_image
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import enter_scope, load_config
-from lt_mm.evaluation.consistency_metric import restoring_matrix
+from lt_mm.evaluation.predictions import restoring_matrix
 from lt_mm.structures.record import source_ids_of
 from lt_mm.visualization.drawing import save_figure
 from lt_mm.visualization.restored_figure import PredictedReplica, restored_figure

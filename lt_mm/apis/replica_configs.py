@@ -118,14 +118,26 @@ def on_replicas(
             :class:`~lt_mm.datasets.ReplicaDataset`.
         evaluator: Config of the metrics.
     """
+    replicas = dict(
+        type='lt_mm.ReplicaDataset', dataset=dataset, num_replicas=num_replicas, **choice
+    )
+    return on_dataset(cfg, replicas, evaluator)
+
+
+def on_dataset(cfg: Config, dataset: Mapping[str, Any], evaluator: Any) -> Config:
+    """The config that tests every sample of another data set, in order.
+
+    Args:
+        cfg: See :func:`validation_config`.
+        dataset: Config of the data set.
+        evaluator: Config of the metrics.
+    """
     cfg = copy.deepcopy(cfg)
     # Assigned: the update of a ConfigDict merges.
     loader = cfg.test_dataloader
     loader.pop('batch_sampler', None)
     loader.drop_last = False
     loader.sampler = dict(type='mmengine.DefaultSampler', shuffle=False)
-    loader.dataset = dict(
-        type='lt_mm.ReplicaDataset', dataset=dataset, num_replicas=num_replicas, **choice
-    )
+    loader.dataset = dataset
     cfg.test_evaluator = evaluator
     return cfg

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from lt_mm.datasets.checks import explained
+from lt_mm.datasets.checks import check_annotation_files, explained
 from lt_mm.engine.checkpoints import check_strategy, checkpoint_loading
 from lt_mm.engine.checks import check_run
 from lt_mm.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
@@ -52,7 +52,7 @@ def train(
     Raises:
         ValueError: If the sampler's groups do not fit into the batch size, or if something is not
             recorded that happens later (:func:`~lt_mm.engine.preparation.prepare_training`).
-        DataSetError: If the annotation file cannot be used for training.
+        DataSetError: If an annotation file cannot be used for training, or for validation.
         RunCheckError: If the run would not be what its config means it to be
             (:func:`~lt_mm.engine.checks.check_run`).
         UntrustedCheckpointError: If a checkpoint to be loaded holds code.
@@ -74,6 +74,7 @@ def train(
         check_strategy(runner)
         with explained(cfg.train_dataloader.dataset):
             loop = runner.train_loop
+        _check_validation(runner, cfg)
         prepare_training(runner.model, loop.dataloader, runner.hooks)
         _check(runner, loop.dataloader)
         try:
@@ -100,6 +101,16 @@ def test(
     cfg.load_from = checkpoint
     with checkpoint_loading(trust_checkpoint):
         return build_runner(cfg).test()
+
+
+def _check_validation(runner: Runner, cfg: Config) -> None:
+    """Makes sure, before training, that the data of the first validation can be used."""
+    if cfg.get('val_dataloader') is None:
+        return
+    with explained(cfg.val_dataloader.get('dataset', {}), 'val_dataloader'):
+        loader = getattr(runner.val_loop, 'dataloader', None)
+        if loader is not None:
+            check_annotation_files(loader.dataset)
 
 
 def _check(runner: Runner, loader: DataLoader) -> None:

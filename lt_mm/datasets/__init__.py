@@ -1,5 +1,6 @@
 """Replicas of the source images: the pipeline that records, the samplers that repeat."""
 
+from lt_mm.datasets.altered import PanZoomDataset
 from lt_mm.datasets.labelled_and_unlabelled import LabelledAndUnlabelled
 from lt_mm.datasets.replica_dataset import ReplicaDataset
 from lt_mm.datasets.samplers import GroupedRepeatAugSampler, InfiniteGroupedRepeatAugSampler
@@ -11,6 +12,7 @@ __all__ = [
     'InfiniteGroupedRepeatAugSampler',
     'InvertiblePipeline',
     'LabelledAndUnlabelled',
+    'PanZoomDataset',
     'ReplicaDataset',
     'WithWeakCopies',
 ]

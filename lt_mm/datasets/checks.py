@@ -8,15 +8,16 @@ it. What an annotation file has to be is said in :mod:`lt_mm.datasets.coco_file`
 
 import os
 import os.path as osp
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, XMLDataset
 from mmdet.registry import DATASETS as DETECTION_DATASETS
 from mmengine.dataset import BaseDataset
 
-from lt_mm.datasets.coco_file import CLASSES_HINT, briefly, check_coco_file
+from lt_mm.datasets.coco_file import CLASSES_HINT, briefly, check_coco_file, check_image_ids
 from lt_mm.datasets.reporting import DataSetError, warn
 from lt_mm.registry import class_of
 
@@ -58,7 +59,9 @@ def check_annotation_files(dataset: Any) -> None:
     A stock ``CocoDataset`` takes one image for another if their ids are equal, and gives
     labels in the order of the file, whatever the order of the classes. Its file is read
     again for this check, which takes a fraction of the time that the data set took. What the
-    data set leaves out, and classes that the file lacks, are logged.
+    data set leaves out, and classes that the file lacks, are logged. Of a subclass with a parser of
+    its own (LVIS), only the ids of the images are checked. Images that the list of an
+    ``XMLDataset`` (VOC) names more than once are logged.
 
     Args:
         dataset: The data set; it may wrap others.
@@ -69,15 +72,32 @@ def check_annotation_files(dataset: Any) -> None:
     """
     for each in innermost_datasets(dataset):
         classes = each.metainfo.get('classes') or ()
-        if _reads_coco(type(each)) and osp.isfile(each.ann_file):
-            for note in check_coco_file(each.ann_file, classes, each.filter_cfg or {}):
+        is_file = isinstance(each.ann_file, str) and osp.isfile(each.ann_file)
+        if _reads_coco(type(each)) and is_file:
+            filter_cfg = {} if each.test_mode else each.filter_cfg or {}
+            for note in check_coco_file(each.ann_file, classes, filter_cfg):
                 warn(note)
+        elif isinstance(each, CocoDataset) and is_file:  # LVIS, and parsers of their own
+            check_image_ids(each.ann_file)
+        elif isinstance(each, XMLDataset):
+            _warn_of_repeated(each)
         found = getattr(each, 'cat_ids', None)
         if found is not None and 0 < len(found) < len(classes):
             warn(
                 f'{each.ann_file} has {len(found)} of the {len(classes)} classes '
                 f'{briefly(classes)}: the others are never seen; {CLASSES_HINT}'
             )
+
+
+def _warn_of_repeated(dataset: XMLDataset) -> None:
+    """Logs which images a list names again: each time is a source of its own."""
+    counts = Counter(dataset.get_data_info(index)['img_id'] for index in range(len(dataset)))
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        warn(
+            f'{dataset.ann_file} lists {len(repeated)} images more than once, and each time counts '
+            f'as another image; the first is {repeated[0]!r}'
+        )
 
 
 def innermost_datasets(dataset: Any) -> list[BaseDataset]:
@@ -97,11 +117,12 @@ def _is_annotated(data_info: dict) -> bool:
 
 
 @contextmanager
-def explained(dataset_cfg: Mapping[str, Any]) -> Iterator[None]:
+def explained(dataset_cfg: Mapping[str, Any], loader: str = 'train_dataloader') -> Iterator[None]:
     """Explains the errors raised while a data set is built, if its json is at fault.
 
     Args:
         dataset_cfg: The data set's config.
+        loader: The key in the config of what loads from it.
 
     Raises:
         DataSetError: Instead of any error, if there is an explanation; and before anything is
@@ -112,19 +133,22 @@ def explained(dataset_cfg: Mapping[str, Any]) -> Iterator[None]:
         path = _ann_file_of(each)
         if osp.exists(path) and not osp.isfile(path) and not osp.isdir(path):
             raise DataSetError(
-                f'train_dataloader.dataset: {path} is not a regular file, so reading it may never '
+                f'{loader}.dataset: {path} is not a regular file, so reading it may never '
                 'end; expected an annotation file. Check data_root and ann_file'
             )
     try:
         yield
-    except DataSetError:
-        raise
+    except DataSetError as error:
+        if loader == 'train_dataloader':
+            raise
+        raise DataSetError(str(error).replace('train_dataloader', loader)) from error
     except Exception as error:
         for each in configs:
             try:
                 _check_config(each)
             except DataSetError as fault:
-                raise DataSetError(f'train_dataloader.dataset: {fault}') from error
+                text = str(fault).replace('train_dataloader', loader)
+                raise DataSetError(f'{loader}.dataset: {text}') from error
         raise
 
 
@@ -155,7 +179,8 @@ def _ann_file_of(cfg: Mapping[str, Any]) -> str:
 def _check_config(cfg: Mapping[str, Any]) -> None:
     """Checks the annotation file of a data set's config, if it is a COCO json."""
     path, found = _ann_file_of(cfg), class_of(cfg.get('type'), DETECTION_DATASETS)
-    metainfo, filter_cfg = cfg.get('metainfo') or {}, cfg.get('filter_cfg') or {}
+    metainfo = cfg.get('metainfo') or {}
+    filter_cfg = {} if cfg.get('test_mode') else cfg.get('filter_cfg') or {}
     if not (_reads_coco(found) and osp.isfile(path) and os.access(path, os.R_OK)):
         return
     if isinstance(metainfo, Mapping) and isinstance(filter_cfg, Mapping):

@@ -58,6 +58,14 @@ class _CocoFile(msgspec.Struct):
     annotations: list[_Annotation] = []  # a file for images without labels has none
 
 
+class _WithId(msgspec.Struct, gc=False):
+    id: _Id
+
+
+class _ImageIds(msgspec.Struct):
+    images: list[_WithId]
+
+
 _EXPECTED = {
     'id': 'a whole number or a text',
     'image_id': 'the id of an image',
@@ -106,6 +114,23 @@ def check_coco_file(
         return [f'{path}: {note}' for note in [*_check_references(coco), *_left_out(coco, classes)]]
     except DataSetError as error:
         raise DataSetError(f'{path} {error}') from error.__cause__
+
+
+def check_image_ids(path: str | Path) -> None:
+    """Makes sure that no two images of a file in the form of COCO's have the same id.
+
+    Nothing else is expected of the file; what is not in this form is not checked.
+
+    Raises:
+        DataSetError: If two have; the message names their places.
+        OSError: If the file cannot be read.
+    """
+    with suppress(msgspec.MsgspecError):
+        images = msgspec.json.decode(Path(path).read_bytes(), type=_ImageIds).images
+        try:
+            _check_different('images', [each.id for each in images])
+        except DataSetError as error:
+            raise DataSetError(f'{path} {error}') from None
 
 
 # -- the schema --------------------------------------------------------------
@@ -184,26 +209,28 @@ def _schema_fault(message: str, content: dict) -> str:
 
 def _check_ids(coco: _CocoFile) -> None:
     for name in _KEYS:
-        entries = getattr(coco, name)
-        ids = [each.id for each in entries]
-        places: dict[Hashable, int] = {}
-        for row, own in enumerate(ids):
-            if isinstance(own, float) and not own.is_integer():
-                raise DataSetError(
-                    f'has {name}[{row}].id = {own}; expected {_EXPECTED["id"]}. Give it another one'
-                )
-            first = places.setdefault(own, row)
-            if first != row:
-                raise DataSetError(
-                    f'has {name}[{row}] with the id {own!r} of another one, {name}[{first}], so '
-                    'that one of them would be taken for the other; expected ids that are all '
-                    f'different. Number the {name} anew, or take out what is there twice'
-                )
+        _check_different(name, [each.id for each in getattr(coco, name)])
     for row, image in enumerate(coco.images):
         if image.height % 1 or image.width % 1:
             raise DataSetError(
                 f'has images[{row}] of {image.width} x {image.height} pixels; expected whole '
                 'numbers. Write the size that the image file has'
+            )
+
+
+def _check_different(name: str, ids: Sequence[_Id]) -> None:
+    places: dict[Hashable, int] = {}
+    for row, own in enumerate(ids):
+        if isinstance(own, float) and not own.is_integer():
+            raise DataSetError(
+                f'has {name}[{row}].id = {own}; expected {_EXPECTED["id"]}. Give it another one'
+            )
+        first = places.setdefault(own, row)
+        if first != row:
+            raise DataSetError(
+                f'has {name}[{row}] with the id {own!r} of another one, {name}[{first}], so '
+                'that one of them would be taken for the other; expected ids that are all '
+                f'different. Number the {name} anew, or take out what is there twice'
             )
 
 

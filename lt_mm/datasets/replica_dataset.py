@@ -51,7 +51,7 @@ class ReplicaDataset:
         hold_pipelines(self.dataset)
         self.num_replicas = num_replicas
         self.seed = seed
-        self.indices = _chosen(len(self.dataset), indices, max_images)
+        self.indices = chosen_images(len(self.dataset), indices, max_images)
 
     @property
     def metainfo(self) -> dict:
@@ -76,7 +76,10 @@ class ReplicaDataset:
             return self.dataset[self.indices[image]]
 
 
-def _chosen(count: int, indices: Sequence[int] | None, max_images: int | None) -> Sequence[int]:
+def chosen_images(
+    count: int, indices: Sequence[int] | None, max_images: int | None
+) -> Sequence[int]:
+    """The numbers of the images that are used; see :class:`ReplicaDataset`."""
     if indices is not None and max_images is not None:
         raise ValueError(
             f'indices are {indices} and max_images is {max_images}; expected one of them'

@@ -5,15 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from mmdet.structures.bbox import get_box_tensor
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
-from torch import Tensor
 
-from lt_mm.core import agreement
-from lt_mm.core.geometry import boxes_to_source, is_axis_aligned, scale_matrix
+from lt_mm.core.measures import agreement
 from lt_mm.core.pairing import is_paired
 from lt_mm.evaluation.consistency_report import (
     ConsistencyReport,
@@ -21,8 +16,9 @@ from lt_mm.evaluation.consistency_report import (
     class_report,
     source_ids,
 )
+from lt_mm.evaluation.predictions import check_activation, check_fractions, kept_prediction
 from lt_mm.registry import METRICS, register
-from lt_mm.structures.errors import MissingRecordError, UnpairedBatchError
+from lt_mm.structures.errors import UnpairedBatchError
 from lt_mm.structures.record import ImageRecord, check_distinct
 
 EVALUATED_RECORD_HINT = (
@@ -112,13 +108,8 @@ class ConsistencyMetric(BaseMetric):
         collect_dir: str | None = None,
     ) -> None:
         super().__init__(collect_device, prefix, collect_dir)
-        if activation not in ('auto', *agreement.ACTIVATIONS):
-            raise ValueError(
-                f'activation is {activation!r}; expected one of {("auto", *agreement.ACTIVATIONS)}'
-            )
-        for name, value in (('score_threshold', score_threshold), ('iou_threshold', iou_threshold)):
-            if not 0 <= value <= 1:
-                raise ValueError(f'{name} is {value}; expected a fraction in [0, 1]')
+        check_activation(activation)
+        check_fractions(score_threshold=score_threshold, iou_threshold=iou_threshold)
         self.activation = activation
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
@@ -138,15 +129,7 @@ class ConsistencyMetric(BaseMetric):
                 source_shape=record.source_shape,
                 img_path=sample.get('img_path'),
             )
-            if 'pred_instances' in sample:
-                result.update(_restored(sample, self.score_threshold))
-            elif 'pred_score' in sample:
-                result.update(probabilities=_numbers(sample, 'pred_score', sample['pred_score']))
-            else:
-                raise ValueError(
-                    f'a prediction has the fields {sorted(sample)}; expected pred_score, '
-                    'of a classifier, or pred_instances, of a detector'
-                )
+            result.update(kept_prediction(sample, self.score_threshold))
             self.results.append(result)
 
     def evaluate(self, size: int) -> dict:
@@ -185,54 +168,6 @@ class ConsistencyMetric(BaseMetric):
 
 def _warn(message: str) -> None:
     print_log(f'ConsistencyMetric {message}', 'current', logging.WARNING)
-
-
-def restoring_matrix(sample: Any) -> Tensor:
-    """The matrix (3, 3) float64 of a replica, from pixels of the source to its own.
-
-    Args:
-        sample: A data sample with a record, or one as a dict.
-
-    Raises:
-        MissingRecordError: If no single matrix describes the replica.
-    """
-    if sample.get('source_matrix') is None:
-        raise MissingRecordError(
-            f'no single matrix brings the boxes of {sample.get("img_path")} back to '
-            'their source, since its pipeline merges images or moves them unrecorded; '
-            'expected a pipeline without Mosaic, MixUp or CopyPaste'
-        )
-    return torch.from_numpy(np.asarray(sample.get('source_matrix')))
-
-
-def _restored(sample: dict, score_threshold: float) -> dict[str, Any]:
-    """Confident boxes (n, 4) of a replica in pixels of its source, labels and scores (n,)."""
-    matrix = restoring_matrix(sample)
-    found = sample['pred_instances']
-    scores = _numbers(sample, 'scores', found['scores'])
-    keep = torch.from_numpy(scores >= score_threshold)
-    boxes = _numbers(sample, 'bboxes', get_box_tensor(found['bboxes']).cpu()[keep])
-    # Detectors divide their boxes by the scale factor, which does not undo the matrix.
-    width, height = sample.get('scale_factor', (1, 1))[:2]
-    matrix = torch.from_numpy(scale_matrix(1 / width, 1 / height)) @ matrix
-    restored = boxes_to_source(torch.from_numpy(boxes).double(), matrix.expand(len(boxes), 3, 3))
-    return dict(
-        boxes=restored.numpy(),
-        labels=found['labels'].cpu()[keep].numpy(),
-        scores=scores[keep.numpy()],
-        is_exact=bool(is_axis_aligned(matrix)),
-    )
-
-
-def _numbers(sample: dict, name: str, values: Tensor) -> np.ndarray:
-    """A prediction as a float32 array; a tensor would be stored with its whole batch."""
-    numbers = values.detach().cpu().float().numpy()
-    if not np.isfinite(numbers).all():
-        raise ValueError(
-            f'{name} predicted for {sample.get("img_path")} is not finite; '
-            'the weights of the model are broken, or its input is'
-        )
-    return numbers
 
 
 def _equal_groups(results: list[dict]) -> tuple[list[dict], int]:

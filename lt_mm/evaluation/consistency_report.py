@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_mm.core import agreement
+from lt_mm.core.measures import agreement
 from lt_mm.core.pairing import is_paired
 from lt_mm.datasets.display import class_name
 

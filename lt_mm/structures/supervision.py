@@ -60,7 +60,9 @@ class Supervision:
         if not any(supervised):
             raise UnpairedBatchError(
                 f'none of the {len(origins)} images of the batch is labelled, so there is no stock '
-                f'loss; {_SAMPLER_HINT}'
+                f'loss; {_SAMPLER_HINT}. Below a loop with micro-batches, RoI heads and '
+                'WeakTargetHook need a labelled image in each micro-batch: lower '
+                'train_cfg.num_micro_batches'
             )
         return cls(labelled, supervised, tuple(origin.is_weak for origin in origins))
 

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from lt_mm.apis import train as api
 from lt_mm.apis.draw_replicas import draw_replicas
 from lt_mm.engine import launch
+from lt_mm.engine.checks import RunCheckError
 from lt_mm.structures.errors import UnpairedBatchError
 from tests.paths import CONFIGS, TOOLS
 from tests.training_data import classifier_config, detector_options, recorded, train_demo
@@ -84,19 +85,24 @@ def test_batch_size_that_splits_groups_is_refused_before_the_first_step(shapes, 
     assert '2' in str(error.value) and '4' in str(error.value)
 
 
-def test_stock_sampler_below_a_wrapped_head_stops(shapes, tmp_path):
+STOCK_SAMPLER = {
+    'train_dataloader.batch_size': 2,
+    'train_cfg.max_epochs': 3,
+    'train_dataloader.sampler': dict(_delete_=True, type='DefaultSampler', shuffle=True),
+}
+
+
+def test_stock_sampler_below_a_wrapped_head_is_refused_before_the_first_step(shapes, tmp_path):
+    with pytest.raises(RunCheckError, match='GroupedRepeatAugSampler'):
+        train_demo(shapes, tmp_path, **STOCK_SAMPLER)
+
+
+def test_with_the_stock_tools_it_stops_after_ten_batches(shapes, tmp_path):
+    cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
+    cfg.merge_from_dict(detector_options(shapes, **STOCK_SAMPLER))
+    cfg.work_dir = str(tmp_path)
     with pytest.raises(UnpairedBatchError, match='GroupedRepeatAugSampler'):
-        train_demo(
-            shapes,
-            tmp_path,
-            **{
-                'train_dataloader.batch_size': 2,
-                'train_cfg.max_epochs': 3,
-                'train_dataloader.sampler': dict(
-                    _delete_=True, type='DefaultSampler', shuffle=True
-                ),
-            },
-        )
+        Runner.from_cfg(cfg).train()
 
 
 def test_classifier_trains(pictures, tmp_path):

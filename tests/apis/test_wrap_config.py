@@ -253,6 +253,7 @@ def test_pure_python_configs(tmp_path, pictures):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize('library', ['mmdet', 'mmpretrain'])
 def test_every_stock_config(library, tmp_path):
     failed = {}

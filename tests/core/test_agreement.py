@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lt_mm.core.agreement import (
+from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
+from lt_mm.core.measures.agreement import (
     SMALLEST_COMPLEMENT,
     SMALLEST_PROBABILITY,
     activation_of,
@@ -26,7 +27,6 @@ from lt_mm.core.agreement import (
     pair_difference,
     paired_ids,
 )
-from lt_mm.core.consistency import bernoulli_consistency, categorical_consistency
 from tests import reference, reference_losses
 
 _some = settings(max_examples=40, deadline=None)

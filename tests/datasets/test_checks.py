@@ -1,5 +1,6 @@
 """The frameworks' data set classes read what the converters write and what CIFAR ships."""
 
+import json
 import pickle
 import struct
 import zipfile
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import CocoDataset, XMLDataset
 from mmdet.registry import DATASETS as MMDET_DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -16,8 +18,85 @@ from mmpretrain.datasets import CIFAR10, CIFAR100
 from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image
 
+from lt_mm.datasets import checks
+from lt_mm.datasets.checks import check_annotation_files, explained
 from lt_mm.datasets.converters import VOC_CLASSES, convert_voc2012
+from lt_mm.datasets.reporting import DataSetError
 from tests.paths import CONFIGS
+
+# -- equal ids in data sets with parsers of their own -------------------------------
+
+
+class OwnParser(CocoDataset):
+    def parse_data_info(self, raw_data_info):
+        return super().parse_data_info(raw_data_info)
+
+
+def write_coco(path, image_ids=(1, 2)):
+    """A file with a box in each image, without the areas that LVIS need not have."""
+    category = dict(id=1, name='cat')
+    images = [
+        dict(id=own, file_name=f'{row}.jpg', height=9, width=9) for row, own in enumerate(image_ids)
+    ]
+    annotations = [
+        dict(id=row, image_id=own, category_id=1, bbox=[0, 0, 5, 5], area=25, iscrowd=0)
+        for row, own in enumerate(image_ids)
+    ]
+    content = dict(images=images, annotations=annotations, categories=[category])
+    path.write_text(json.dumps(content))
+    return dict(
+        ann_file=str(path), data_prefix=dict(img=''), metainfo=dict(classes=('cat',)), pipeline=[]
+    )
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_equal_ids_of_images_are_refused_whatever_parses_them(test_mode, tmp_path):
+    path = tmp_path / 'a.json'
+    check_annotation_files(OwnParser(**write_coco(path), test_mode=test_mode))
+    dataset = OwnParser(**write_coco(path, (1, 2, 1)), test_mode=test_mode)
+    with pytest.raises(DataSetError, match=r'a.json has images\[2\] with the id 1 of another one'):
+        check_annotation_files(dataset)
+
+
+def test_a_fault_in_the_validation_file_names_the_validation_loader(tmp_path):
+    options = write_coco(tmp_path / 'val.json', (1, 1))
+    cfg = dict(options, type='CocoDataset', test_mode=True)
+    with pytest.raises(DataSetError, match='val.json has images'), explained(cfg, 'val_dataloader'):
+        check_annotation_files(CocoDataset(**options, test_mode=True))
+    (tmp_path / 'val.json').write_text('{"images": []')
+    with (
+        pytest.raises(DataSetError, match='val_dataloader.dataset: .*val.json is not complete'),
+        explained(cfg, 'val_dataloader'),
+    ):
+        CocoDataset(**options, test_mode=True)
+    other = write_coco(tmp_path / 'val.json')
+    other['metainfo'] = dict(classes=('dog',))
+    with (
+        pytest.raises(DataSetError, match='Set val_dataloader.dataset.metainfo'),
+        explained(dict(other, type='CocoDataset'), 'val_dataloader'),
+    ):
+        check_annotation_files(CocoDataset(**other, test_mode=True))
+
+
+def test_images_that_a_list_of_voc_names_twice_are_logged(tmp_path, monkeypatch):
+    (tmp_path / 'Annotations').mkdir()
+    for name in 'ab':
+        (tmp_path / 'Annotations' / f'{name}.xml').write_text(
+            '<a><size><width>9</width><height>9</height></size></a>'
+        )
+    (tmp_path / 'list.txt').write_text('a\nb\na\n')
+    dataset = XMLDataset(
+        ann_file=str(tmp_path / 'list.txt'),
+        data_prefix=dict(sub_data_root=str(tmp_path)),
+        metainfo=dict(classes=('cat',)),
+        pipeline=[],
+    )
+    notes = []
+    monkeypatch.setattr(checks, 'warn', notes.append)
+    check_annotation_files(dataset)
+    (note,) = notes
+    assert 'list.txt lists 1 images more than once' in note and "'a'" in note
+
 
 # -- PASCAL VOC 2012 ---------------------------------------------------------------
 

@@ -271,6 +271,7 @@ def built(monkeypatch):
         return SimpleNamespace(train_loop=loop, hooks=[], model=model, train=lambda: None)
 
     monkeypatch.setattr(api, 'build_runner', build)
+    monkeypatch.setattr(api, '_check', lambda runner, loader: None)
     return configs
 
 

@@ -12,11 +12,18 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
 from lt_mm.apis.check_config import check_config
+from lt_mm.datasets.held_pipelines import working_copy
 from lt_mm.datasets.samplers.repeat_aug import GroupedRepeatAugSampler
 from lt_mm.datasets.source_numbers import check_numbers
-from lt_mm.datasets.working_copy import working_copy
-from lt_mm.engine.checks import Report, RunCheckError, check_data, check_inherited_pipelines
+from lt_mm.engine.checks import (
+    Report,
+    RunCheckError,
+    check_data,
+    check_inherited_pipelines,
+    check_overrides,
+)
 from lt_mm.engine.hooks import CheckHook
+from lt_mm.structures import comparing_heads
 from lt_mm.structures.errors import MissingRecordError
 from tests.datasets.transforms.pipeline_data import MadeDataset, make_sample, pipeline_of
 from tests.paths import CONFIGS
@@ -230,6 +237,23 @@ def test_a_working_copy_shares_annotations_and_no_pipeline():
         assert own.pipeline.transforms[0] is not other.pipeline.transforms[0]
     copied.datasets[0].pipeline.transforms[0].number(100)
     assert dataset.datasets[0].pipeline.transforms[0].sample_idx_offset == 0
+
+
+def test_a_working_copy_of_data_sets_in_a_dict():
+    holder = made()
+    holder.parts = dict(one=made(), two=made())
+    copied = working_copy(holder)
+    assert list(copied.parts) == ['one', 'two']
+    assert copied.parts['one'].pipeline is not holder.parts['one'].pipeline
+
+
+def test_a_head_with_a_loss_of_its_own_needs_the_sampler_too():
+    model = torch.nn.Module()
+    model.data_preprocessor = None
+    comparing_heads.enrol(model)
+    report = Report()
+    check_overrides(model, DataLoader(made(), 4), report)
+    assert 'GroupedRepeatAugSampler' in wrong(report)['sampler']
 
 
 def test_the_hook_checks_with_the_stock_tools():

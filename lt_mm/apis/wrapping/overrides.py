@@ -199,7 +199,8 @@ def _preprocessor(cfg: Config) -> Iterator[Override]:
 
 def _preprocessor_place(cfg: Config) -> Place:
     """Where the data preprocessor is that the Runner builds."""
-    model, place = cfg.model, ('model', 'data_preprocessor')
+    model = cfg.model
+    place: tuple[str, ...] = ('model', 'data_preprocessor')
     if model.get('detector') and not model.get('data_preprocessor'):
         model, place = model.detector, ('model', 'detector', 'data_preprocessor')
     return place if model.get('data_preprocessor') else ('data_preprocessor',)

@@ -40,6 +40,7 @@ from lt_mm.core.geometry.matrices import (
 )
 from lt_mm.core.geometry.overlaps import box_areas, overlap_of_masks, pairwise_iou, wide
 from lt_mm.core.geometry.restoration import moved_outlines, restoration_errors
+from lt_mm.core.geometry.windows import pan_zoom_matrices
 
 __all__ = [
     'box_areas',
@@ -56,6 +57,7 @@ __all__ = [
     'moved_outlines',
     'overlap_of_masks',
     'pairwise_iou',
+    'pan_zoom_matrices',
     'points_to_source',
     'restoration_errors',
     'rotation_matrix',

@@ -4,10 +4,10 @@ from typing import Any
 
 from lt_mm.core.seeds import seeded
 from lt_mm.datasets.checks import innermost_datasets
+from lt_mm.datasets.held_pipelines import working_copy
 from lt_mm.datasets.replica_failures import find_failures
 from lt_mm.datasets.source_catalog import sources_and_replicas
 from lt_mm.datasets.source_numbers import check_numbers, pipelines_of
-from lt_mm.datasets.working_copy import working_copy
 from lt_mm.engine.checks.report import NOTE, OK, WRONG, Report
 from lt_mm.evaluation.replica_summary import ReplicaSummary
 from lt_mm.structures.errors import RECORD_HINT

@@ -38,7 +38,7 @@ def check_overrides(model: nn.Module, loader: DataLoader | None, report: Report)
     if repeats:
         _check_replica_sampler(loader, heads, report)
     else:
-        _check_stock_sampler(loader, heads, report)
+        _check_stock_sampler(model, loader, heads, report)
     _check_weak_copies(loader.dataset, heads, report)
 
 
@@ -74,11 +74,14 @@ def _stock_name(head: Any) -> str:
     return type(head).__name__.removeprefix(head.prefix)
 
 
-def _check_stock_sampler(loader: DataLoader, heads: dict[str, Any], report: Report) -> None:
+def _check_stock_sampler(
+    model: nn.Module, loader: DataLoader, heads: dict[str, Any], report: Report
+) -> None:
     kind = type(_sampler_of(loader))
     text = f'{kind.__name__}, batches of {_batch_size(loader)}'
     options = [head.lt_options for head in heads.values()]
-    if all(each.memory is not None or each.is_baseline for each in options):
+    has_own_loss = not heads and any(comparing_heads.has(part) for part in model.modules())
+    if not has_own_loss and all(each.memory is not None or each.is_baseline for each in options):
         report.add(OK, 'sampler', text)
     elif kind.__module__.partition('.')[0] in _STOCK_PACKAGES:
         report.add(WRONG, 'sampler', f'{text}: repeats no image, so nothing pairs', SAMPLER_HINT)

@@ -134,6 +134,13 @@ def _check(module: nn.Module, optim_wrapper: OptimWrapper) -> None:
             "across_ranks=True below a loop with micro-batches; expected placement='rank' "
             'in the sampler and across_ranks=False in the LossTransformHead'
         )
+    # The joint losses are computed outside the passes in which a teacher predicts.
+    targets = [head.lt_options.weak_target for head in heads]
+    if any(target is not None and target.teacher for target in targets):
+        raise ValueError(
+            'weak_target=dict(teacher=True) below a loop with micro-batches; expected '
+            "teacher=False, or the stock loop: train_cfg=dict(type='EpochBasedTrainLoop', ...)"
+        )
 
 
 def _split(data: dict[str, Any], count: int) -> list[dict[str, Any]]:

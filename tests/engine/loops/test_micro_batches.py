@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from lt_mm.engine.loops.micro_batches import joint_step
+from lt_mm.models.heads.options import WeakTargetOptions
 from lt_mm.structures.errors import UnsupportedHeadError
 from tests.engine.loops.steps import KeepGradients, assert_joint, gradients_of
 from tests.models.heads.head_data import (
@@ -180,6 +181,10 @@ def test_refusals():
         joint_step(model, batch('classifier'), accumulating, 2)
     model.head.lt_options.across_ranks = True
     with pytest.raises(ValueError, match="placement='rank'"):
+        joint_step(model, batch('classifier'), optim_of(model), 2)
+    model.head.lt_options.across_ranks = False
+    model.head.lt_options.weak_target = WeakTargetOptions(teacher=True)
+    with pytest.raises(ValueError, match='expected teacher=False'):
         joint_step(model, batch('classifier'), optim_of(model), 2)
 
 

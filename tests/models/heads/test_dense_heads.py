@@ -539,7 +539,7 @@ def test_heads_with_another_loss_are_refused(name):
     with pytest.raises(
         UnsupportedHeadError,
         match=rf'{name}\b.*expected .*Head.*'
-        rf"head=dict\(type='{name}'",
+        rf"dict\(type='{name}'",
     ):
         MODELS.build(dict(type='lt_mm.LossTransformHead', head=config))
 

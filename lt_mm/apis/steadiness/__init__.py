@@ -1,0 +1,1 @@
+"""How steady the predictions of a checkpoint are."""

@@ -1,0 +1,1 @@
+"""What is measured of predictions, on the CPU in float64 and without a gradient."""

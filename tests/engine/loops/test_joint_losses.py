@@ -13,7 +13,7 @@ from lt_mm.models.heads import SupConHead
 from lt_mm.structures.errors import UnsupportedHeadError
 from tests.engine.loops import loss_cases
 from tests.engine.loops.steps import assert_joint, gradients_of
-from tests.models.heads import dense_data
+from tests.models.heads import dense_data, test_whole_masks
 from tests.models.heads.head_data import FLIP, SHAPE, ZOOM, cls_samples, det_sample
 from tests.models.heads.zoo_kinds import KINDS as LEVEL_KINDS
 from tests.models.heads.zoo_queries import QUERY_KINDS
@@ -197,3 +197,23 @@ def test_a_head_of_the_zoo_in_micro_batches(name):
         return
     log = assert_joint(model, detections(), (2, 3), tolerance=2e-5)
     assert log['loss_lt_cls'] > 0
+
+
+class WholeMasks(BaseModel):
+    """A head with masks of whole images alone."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.head = test_whole_masks.build(kind, rho=1.0)
+
+    def forward(self, inputs, data_samples, mode):
+        return test_whole_masks.losses_of(self.head, data_samples)
+
+
+@pytest.mark.parametrize('kind', ['MaskFormer', *test_whole_masks.SOLO_HEADS])
+def test_a_head_with_masks_of_whole_images_is_refused(kind):
+    with pytest.raises(UnsupportedHeadError, match='loss.*cannot be put together from micro-'):
+        samples = test_whole_masks.samples()
+        gradients_of(
+            WholeMasks(kind), dict(inputs=torch.zeros(len(samples)), data_samples=samples), 2
+        )

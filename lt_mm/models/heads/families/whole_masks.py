@@ -207,7 +207,7 @@ class SOLOConsistency(WholeMaskConsistency):
     def lt_class_logits(self, arguments: dict[str, Any]) -> Tensor:
         return flatten_levels(arguments['mlvl_cls_preds'], self.cls_out_channels)
 
-    def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
+    def lt_detections(self, assigned: list[Any], arguments: dict[str, Any]) -> Detections:
         detections = super().lt_detections(assigned, arguments)
         num_masks = sum(image.avg_factor for image in assigned)
         none = assigned[0].rows[:0]

@@ -1,4 +1,4 @@
-"""Which mode makes a converged classifier steadier: ResNet-20, fine-tuned on 5,000 images of CIFAR-10.
+"""Which mode makes a converged classifier steadier: ResNet-20, fine-tuned on CIFAR-10.
 
 All arms go on from the same weights and take 790 steps of 64 images. Nothing is chosen, so that
 validation images are test images. docs/studies/cifar10_tuned/plan.md says how they are compared.

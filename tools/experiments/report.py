@@ -41,7 +41,7 @@ def main() -> None:
     runs = read(args.results / 'runs.csv')
     consistency = read_measured(args.results)
     text = table(study, runs, consistency) + test_table(study, read(args.results / 'test.csv'))
-    (args.results / 'table.md').write_text(text)
+    (args.results / 'table.md').write_text(text, encoding='utf-8')
     for name, figure in study['figures'].items():
         out, metric = args.results / f'{name}.png', study['metric_name']
         if figure['kind'] == 'curves':
@@ -50,7 +50,7 @@ def main() -> None:
             draw_levels(figure, runs, metric, out)
         else:
             draw_matrices(figure, study, args.work_dir, out)
-    print((args.results / 'table.md').read_text())
+    print((args.results / 'table.md').read_text(encoding='utf-8'))
 
 
 def read(path: Path) -> pd.DataFrame:

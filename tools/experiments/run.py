@@ -339,7 +339,7 @@ def append(path: Path, name: str, seed: int, rows: pd.DataFrame) -> None:
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a CSV file; an earlier version may have been killed within the last one."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith('\n')]
 
 

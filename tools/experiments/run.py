@@ -266,6 +266,10 @@ def train(study: dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
 
     config, settings, initial = definition_of(study, name)
     settings = {**settings, 'randomness.seed': seed}
+    if study.get('bfloat16'):
+        import bfloat16  # noqa: F401 (registers its optimizer wrapper)
+
+        settings['optim_wrapper.type'] = 'BFloat16OptimWrapper'
     if initial:
         settings['load_from'] = last_checkpoint(work_dir, initial, seed)
     folder = folder_of(work_dir, name, seed)

@@ -16,6 +16,7 @@ metric = 'accuracy/top1'
 metric_name = 'Top-1 of 1,000 test images, %'
 seeds = [0, 1, 2, 3, 4]
 paired = True
+bfloat16 = True
 # Measured of each trained model on test images: 8 augmented copies, frames, corruptions.
 consistency = dict(num_replicas=8, max_images=500)
 steadiness = dict(num_frames=16, max_images=500)

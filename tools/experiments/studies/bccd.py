@@ -18,8 +18,18 @@ seeds = [0, 1, 2, 3, 4]
 paired = True
 # Measured of each trained model: 4 augmented copies of the validation images.
 consistency = dict(num_replicas=4, score_threshold=0.3)
+# And on frames of a slow pan and zoom, and on corrupted images.
+steadiness = dict(num_frames=16, max_images=40, score_threshold=0.3)
+corruptions = dict(severities=(3,))
 measured = dict(
-    matched_share='Matched', mean_iou='IoU of matched', score_jitter='Difference of scores'
+    matched_share='Matched',
+    mean_iou='IoU of matched',
+    score_jitter='Difference of scores',
+    blinking='Blinking',
+    center_jitter='Centre jitter',
+    size_jitter='Size jitter',
+    score_swing='Score swing',
+    mPC='mPC',
 )
 
 rho = 'model.bbox_head.rho'

@@ -12,6 +12,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
+import tests.quick_configs  # noqa: F401 (takes effect when it is imported)
 from tests.paths import REPOSITORY
 
 # The same examples in every run; `pytest --hypothesis-profile explore` draws new ones.

@@ -268,7 +268,7 @@ class TestMixing:
         dataset = mixed_dataset(samples, [], case.transforms, wrapped, case.masks)
         seed_all(0)
         merged = 0
-        for index in [0, 1, 2] * 16:
+        for index in [0, 1, 2] * 8:
             packed = dataset[index]
             sample = packed['data_samples']
             rows = all_instances(packed)

@@ -108,14 +108,6 @@ def _run(code: str, *arguments: str, **environment: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-def test_lt_mm_is_one_import():
-    """`custom_imports=dict(imports=['lt_mm'])` does nothing but import it."""
-    _run(
-        "import importlib, sys; importlib.import_module('lt_mm'); "
-        "sys.exit('lt_mm.models.heads.loss_transform_head' not in sys.modules)"
-    )
-
-
 # Stands in for an environment without the frameworks: none of them is found.
 _ABSENT = f"""
 import sys
@@ -161,6 +153,11 @@ for module, names in hidden.items():
 for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):
     sys.modules[name] = None
 """
+# `custom_imports=dict(imports=['lt_mm'])` does nothing but import it.
+_ONE_IMPORT = """
+importlib.import_module('lt_mm')
+assert 'lt_mm.models.heads.loss_transform_head' in sys.modules
+"""
 _EXERCISED = """
 from lt_mm.apis.zoo.coverage import _time_limit
 from lt_mm.engine.checkpoints import read_last_checkpoint, write_last_checkpoint
@@ -184,13 +181,17 @@ write_last_checkpoint(folder, folder + '/a.pth')
 
 
 def test_every_module_can_do_without_what_windows_lacks(tmp_path):
-    """In the same process: names of folders are the same bytes in a locale that has ASCII alone."""
+    """In one process, because it has to import the frameworks anew.
+
+    There, too, ``lt_mm`` is one import, and names of folders are the same bytes in a locale that
+    has ASCII alone.
+    """
     folders = [tmp_path / 'läuft', tmp_path / '模型']
     for folder in folders:
         folder.mkdir()
         (folder / 'a.pth').touch()
     write_last_checkpoint(str(folders[1]), folders[1] / 'a.pth')
-    code = f'{_WITHOUT_POSIX}\nimport {", ".join(_modules(FILES))}\n{_EXERCISED}'
+    code = f'{_WITHOUT_POSIX}{_ONE_IMPORT}import {", ".join(_modules(FILES))}\n{_EXERCISED}'
     _run(code, *map(str, folders), LC_ALL='C', PYTHONUTF8='0', PYTHONPATH=str(PACKAGE.parent))
     assert read_last_checkpoint(folders[0]) == str(folders[0] / 'a.pth')
 

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+import tests.quick_configs  # noqa: F401 (takes effect when it is imported)
 from lt_mm.apis import train as api
 from tests.paths import CONFIGS
 

@@ -36,10 +36,11 @@ if ((${#pytest_arguments[@]} == 0)); then
 fi
 
 # The tests work on tiny tensors, which a second thread does not make faster: they run
-# in as many processes as there are cores, four at the most, with one thread each.
+# in as many processes as there are cores, four at the most, with one thread each. Each
+# process begins with tests that follow one another, so that few modules are set up twice.
 cores="$(nproc)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-workers=(--numprocesses "$((cores < 4 ? cores : 4))")
+workers=(--numprocesses "$((cores < 4 ? cores : 4))" --dist worksteal)
 
 # pytest takes tests/ from pyproject.toml where no path is given. The `+` form:
 # bash before 4.4 calls an empty array unset.

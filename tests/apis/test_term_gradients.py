@@ -29,8 +29,9 @@ def checkpoint(shapes, tmp_path_factory):
     return str(work_dir / 'epoch_1.pth')
 
 
-@pytest.fixture
-def measure(shapes, checkpoint, tmp_path):
+@pytest.fixture(scope='module')
+def measure(shapes, checkpoint, tmp_path_factory):
+    work_dir = str(tmp_path_factory.mktemp('measured'))
 
     def call(config=CONFIG, num_batches=2, **more):
         return measure_term_gradients(
@@ -38,11 +39,30 @@ def measure(shapes, checkpoint, tmp_path):
             checkpoint,
             num_batches,
             seed=3,
-            work_dir=str(tmp_path),
+            work_dir=work_dir,
             cfg_options=detector_options(shapes, **more),
         )
 
     return call
+
+
+@contextlib.contextmanager
+def built_runners():
+    """Collects the runners that are built in its block."""
+    with pytest.MonkeyPatch.context() as patch:
+        runners = []
+        build = term_gradients.build_runner
+        patch.setattr(
+            term_gradients, 'build_runner', lambda cfg: runners.append(build(cfg)) or runners[-1]
+        )
+        yield runners
+
+
+@pytest.fixture(scope='module')
+def once(measure):
+    """What one batch gives, and the runner."""
+    with built_runners() as runners:
+        return measure(num_batches=1), *runners
 
 
 def gradient_of(model, data, keys):
@@ -65,8 +85,8 @@ def gradient_of(model, data, keys):
     )
 
 
-def test_equals_backward_of_each_loss(measure, shapes, checkpoint, tmp_path):
-    found = measure(num_batches=1)
+def test_equals_backward_of_each_loss(once, shapes, checkpoint, tmp_path):
+    found, _ = once
     cfg = launch.load_config(CONFIG, str(tmp_path), detector_options(shapes))
     cfg.randomness = dict(seed=3)
     runner = launch.build_runner(cfg)
@@ -160,9 +180,9 @@ def test_terms_are_compared_with_their_own_stock_loss(factors, found):
     assert ratios == {name: pytest.approx(pair) for name, pair in found.items()}
 
 
-def test_batches_without_a_term_do_not_count(measure, monkeypatch):
+def test_batches_without_a_term_do_not_count(measure, once, monkeypatch):
     """Such as those that leave a cascade early and have no losses of its later stages."""
-    once = measure(num_batches=1)['terms']
+    first = once[0]['terms']
     loss, calls = FasterRCNN.loss, []
 
     def without_in_the_second(self, *args):
@@ -173,8 +193,8 @@ def test_batches_without_a_term_do_not_count(measure, monkeypatch):
     monkeypatch.setattr(FasterRCNN, 'loss', without_in_the_second)
     found = measure(num_batches=2)['terms']
     assert len(calls) == 2 and all(float(each.detach()) > 0 for each in calls)
-    assert found['loss_lt_bbox'] == once['loss_lt_bbox']
-    assert found['loss_lt_cls'] != once['loss_lt_cls']
+    assert found['loss_lt_bbox'] == first['loss_lt_bbox']
+    assert found['loss_lt_cls'] != first['loss_lt_cls']
 
 
 @pytest.mark.slow
@@ -189,19 +209,12 @@ def test_what_cannot_be_compared_is_named(measure):
         measure(num_batches=0)
 
 
-@pytest.mark.parametrize('num_batches', [1, 99])
-def test_heads_record_no_more_afterwards(measure, monkeypatch, num_batches):
+def test_heads_record_no_more_afterwards(measure, once):
     """Whether the measurement succeeds or, for want of batches, fails."""
-    runners = []
-
-    def build_runner(cfg):
-        runners.append(launch.build_runner(cfg))
-        return runners[0]
-
-    monkeypatch.setattr(term_gradients, 'build_runner', build_runner)
-    with pytest.raises(ValueError) if num_batches == 99 else contextlib.nullcontext():
-        measure(num_batches=num_batches)
-    assert not any('lt_recorder' in vars(module) for module in runners[0].model.modules())
+    with built_runners() as runners, pytest.raises(ValueError, match='at most 1'):
+        measure(num_batches=2, **{'train_dataloader.dataset.indices': 2})
+    for runner in (once[1], *runners):
+        assert not any('lt_recorder' in vars(module) for module in runner.model.modules())
 
 
 def test_tool_prints_the_table(shapes, checkpoint, tmp_path, capsys):

@@ -1,8 +1,6 @@
 """Training with the real Runner, from config files, on small made data."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +16,9 @@ from lt_mm.apis.draw_replicas import draw_replicas
 from lt_mm.engine import launch
 from lt_mm.engine.checks import RunCheckError
 from lt_mm.structures.errors import UnpairedBatchError
+from tests.launch_data import finish, start
 from tests.paths import CONFIGS, TOOLS
+from tests.rank_records import read_ranks
 from tests.training_data import classifier_config, detector_options, recorded, train_demo
 
 LOSSES = ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox')
@@ -159,9 +159,15 @@ def test_runs_of_one_second_have_logs_of_their_own(pictures, tmp_path, monkeypat
 
 
 def test_two_processes_train_on_the_cpu(shapes, tmp_path):
-    """The real launcher: groups stay whole on each rank, and both ranks finish."""
+    """The real launcher: groups stay whole on each rank, and both end with the same weights."""
     cfg = Config.fromfile(str(CONFIGS / 'faster_rcnn_r18_lt_demo.py'))
-    cfg.merge_from_dict(detector_options(shapes, custom_hooks=[]))
+    cfg.merge_from_dict(
+        detector_options(
+            shapes,
+            custom_imports=dict(imports=['tests.rank_records']),
+            custom_hooks=[dict(type='WriteRankRecords')],
+        )
+    )
     cfg.dump(str(tmp_path / 'small.py'))
     command = [
         sys.executable,
@@ -177,11 +183,12 @@ def test_two_processes_train_on_the_cpu(shapes, tmp_path):
         '--work-dir',
         str(tmp_path),
     ]
-    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finish([start(command)], seconds=240)
     scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
     steps = [step for step in map(json.loads, scalars) if 'lt_num_paired' in step]
     assert len(steps) == 2  # 8 sources, each twice, in batches of 4, on two ranks
     assert all(step['lt_num_paired'] > 0 for step in steps)
     assert (tmp_path / 'epoch_1.pth').is_file()
+    ranks = read_ranks(tmp_path)
+    assert [(rank['local_rank'], rank['world_size']) for rank in ranks] == [(0, 2), (1, 2)]
+    assert ranks[0]['digest'] == ranks[1]['digest'] and ranks[0]['port'] == ranks[1]['port']

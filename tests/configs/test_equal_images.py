@@ -62,6 +62,9 @@ def steps_of_an_epoch(config, request):
     is_detector = cfg.default_scope == 'mmdet'
     loader = cfg.train_dataloader
     loader.dataset.update(request.getfixturevalue('shapes' if is_detector else 'pictures'))
+    # No step looks at the pixels.
+    pack = dict(type='PackDetInputs' if is_detector else 'PackInputs')
+    loader.dataset.pipeline = [dict(type='LoadImageFromFile'), pack]
     loader.update(num_workers=0, persistent_workers=False)
     return [
         [sample.img_path for sample in batch['data_samples']]

@@ -5,6 +5,7 @@ Processes are forked from a server that has imported everything once.
 
 import contextlib
 import copy
+import gc
 import multiprocessing
 import os
 import signal
@@ -175,6 +176,7 @@ def assert_same_weights(path, other):
 
 def _train(config, work_dir, interrupt, write_event, options):
     os.makedirs(work_dir, exist_ok=True)
+    gc.freeze()  # as in conftest.py
     torch.set_num_threads(1)
     os.setpgrp()
     options = dict(options or {})

@@ -302,6 +302,7 @@ def test_one_rank_starts_on_gloo(launched):
 # --------------------------------------------------------------------------- launches
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_variables_of_mpi_train(tmp_path):
     config, work_dir = write_config(tmp_path), tmp_path / 'work'
     finish(

@@ -1,10 +1,9 @@
 """Two processes in one folder, and processes that left partial files."""
 
 import errno
+import multiprocessing
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -13,33 +12,26 @@ from lt_mm.engine.checkpoints import AtomicBackend, lock_folder, locking, unlock
 from lt_mm.engine.hooks import AtomicCheckpointHook
 from tests.engine.interrupted_runs import write_config
 from tests.engine.test_checkpoints import FakeRunner
-from tests.paths import REPOSITORY
 from tests.training_data import write_pictures
 
-HOLD = """
-import sys
-from lt_mm.engine.checkpoints import lock_folder
-lock_folder(sys.argv[1])
-print('locked', flush=True)
-sys.stdin.read()
-"""
+
+def hold(folder, connection):
+    lock_folder(folder)
+    connection.send('locked')
+    connection.recv()  # waits until it is killed
 
 
 @pytest.fixture
 def other(tmp_path):
     """Another process that trains in a folder, as far as the lock can tell."""
-    command = [sys.executable, '-c', HOLD, str(tmp_path / 'run')]
-    with subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
-    ) as process:
-        assert 'locked\n' in iter(process.stdout.readline, '')
-        yield process
-        process.kill()
+    context = multiprocessing.get_context('forkserver')
+    mine, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path / 'run', theirs))
+    process.start()
+    assert mine.poll(120) and mine.recv() == 'locked'
+    yield process
+    process.kill()
+    process.join()
 
 
 def test_writers_of_one_file_do_not_mix_their_bytes(tmp_path, monkeypatch):
@@ -88,7 +80,7 @@ def test_a_second_training_in_a_folder_names_the_first(other, tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth')) and partial.exists()
     # The lock ends with its process, and what that process has left is removed.
     other.kill()
-    other.wait()
+    other.join()
     api.train(str(config), work_dir=str(tmp_path / 'run'))
     assert (tmp_path / 'run' / 'epoch_1.pth').exists() and not partial.exists()
     # A training that has ended, in a process that goes on, holds nothing.

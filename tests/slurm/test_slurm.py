@@ -153,9 +153,16 @@ def test_two_jobs_at_once_on_one_node_both_train(submit, tmp_path):
     assert len(ports) == 2
 
 
-def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(cluster, submit, tmp_path):
+@pytest.mark.parametrize(
+    'signals',
+    [('SIGTERM',), pytest.param(('SIGUSR1', 'SIGTERM'), marks=pytest.mark.slow)],
+    ids=' '.join,
+)
+def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(
+    cluster, submit, tmp_path, signals
+):
     """On two nodes: warned as before the time limit, then preempted, then left alone."""
-    epochs = 6
+    epochs, warned = 6, 'SIGUSR1' in signals
     config = write_config(
         tmp_path,
         **{
@@ -166,25 +173,27 @@ def test_interrupted_job_is_requeued_and_goes_on_where_it_stopped(cluster, submi
     )
     job = submit(config, tmp_path / 'work', SBATCH_ARGS='--nodes=2 --ntasks-per-node=1')
     job.wait_for_step(start=0, count=4)
-    cluster.run('scancel', '--signal=USR1', job.id)
-    job.wait_for_step(start=1)
+    if warned:
+        cluster.run('scancel', '--signal=USR1', job.id)
+        job.wait_for_step(start=1)
     preempt(cluster)
     job.wait_until(lambda: job.state() == 'COMPLETED')
     assert_trained_alike(job.work_dir, epochs, local_ranks=(0, 0))
     every_step = list(range(1, epochs * STEPS_AN_EPOCH + 1))
+    num_starts = 1 + len(signals)
     for rank in (0, 1):
         steps = job.steps(rank)
         assert [step for _, step in steps] == every_step
-        assert {start for start, _ in steps} == {0, 1, 2}
+        assert {start for start, _ in steps} == set(range(num_starts))
     scalars = sorted(job.work_dir.glob('*/vis_data/scalars.json'))
-    assert len(scalars) == 3
+    assert len(scalars) == num_starts
     assert every_step == [
         json.loads(line)['step'] for path in scalars for line in path.read_text().splitlines()
     ]
     text = job.text()
-    assert text.count('SIGUSR1: stopped after') == 1
-    assert text.count('SIGTERM: stopped after') == 1
-    assert text.count(f'exit code 75; requeued job {job.id}') == 2
+    for name in ('SIGUSR1', 'SIGTERM'):
+        assert text.count(f'{name}: stopped after') == signals.count(name)
+    assert text.count(f'exit code 75; requeued job {job.id}') == len(signals)
 
 
 # ------------------------------------------------- the script, with a program that waits

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import subprocess
+import runpy
 import sys
 import zipfile
 from collections import Counter
@@ -259,27 +259,15 @@ def test_a_second_run_replaces_the_first(tree, tmp_path):
     assert again == first
 
 
-def test_command_line(tree, tmp_path):
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get('PYTHONPATH'))))
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(TOOLS / 'dataset_converters/pennfudan.py'),
-            str(zipped(tree)),
-            str(tmp_path / 'out'),
-            '--num-val',
-            '1',
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=dict(os.environ, PYTHONPATH=path),
-    )
+def test_command_line(tree, tmp_path, monkeypatch, capsys):
+    tool = TOOLS / 'dataset_converters/pennfudan.py'
+    arguments = [zipped(tree), tmp_path / 'out', '--num-val', 1]
+    monkeypatch.setattr(sys, 'argv', [str(part) for part in (tool, *arguments)])
+    runpy.run_path(str(tool), run_name='__main__')
+    printed = capsys.readouterr().out
     train, val = split_names(MADE, num_val=1)
     for split, (name,) in (('train', train), ('val', val)):
-        assert (
-            f'{split}: 1 images (0 without an object), {len(MADE[name])} instances' in done.stdout
-        )
+        assert f'{split}: 1 images (0 without an object), {len(MADE[name])} instances' in printed
 
 
 def load_through_mmdet(split, poly2mask):

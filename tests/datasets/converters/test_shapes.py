@@ -2,8 +2,7 @@
 
 import ast
 import json
-import os
-import subprocess
+import runpy
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +14,7 @@ from pycocotools.coco import COCO
 
 import lt_mm.datasets.converters
 from lt_mm.datasets.converters import SHAPES_CLASSES, write_shapes_dataset
-from tests.paths import REPOSITORY, TOOLS
+from tests.paths import TOOLS
 
 PARAMETERS = dict(num_train=40, num_val=24, image_size=((128, 160), (180, 224)), seed=3)
 
@@ -269,30 +268,15 @@ def test_mmdet_reads_boxes_labels_and_masks(split, coco):
             assert np.array_equal(loaded, mask)
 
 
-def test_command_line(root, splits, tmp_path):
-    script = TOOLS / 'dataset_converters/shapes.py'
-    command = [
-        sys.executable,
-        str(script),
-        str(tmp_path),
-        '--num-train',
-        '3',
-        '--num-val',
-        '2',
-        '--image-size',
-        '128:160',
-        '180:224',
-        '--seed',
-        '3',
-    ]
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get('PYTHONPATH'))))
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=dict(os.environ, PYTHONPATH=path)
-    )
+def test_command_line(root, splits, tmp_path, monkeypatch, capsys):
+    tool = TOOLS / 'dataset_converters/shapes.py'
+    options = '--num-train 3 --num-val 2 --image-size 128:160 180:224 --seed 3'
+    monkeypatch.setattr(sys, 'argv', [str(tool), str(tmp_path), *options.split()])
+    runpy.run_path(str(tool), run_name='__main__')
     written = json.loads((tmp_path / 'annotations/train.json').read_text())
     assert (
         f'train: 3 images (1 without an object), {len(written["annotations"])} instances'
-        in done.stdout
+        in capsys.readouterr().out
     )
     assert files_of(tmp_path / 'train').items() <= files_of(root / 'train').items()
 

@@ -2,8 +2,7 @@
 
 import io
 import json
-import os
-import subprocess
+import runpy
 import sys
 import tarfile
 
@@ -17,7 +16,7 @@ from pycocotools.coco import COCO
 from lt_mm.datasets.converters import VOC_CLASSES, convert_voc2012
 from lt_mm.datasets.converters.coco_json import pixels_by_label
 from lt_mm.datasets.converters.voc2012 import connected_components
-from tests.paths import REPOSITORY, TOOLS
+from tests.paths import TOOLS
 
 CAT, DOG, PERSON = 8, 12, 15
 
@@ -280,26 +279,14 @@ def test_a_second_run_replaces_the_first(tree, tmp_path):
     assert again == first
 
 
-def test_command_line(tree, tmp_path):
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get('PYTHONPATH'))))
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(TOOLS / 'dataset_converters/voc2012.py'),
-            str(tarred(tree)),
-            str(tmp_path / 'out'),
-            '--min-area',
-            '81',
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=dict(os.environ, PYTHONPATH=path),
-    )
-    assert (
-        'train: 2 images (1 without an object), 1 instances, 3 smaller ones left out' in done.stdout
-    )
-    assert 'val: 1 images (0 without an object), 2 instances, 1 smaller' in done.stdout
+def test_command_line(tree, tmp_path, monkeypatch, capsys):
+    tool = TOOLS / 'dataset_converters/voc2012.py'
+    arguments = [tarred(tree), tmp_path / 'out', '--min-area', 81]
+    monkeypatch.setattr(sys, 'argv', [str(part) for part in (tool, *arguments)])
+    runpy.run_path(str(tool), run_name='__main__')
+    printed = capsys.readouterr().out
+    assert 'train: 2 images (1 without an object), 1 instances, 3 smaller ones left out' in printed
+    assert 'val: 1 images (0 without an object), 2 instances, 1 smaller' in printed
 
 
 # -- what is refused ---------------------------------------------------------------

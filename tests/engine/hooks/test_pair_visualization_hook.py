@@ -303,8 +303,9 @@ def test_a_classifier_in_micro_batches(pictures, tmp_path, monkeypatch):
         assert float(titles[0].split('KL ')[1].split()[0]) >= 0
 
 
-@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize('failing', ['head.loss_module', 'optim_wrapper'])
+@pytest.mark.parametrize(
+    'failing, error', [('head.loss_module', RuntimeError), ('optim_wrapper', KeyboardInterrupt)]
+)
 def test_a_step_that_fails_leaves_no_recorder(pictures, tmp_path, failing, error):
     """The caller catches the error, looks at the heads, and trains on."""
 
@@ -314,7 +315,7 @@ def test_a_step_that_fails_leaves_no_recorder(pictures, tmp_path, failing, error
     def recorders(model):
         return [part for part in model.modules() if 'lt_recorder' in vars(part)]
 
-    cfg = classifier_config(pictures, tmp_path)
+    cfg = classifier_config(pictures, tmp_path, **{'train_dataloader.batch_size': 24})
     cfg.custom_hooks = [*cfg.custom_hooks, dict(type='lt_mm.PairVisualizationHook', interval=1)]
     cfg.visualizer.update(name=str(tmp_path), vis_backends=[LOCAL])
     runner = Runner.from_cfg(cfg)
@@ -329,7 +330,7 @@ def test_a_step_that_fails_leaves_no_recorder(pictures, tmp_path, failing, error
     broken.remove()
     runner.train()
     assert recorders(runner.model) == []
-    assert len(images_in(tmp_path)) == len(recorded(runner)) == 6
+    assert len(images_in(tmp_path)) == len(recorded(runner)) == 2
 
 
 def test_recording_ends_with_its_block():

@@ -2,6 +2,8 @@
 
 import functools
 import operator
+import os
+import re
 
 import pytest
 from mmengine.config import Config
@@ -252,17 +254,36 @@ def test_pure_python_configs(tmp_path, pictures):
     assert child.train_dataloader.sampler.num_repeats == 2
 
 
+def test_a_name_that_mmengine_does_not_find():
+    with pytest.raises(ValueError, match=r'mmdet::gn\+ws/.* cannot be the base .*path of the file'):
+        wrap_config('mmdet::gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco.py')
+
+
+# Configs below these folders have a head, but none that gets the term, or do not train.
+REFUSED = {'clrnet', 'deepsort', 'mask2former_vis', 'qdtrack'}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize('library', ['mmdet', 'mmpretrain'])
 def test_every_stock_config(library, tmp_path):
-    failed = {}
+    failed, refused = {}, set()
     for number, stock in enumerate(stock_configs(library)):
-        name, path = f'{library}::{stock.name}', tmp_path / f'child_{number}.py'
+        folder = stock.name.partition('/')[0]
+        path = tmp_path / f'child_{number}.py'
+        name = f'{library}::{stock.name}'
+        if not re.fullmatch(r'\w+', folder):  # MMEngine does not find these by name
+            name = os.path.relpath(stock.cfg.filename, tmp_path)
         try:
             overrides = overrides_of(stock.cfg, WrapOptions())
+        except (UnsupportedHeadError, ValueError) as error:
+            assert 'expected' in str(error), name
+            refused.add(folder)
+            continue
+        try:
             path.write_text(child_config(name, overrides, 'A test.', stock.cfg))
             check_child(path, stock.cfg, overrides)
         except Exception as error:
             failed[name] = repr(error)[:300]
     assert not failed
+    assert refused <= REFUSED

@@ -2,6 +2,7 @@
 
 import os
 import os.path as osp
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,10 +49,11 @@ def wrap_config(
     Raises:
         FileExistsError: If the file is there already.
         UnsupportedHeadError: If the model has no head to wrap.
-        ValueError: If the config is wrapped already, or does not train; if a pure Python config
-            is not below the folder of an installed package, and on another drive.
+        ValueError: If the config is wrapped already, or does not train; if MMEngine finds no
+            config of that name in an installed package; if a pure Python config is not below the
+            folder of an installed package, and on another drive.
     """
-    cfg = get_config(config) if '::' in config else Config.fromfile(config)
+    cfg = _config_of_package(config) if '::' in config else Config.fromfile(config)
     name = osp.splitext(osp.basename(config))[0]
     path = Path(out or f'{name}_lt.py')
     if path.exists():
@@ -66,6 +68,20 @@ def wrap_config(
         text = child_config(base.replace(os.sep, '/'), overrides, comment, cfg)
     path.write_text(text, encoding='utf-8')
     return WrittenConfig(path, overrides, check_config(str(path)))
+
+
+def _config_of_package(name: str) -> Config:
+    # MMEngine looks for `word::word/`, which leaves out folders such as gn+ws and legacy_1.x.
+    if re.match(r'\w+::\w+/', name) is None:
+        package = name.partition('::')[0]
+        raise ValueError(
+            f'{name} cannot be the base of a config: MMEngine finds configs of a package below '
+            'folders whose names have letters, digits and _ alone; expected such a name, '
+            'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py for one, or the path of the file, '
+            f"which is below .mim/configs in the folder of the package: python -c 'import {package}"
+            f"; print({package}.__file__)'"
+        )
+    return get_config(name)
 
 
 def _is_pure_python(cfg: Config) -> bool:

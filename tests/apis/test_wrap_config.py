@@ -260,7 +260,7 @@ def test_a_name_that_mmengine_does_not_find():
 
 
 # Configs below these folders have a head, but none that gets the term, or do not train.
-REFUSED = {'clrnet', 'deepsort', 'mask2former_vis', 'qdtrack'}
+REFUSED = {'clrnet', 'deepsort', 'mask2former_vis', 'qdtrack', 'reid', 'sort', 'strongsort'}
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from typing import Any
 
 from mmengine.config import Config
 
+from lt_mm.apis.wrapping import head_place
+
 LIBRARIES = ('mmdet', 'mmpretrain')
-# The first that a detector has is wrapped; other models have one of the latter.
-_HEADS = ('roi_head', 'bbox_head', 'mask_head', 'panoptic_head', 'rpn_head')
+# Models of MMDetection that have none of the heads that are wrapped have one of these.
 _OTHER_HEADS = ('track_head', 'head')
 # What is below these keys of a head is initialised or scheduled, not computed with.
 _NOT_COMPUTED = ('init_cfg', 'test_cfg')
@@ -113,25 +114,16 @@ def stock_configs(library: str, parts: Sequence[str] = ()) -> Iterator[StockConf
             cfg = Config.fromfile(path)
         except Exception:  # a few cannot be read by MMEngine: missing bases, keys or packages
             continue
-        place = _head_place(library, cfg.get('model') or {})
+        model = cfg.get('model') or {}
+        place = head_place(model)
+        if place is None and library == 'mmdet':
+            place = next(((key,) for key in _OTHER_HEADS if model.get(key)), None)
         if place:
             yield StockConfig(library, name, cfg, place)
 
 
 def _root(library: str) -> Path:
     return Path(str(importlib.import_module(library).__file__)).parent / '.mim' / 'configs'
-
-
-def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
-    if library == 'mmpretrain':
-        return ('head',) if model.get('type') == 'ImageClassifier' and model.get('head') else None
-    for key in _HEADS:
-        if model.get(key):
-            return (key,)
-    inside = _head_place(library, model['detector']) if model.get('detector') else None
-    if inside:
-        return ('detector', *inside)
-    return next(((key,) for key in _OTHER_HEADS if model.get(key)), None)
 
 
 def _pipelines_of(dataset: Any) -> tuple[Any, Any]:

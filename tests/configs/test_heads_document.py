@@ -112,6 +112,16 @@ def assert_trains(stock, trials):
     assert outcome == TRAINS, f'{stock.name} ({stock.family}): {reason}'
 
 
+def test_a_head_that_does_not_train_fails_by_name():
+    class Untrained:
+        def step(self, stock):
+            return WRAPS, 'nothing is paired'
+
+    library, part, config = SUPPORTED[0]
+    with pytest.raises(AssertionError, match=f'{config} .*: nothing is paired'):
+        assert_trains(stock_config(library, part, config), Untrained())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('library, part, config', SUPPORTED)
 def test_supported_configs_train(library, part, config, trials):

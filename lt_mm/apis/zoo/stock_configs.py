@@ -114,16 +114,20 @@ def stock_configs(library: str, parts: Sequence[str] = ()) -> Iterator[StockConf
             cfg = Config.fromfile(path)
         except Exception:  # a few cannot be read by MMEngine: missing bases, keys or packages
             continue
-        model = cfg.get('model') or {}
-        place = head_place(model)
-        if place is None and library == 'mmdet':
-            place = next(((key,) for key in _OTHER_HEADS if model.get(key)), None)
+        place = _counted_place(library, cfg.get('model') or {})
         if place:
             yield StockConfig(library, name, cfg, place)
 
 
 def _root(library: str) -> Path:
     return Path(str(importlib.import_module(library).__file__)).parent / '.mim' / 'configs'
+
+
+def _counted_place(library: str, model: dict) -> tuple[str, ...] | None:
+    place = head_place(model)
+    if library == 'mmpretrain':  # its detectors are not counted
+        return place if place == ('head',) else None
+    return place or next(((key,) for key in _OTHER_HEADS if model.get(key)), None)
 
 
 def _pipelines_of(dataset: Any) -> tuple[Any, Any]:

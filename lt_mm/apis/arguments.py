@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import os.path as osp
 from typing import Any
 
 from mmengine.config import DictAction
@@ -38,6 +39,53 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='also load checkpoints that hold more than weights, which may run code',
     )
+
+
+def measurement_parser(description: str, name: str) -> argparse.ArgumentParser:
+    """A parser with the arguments of the tools that measure a checkpoint on validation images.
+
+    Args:
+        description: What the tool does.
+        name: Of the folder that it writes to unless told otherwise, see :func:`pop_out_folder`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config with LossTransform, or without')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', help=f'folder to write to (default: work_dirs/<name of the config>/{name})'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of what is drawn at random')
+    add_config_options(parser)
+    return parser
+
+
+def add_baseline(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for a second model."""
+    parser.add_argument(
+        '--baseline', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='what to compare with'
+    )
+
+
+def add_thresholds(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which detections count, and which of them match."""
+    parser.add_argument(
+        '--score-threshold',
+        type=float,
+        default=0.5,
+        help='smallest confidence of a detection (default: 0.5)',
+    )
+    parser.add_argument(
+        '--iou-threshold',
+        type=float,
+        default=0.5,
+        help='smallest overlap of boxes that match (default: 0.5)',
+    )
+
+
+def pop_out_folder(options: dict[str, Any], name: str) -> str:
+    """Takes ``out`` out of the options; by default a folder with the name of the config."""
+    config = osp.splitext(osp.basename(options['config']))[0]
+    return options.pop('out') or osp.join('work_dirs', config, name)
 
 
 def parse_launch_args(parser: argparse.ArgumentParser) -> dict[str, Any]:

@@ -220,7 +220,9 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
         seeds=[0],
         scale=1,
         consistency=dict(num_replicas=2, max_images=4),
-        measured=dict(agreement='Agreement'),
+        steadiness=dict(num_frames=3, max_images=4),
+        corruptions=dict(kinds=('fog', 'contrast'), severities=(5,)),
+        measured=dict(agreement='Agreement', label_changes='Flicker', mPC='Corrupted'),
         runs=dict(tuned=(config, {rate: 0.0}, 'plain'), plain=(config, {})),
         sections={'All': [('plain', None), ('tuned', 'plain')]},
         figures={},
@@ -242,6 +244,16 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     tested = report.read(args.results / 'test.csv')
     assert sorted(tested.index) == ['plain', 'tuned']
     assert tested.metric['plain'] == runs.metric['plain']  # the test data are the validation's
-    text = report.table(study, runs, measured)
+    pytest.importorskip('imagecorruptions')
+    run.measure_runs(study, args)
+    corrupted = report.read(args.results / 'corruptions.csv').loc['plain']
+    assert corrupted.mPC == pytest.approx((corrupted.fog + corrupted.contrast) / 2, abs=1e-4)
+    assert corrupted.clean == pytest.approx(runs.metric['plain'] / 100, abs=1e-4)
+    steady = report.read(args.results / 'steadiness.csv')
+    changes = steady.label_changes['plain'] * 8  # 2 pairs of frames of 4 images
+    assert changes == round(changes)
+    text = report.table(study, runs, report.read_measured(args.results))
     assert '| `tuned` |' in text and '| `plain` | +0.0 |' in text
-    assert text.splitlines()[2].endswith('| Agreement |')
+    assert text.splitlines()[2].endswith('| Agreement | Flicker | Corrupted |')
+    shown = [f'{value:.3f}' for value in (steady.label_changes['plain'], corrupted.mPC)]
+    assert [cell.strip() for cell in text.splitlines()[4].split('|')[-3:-1]] == shown

@@ -13,20 +13,13 @@ from collections.abc import Sequence
 from mmengine.fileio import dump
 from mmengine.utils import mkdir_or_exist
 
-from lt_mm.apis.arguments import add_config_options
+from lt_mm.apis.arguments import add_baseline, measurement_parser, pop_out_folder
 from lt_mm.apis.steadiness.robustness import KINDS, SEVERITIES, measure_robustness, table_of
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config with LossTransform, or without')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--baseline', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='what to compare with'
-    )
-    parser.add_argument(
-        '--out', help='folder to write to (default: work_dirs/<name of the config>/robustness)'
-    )
+    parser = measurement_parser(__doc__.splitlines()[0], 'robustness')
+    add_baseline(parser)
     parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS, help='default: all')
     parser.add_argument('--severities', type=int, nargs='+', choices=SEVERITIES, default=SEVERITIES)
     parser.add_argument(
@@ -34,19 +27,15 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         help='at most so many validation images, evenly spaced; classifiers alone (default: all)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the corruptions')
     parser.add_argument('--metric', help='name of the stock metric (default: AP, or top-1)')
-    add_config_options(parser)
     return parser.parse_args(args)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     options = vars(parse_args(args))
+    out = options['work_dir'] = pop_out_folder(options, 'robustness')
     model = options.pop('config'), options.pop('checkpoint')
     baseline = options.pop('baseline')
-    name = osp.splitext(osp.basename(model[0]))[0]
-    out = options.pop('out') or osp.join('work_dirs', name, 'robustness')
-    options['work_dir'] = out
     first = measure_robustness(*baseline, **options) if baseline else None
     report = measure_robustness(*model, **options)
     mkdir_or_exist(out)

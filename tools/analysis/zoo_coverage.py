@@ -31,7 +31,7 @@ def main(args: Sequence[str] | None = None) -> None:
     out = options.pop('out')
     table = table_of(cover(**options))
     if out:
-        Path(out).write_text(table + '\n')
+        Path(out).write_text(table + '\n', encoding='utf-8')
     else:
         print(table)
 

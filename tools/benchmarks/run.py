@@ -63,7 +63,7 @@ def main() -> int:
         rows += [dict(asdict(row), benchmark=name) for row in measured]
         write(args.out, where, pd.DataFrame(rows))
     if rows:
-        print((args.out / 'table.md').read_text())
+        print((args.out / 'table.md').read_text(encoding='utf-8'))
     if failed:
         print(f'failed: {", ".join(failed)}', file=sys.stderr)
     return bool(failed)
@@ -72,7 +72,7 @@ def main() -> int:
 def write(out: Path, where: str, rows: pd.DataFrame) -> None:
     """Writes the table, as markdown and as CSV, and the plot."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / 'table.md').write_text(f'{where}\n\n' + markdown(rows))
+    (out / 'table.md').write_text(f'{where}\n\n' + markdown(rows), encoding='utf-8')
     rows.to_csv(out / 'table.csv', index=False)
     plot(out / 'plot.png', rows)
 

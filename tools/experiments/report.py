@@ -39,9 +39,9 @@ def main() -> None:
     args = parse_args()
     study = runpy.run_path(str(args.study))
     runs = read(args.results / 'runs.csv')
-    consistency = read(args.results / 'consistency.csv')
+    consistency = read_measured(args.results)
     text = table(study, runs, consistency) + test_table(study, read(args.results / 'test.csv'))
-    (args.results / 'table.md').write_text(text)
+    (args.results / 'table.md').write_text(text, encoding='utf-8')
     for name, figure in study['figures'].items():
         out, metric = args.results / f'{name}.png', study['metric_name']
         if figure['kind'] == 'curves':
@@ -50,7 +50,7 @@ def main() -> None:
             draw_levels(figure, runs, metric, out)
         else:
             draw_matrices(figure, study, args.work_dir, out)
-    print((args.results / 'table.md').read_text())
+    print((args.results / 'table.md').read_text(encoding='utf-8'))
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -58,6 +58,17 @@ def read(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     return pd.read_csv(path, index_col='run', float_precision='round_trip')
+
+
+def read_measured(results: Path) -> pd.DataFrame:
+    """All that was measured of the trained models, a row for each run and seed."""
+    found = pd.DataFrame()
+    for name in ('consistency', 'steadiness', 'corruptions'):
+        rows = read(results / f'{name}.csv')
+        if len(rows):
+            rows = rows.set_index('seed', append=True)
+            found = rows if found.empty else found.join(rows, how='outer')
+    return found.reset_index('seed') if len(found) else found
 
 
 def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) -> str:

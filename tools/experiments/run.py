@@ -25,11 +25,23 @@ import numpy as np
 import pandas as pd
 
 MEASURED = ('mean_kl', 'agreement', 'matched_share', 'mean_iou', 'score_jitter')
+STEADINESS = {
+    'flicker/label_changes': 'label_changes',
+    'flicker/kl': 'frame_kl',
+    'flicker/blinking': 'blinking',
+    'flicker/center_jitter': 'center_jitter',
+    'flicker/size_jitter': 'size_jitter',
+    'flicker/score_swing': 'score_swing',
+    'flicker/objects_per_frame': 'objects_per_frame',
+    'calibration/ece': 'ece',
+    'calibration/overconfidence': 'overconfidence',
+}
 COLUMNS = {
     'runs.csv': ('images', 'metric', 'loss', 'loss_lt', 'paired_share', 'seconds'),
     'curves.csv': ('images', 'metric', 'loss', 'loss_lt'),
     'consistency.csv': MEASURED,
     'test.csv': ('metric',),
+    'steadiness.csv': tuple(STEADINESS.values()),
 }
 _WRITING = Lock()
 _INITIAL = Lock()
@@ -62,6 +74,12 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='trains nothing, and evaluates the finished runs on the test data of their configs',
     )
+    parser.add_argument(
+        '--measure',
+        action='store_true',
+        help='trains nothing, and measures flicker, calibration and corruptions of the finished '
+        'runs, as `steadiness` and `corruptions` of the study say',
+    )
     args = parser.parse_args()
     args.results = args.results or Path('docs/studies') / args.study.stem
     args.work_dir = args.work_dir or Path('work_dirs/studies') / args.study.stem
@@ -77,6 +95,9 @@ def main() -> None:
         return
     if args.test:
         test_runs(study, args)
+        return
+    if args.measure:
+        measure_runs(study, args)
         return
     pending = pending_runs(study, args)
     print(f'{len(pending)} runs to do', flush=True)
@@ -124,6 +145,32 @@ def test_runs(study: dict[str, Any], args: argparse.Namespace) -> None:
         metric = round(found[study['metric']] * study.get('scale', 1), 4)
         append(path, name, seed, pd.DataFrame([dict(metric=metric)]))
         print(f'{name}, seed {seed}: {metric} on the test data', flush=True)
+
+
+def measure_runs(study: dict[str, Any], args: argparse.Namespace) -> None:
+    """Records how steady the runs are that were trained to their end, on validation data."""
+    from lt_mm.apis.steadiness.robustness import measure_robustness
+    from lt_mm.apis.steadiness.stability import measure_stability
+
+    def steadiness(*model: str, **options: Any) -> dict[str, float]:
+        numbers = measure_stability(*model, **study['steadiness'], **options).numbers
+        return {column: numbers[key] for key, column in STEADINESS.items() if key in numbers}
+
+    def corruptions(*model: str, **options: Any) -> dict[str, float]:
+        numbers = measure_robustness(*model, **study['corruptions'], **options).numbers()
+        return {key: value for key, value in numbers.items() if key != 'metric'}
+
+    for measure in (steadiness, corruptions):
+        path = args.results / f'{measure.__name__}.csv'
+        for name, seed in chosen_runs(study, args):
+            checkpoint = last_checkpoint(args.work_dir, name, seed)
+            if measure.__name__ not in study or not checkpoint or (name, seed) in recorded(path):
+                continue
+            config, settings, _ = definition_of(study, name)
+            work_dir = str(folder_of(args.work_dir, name, seed) / measure.__name__)
+            found = measure(config, checkpoint, cfg_options=settings, work_dir=work_dir)
+            append(path, name, seed, pd.DataFrame([found]).round(5))
+            print(f'{name}, seed {seed}: {measure.__name__} measured', flush=True)
 
 
 def tables(study: dict[str, Any]) -> list[str]:
@@ -282,7 +329,8 @@ def append(path: Path, name: str, seed: int, rows: pd.DataFrame) -> None:
     Rows that the file has of this run and seed, of a process that was killed before it had
     recorded everything, are replaced.
     """
-    rows = rows.assign(run=name, seed=seed).reindex(columns=['run', 'seed', *COLUMNS[path.name]])
+    columns = COLUMNS.get(path.name, rows.columns)
+    rows = rows.assign(run=name, seed=seed).reindex(columns=['run', 'seed', *columns])
     header, *new = rows.to_csv(index=False).splitlines(keepends=True)
     header, *before = whole_lines(path) or [header]
     others = [line for line in before if not line.startswith(f'{name},{seed},')]
@@ -291,7 +339,7 @@ def append(path: Path, name: str, seed: int, rows: pd.DataFrame) -> None:
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a CSV file; an earlier version may have been killed within the last one."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith('\n')]
 
 

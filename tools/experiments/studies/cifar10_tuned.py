@@ -1,0 +1,72 @@
+"""Which mode makes a converged classifier steadier: ResNet-20, fine-tuned on CIFAR-10.
+
+All arms go on from the same weights and take 790 steps of 64 images. Nothing is chosen, so that
+validation images are test images. docs/studies/cifar10_tuned/plan.md says how they are compared.
+"""
+
+from typing import Any
+
+plain = 'configs/studies/cifar10.py'
+lt = 'configs/studies/cifar10_lt.py'
+memory = 'configs/studies/cifar10_few_memory.py'
+unlabelled = 'configs/studies/cifar10_few_lt_unlabelled.py'
+weak = 'configs/studies/cifar10_few_lt_weak.py'
+
+metric = 'accuracy/top1'
+metric_name = 'Top-1 of 1,000 test images, %'
+seeds = [0, 1, 2, 3, 4]
+paired = True
+# Measured of each trained model on test images: 8 augmented copies, frames, corruptions.
+consistency = dict(num_replicas=8, max_images=500)
+steadiness = dict(num_frames=16, max_images=500)
+corruptions = dict(severities=(1, 3, 5))
+measured = dict(
+    mean_kl='KL to the mean',
+    agreement='Agreement',
+    label_changes='Label changes',
+    frame_kl='KL of frames',
+    ece='Calibration error',
+    mPC='mPC',
+)
+
+epochs = 10
+labelled = list(range(0, 50000, 10))
+schedule: dict[str, Any] = {
+    'load_from': 'data/weights/resnet20_cifar10_jpeg.pth',
+    'train_cfg.max_epochs': epochs,
+    'train_cfg.val_interval': 2,
+    'default_hooks.checkpoint.interval': 2,
+    'param_scheduler.total_steps': epochs,
+    'param_scheduler.eta_max': 0.01,
+    'val_dataloader.dataset.indices': list(range(0, 10000, 10)),
+    'test_dataloader.dataset.indices': None,
+}
+own = {**schedule, 'train_dataloader.dataset.indices': labelled}
+# Half of a batch is unlabelled, so an epoch of the labelled images takes twice the steps.
+half = {
+    **schedule,
+    'train_cfg.max_epochs': epochs // 2,
+    'train_cfg.val_interval': 1,
+    'default_hooks.checkpoint.interval': 1,
+    'param_scheduler.total_steps': epochs // 2,
+    'train_dataloader.dataset.labelled.indices': labelled,
+    'train_dataloader.dataset.unlabelled.indices': [i for i in range(50000) if i % 10],
+}
+rho = 'model.head.rho'
+linear = dict(type='linear', start=0.0, begin=0.0, finish=0.3)
+
+runs: dict[str, tuple[str, dict[str, Any]]] = {
+    'plain': (plain, own),
+    'repeated': (lt, {**own, rho: 0.0}),
+    'lt@1': (lt, own),
+    'lt@10': (lt, {**own, rho: 10.0}),
+    'memory@3': (memory, {**own, rho: dict(linear, end=3.0)}),
+    'memory@10': (memory, {**own, rho: dict(linear, end=10.0)}),
+    'unlabelled@10': (unlabelled, half),
+    'weak@1': (weak, half),
+}
+sections = {
+    'Equal compute': [(name, None if name == 'plain' else 'plain') for name in runs],
+    'What the term adds to repetition': [(name, 'repeated') for name in ('lt@1', 'lt@10')],
+}
+figures: dict[str, Any] = {}

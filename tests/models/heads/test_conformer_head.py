@@ -138,6 +138,6 @@ def test_micro_batches():
     """Replicas lie in different parts."""
     inputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     log = assert_joint(
-        TwoBranches(), dict(inputs=inputs, data_samples=cls_samples(IDS)), (2, 3), 1e-7
+        TwoBranches(), dict(inputs=inputs, data_samples=cls_samples(IDS)), (2, 3), 1e-5
     )
     assert log['loss_lt_cls'] > 0 and log['lt_num_paired'] == 6

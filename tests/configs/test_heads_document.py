@@ -36,11 +36,9 @@ def listed(title):
         text = re.split(rf'^{title}.*$', section, flags=re.MULTILINE)[1]
         for item in text.split('\n\n')[1].split('\n- '):
             (part,) = re.findall(r'model\.(\w+)`:', item)
-            reason = ''
-            for config, quoted in reversed(
-                re.findall(r'(\w+/[\w.-]+\.py)(?: \("([^"]+)"\))?', ' '.join(item.split()))
-            ):
-                reason = quoted or reason
+            named = re.findall(r'(\w+/[\w.-]+\.py)(?: \("([^"]+)"\))?', ' '.join(item.split()))
+            for place, (config, _) in enumerate(named):
+                reason = next((quoted for _, quoted in named[place:] if quoted), '')
                 found.append((SCOPES[library], part, config, reason))
     return found
 

@@ -229,8 +229,8 @@ class Trials:
         self.path, self.seconds = Path(path), seconds
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, tuple[str, str]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
                 key, outcome, reason = json.loads(line)
                 self.known[key] = outcome, reason
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 import json
+import re
 import signal
 import textwrap
 import traceback
@@ -212,7 +213,8 @@ def _described(error: BaseException) -> str:
 
 
 def _shortened(reason: str) -> str:
-    """A reason on one line of a table: whole words, without what a user is to do."""
+    """A reason on one line of a table: whole words, without the head and what a user is to do."""
+    reason = re.sub(r'^LossTransformHead cannot wrap \w+: ', '', reason)
     reason = reason.replace('|', '/').partition('; expected')[0].partition(', please install it')[0]
     return textwrap.shorten(reason, _MAX_REASON, placeholder=' ...')
 

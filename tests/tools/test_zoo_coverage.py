@@ -1,15 +1,16 @@
-"""The count of stock configs that train, on a handful; all of them in a slow test."""
+"""The count of stock configs that train, on a handful.
+
+``tests/configs/test_heads_document.py`` has what it says of all of them.
+"""
 
 import re
 
-import pytest
 import torch
 from torch import nn
 
 from lt_mm.apis.zoo import cover, table_of
 from lt_mm.apis.zoo import coverage as module
 from lt_mm.apis.zoo.steps import StandInBackbone
-from tests.paths import DOCS
 
 HANDFUL = {
     'retinanet/retinanet_r18_fpn_1x_coco.py': 'trains',
@@ -46,7 +47,7 @@ def test_a_stand_in_gives_the_shapes_and_takes_gradient():
 
 
 def test_a_trial_that_takes_too_long_is_stopped(tmp_path):
-    trials = module._Trials(tmp_path / 'known.jsonl', seconds=0.2)
+    trials = module.Trials(tmp_path / 'known.jsonl', seconds=0.2)
 
     def endless():
         while True:
@@ -57,25 +58,3 @@ def test_a_trial_that_takes_too_long_is_stopped(tmp_path):
 
     outcome, reason = trials.get(('endless',), endless)
     assert outcome == 'wraps' and '0.2 s' in reason
-
-
-def rows_of(text):
-    """(configs, trains, refused) of each family in a table."""
-    rows = {}
-    for line in text.splitlines():
-        cells = [cell.strip(' |') for cell in line.strip('|').split('|')]
-        if len(cells) == 6 and cells[1].isdigit():
-            rows[cells[0]] = int(cells[1]), int(cells[2].partition(':')[0] or 0), cells[5]
-    return rows
-
-
-@pytest.mark.slow
-def test_the_table_of_the_documentation_is_true(tmp_path):
-    found = rows_of(table_of(cover(tmp_path / 'zoo.jsonl')))
-    documented = rows_of((DOCS / 'heads.md').read_text())
-    documented = {family: row for family, row in documented.items() if family in found}
-    assert len(found) > 50 and documented.keys() == found.keys()
-    for family, (configs, trains, refused) in found.items():
-        expected = documented[family]
-        # A fast machine takes steps for which the documented run had no time.
-        assert (configs, refused) == (expected[0], expected[2]) and trains >= expected[1], family

@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 import json
+import re
 import signal
 import textwrap
 import traceback
@@ -71,7 +72,7 @@ def cover(
         configs: Only configs whose path contains one of these; all if empty.
         seconds: What a single trial may take.
     """
-    trials = _Trials(Path(cache), seconds)
+    trials = Trials(cache, seconds)
     found = []
     for library in libraries:
         for stock in stock_configs(library, configs):
@@ -107,7 +108,7 @@ def _row(title: str, members: Sequence[Coverage], with_reasons: bool) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[str, str]:
+def _outcome(stock: StockConfig, trials: 'Trials', build_only: bool) -> tuple[str, str]:
     """What becomes of a config: the first refusal, else what the step says."""
     head = stock.library, stock.place[-1], stock.head, stock.head_options()
     tried = [trials.get(('head', *head), lambda: _wrapped(stock))]
@@ -122,7 +123,7 @@ def _outcome(stock: StockConfig, trials: '_Trials', build_only: bool) -> tuple[s
                 return outcome, reason
     if build_only:
         return WRAPS, ''
-    outcome, reason = trials.get(('step', stock.signature()), lambda: _try_step(stock))
+    outcome, reason = trials.step(stock)
     unknown = [why for what, why in tried if what == WRAPS and why]
     return (WRAPS, unknown[0]) if outcome == TRAINS and unknown else (outcome, reason)
 
@@ -212,20 +213,26 @@ def _described(error: BaseException) -> str:
 
 
 def _shortened(reason: str) -> str:
-    """A reason on one line of a table: whole words, without what a user is to do."""
-    reason = reason.replace('|', '/').partition('; expected')[0].partition(', please install')[0]
+    """A reason on one line of a table: whole words, without the head and what a user is to do."""
+    reason = re.sub(r'^LossTransformHead cannot wrap \w+: ', '', reason)
+    reason = reason.replace('|', '/').partition('; expected')[0].partition(', please install it')[0]
     return textwrap.shorten(reason, _MAX_REASON, placeholder=' ...')
 
 
-class _Trials:
-    """Outcomes that are kept in a file; of several lines of a trial the last one counts."""
+class Trials:
+    """Outcomes that are kept in a file; of several lines of a trial the last one counts.
 
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.seconds = path, seconds
+    Args:
+        path: The file, made if there is none.
+        seconds: What a single trial may take.
+    """
+
+    def __init__(self, path: str | Path, seconds: float) -> None:
+        self.path, self.seconds = Path(path), seconds
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, tuple[str, str]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
                 key, outcome, reason = json.loads(line)
                 self.known[key] = outcome, reason
 
@@ -242,6 +249,10 @@ class _Trials:
                 outcome, reason = WRAPS, f'no step: it takes more than {self.seconds} s'
             self._keep(key, outcome, _shortened(reason))
         return self.known[key]
+
+    def step(self, stock: StockConfig) -> tuple[str, str]:
+        """The outcome of a training step, which configs of one signature share."""
+        return self.get(('step', stock.signature()), lambda: _try_step(stock))
 
     def _keep(self, key: str, outcome: str, reason: str) -> None:
         self.known[key] = outcome, reason

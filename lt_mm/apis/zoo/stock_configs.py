@@ -8,9 +8,10 @@ from typing import Any
 
 from mmengine.config import Config
 
+from lt_mm.apis.wrapping import head_place
+
 LIBRARIES = ('mmdet', 'mmpretrain')
-# The first that a detector has is wrapped; other models have one of the latter.
-_HEADS = ('roi_head', 'bbox_head', 'mask_head', 'panoptic_head', 'rpn_head')
+# Models of MMDetection that have none of the heads that are wrapped have one of these.
 _OTHER_HEADS = ('track_head', 'head')
 # What is below these keys of a head is initialised or scheduled, not computed with.
 _NOT_COMPUTED = ('init_cfg', 'test_cfg')
@@ -113,7 +114,7 @@ def stock_configs(library: str, parts: Sequence[str] = ()) -> Iterator[StockConf
             cfg = Config.fromfile(path)
         except Exception:  # a few cannot be read by MMEngine: missing bases, keys or packages
             continue
-        place = _head_place(library, cfg.get('model') or {})
+        place = _counted_place(library, cfg.get('model') or {})
         if place:
             yield StockConfig(library, name, cfg, place)
 
@@ -122,16 +123,11 @@ def _root(library: str) -> Path:
     return Path(str(importlib.import_module(library).__file__)).parent / '.mim' / 'configs'
 
 
-def _head_place(library: str, model: dict) -> tuple[str, ...] | None:
-    if library == 'mmpretrain':
-        return ('head',) if model.get('type') == 'ImageClassifier' and model.get('head') else None
-    for key in _HEADS:
-        if model.get(key):
-            return (key,)
-    inside = _head_place(library, model['detector']) if model.get('detector') else None
-    if inside:
-        return ('detector', *inside)
-    return next(((key,) for key in _OTHER_HEADS if model.get(key)), None)
+def _counted_place(library: str, model: dict) -> tuple[str, ...] | None:
+    place = head_place(model)
+    if library == 'mmpretrain':  # its detectors are not counted
+        return place if place == ('head',) else None
+    return place or next(((key,) for key in _OTHER_HEADS if model.get(key)), None)
 
 
 def _pipelines_of(dataset: Any) -> tuple[Any, Any]:

@@ -80,6 +80,8 @@ def test_identity_of_the_stock_head(kind):
     plain.load_state_dict(head.state_dict(), strict=True)
     samples, inputs = replicas()[:2], made_inputs(kind, 2)
     if kind == 'SSD':  # the stock head cannot predict: MMDetection reads an attribute that it lacks
+        with torch.no_grad(), pytest.raises(AttributeError, match='loss_cls'):
+            plain.eval().predict(*inputs, samples)
         plain.loss_cls = None
     with torch.no_grad():
         for mine, theirs in zip(

@@ -1,11 +1,18 @@
 """The consistency term on MMPretrain's classification heads."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from mmengine.dist import get_dist_info
-from mmpretrain.models.heads import ArcFaceClsHead, ClsHead, MultiLabelClsHead, MultiTaskHead
+from mmpretrain.models.heads import (
+    ArcFaceClsHead,
+    ClsHead,
+    ConformerHead,
+    MultiLabelClsHead,
+    MultiTaskHead,
+)
 from mmpretrain.models.heads.multi_task_head import loss_convertor
 from torch import Tensor, nn
 
@@ -27,7 +34,15 @@ from lt_mm.structures.supervision import Supervision, check_weak_copies
 
 @register_head_family(ClsHead, MultiLabelClsHead)
 class ClsConsistency(ConsistencyMixin):
-    """Mixin of a classification head: replicas of one image are positives."""
+    """Mixin of a classification head: replicas of one image are positives.
+
+    Attributes:
+        lt_stock_losses: The methods ``_get_loss`` that the mixin can read.
+    """
+
+    lt_stock_losses: tuple[Callable, ...] = (ClsHead._get_loss, MultiLabelClsHead._get_loss)
+    lt_takes_teacher = True
+    lt_is_task = False
 
     @classmethod
     def lt_check(cls, head: Any) -> None:
@@ -39,11 +54,11 @@ class ClsConsistency(ConsistencyMixin):
                 f'{name} gives no class logits; expected a classification '
                 "head such as dict(type='LinearClsHead', num_classes=..., in_channels=...)"
             )
-        if type(head)._get_loss not in (ClsHead._get_loss, MultiLabelClsHead._get_loss):
+        if type(head)._get_loss not in cls.lt_stock_losses:
             raise UnsupportedHeadError(
                 f'{name} has a _get_loss of its own, so which logits the '
                 'consistency term should compare is not known; expected a head that keeps '
-                'that of ClsHead or MultiLabelClsHead'
+                'that of ClsHead, MultiLabelClsHead or ConformerHead'
             )
         if isinstance(head, ArcFaceClsHead):
             raise UnsupportedHeadError(
@@ -59,9 +74,6 @@ class ClsConsistency(ConsistencyMixin):
         if options.activation == 'auto':
             reads_sigmoid(head.loss_module)
         return cls.lt_add(head, options)
-
-    lt_takes_teacher = True
-    lt_is_task = False
 
     def forward(self, feats: Any) -> Any:
         return self.lt_forward(super().forward, feats)
@@ -84,13 +96,26 @@ class ClsConsistency(ConsistencyMixin):
             )
         return losses
 
-    def _get_loss(self, cls_score: Tensor, data_samples: list[Any], **kwargs: Any) -> dict:
+    def lt_predicted_logits(self, cls_score: Any) -> Tensor:
+        """The logits (N, C) of which the head makes its predictions, from what it computes.
+
+        Raises:
+            UnsupportedHeadError: If there are none.
+        """
         if not isinstance(cls_score, Tensor) or cls_score.dim() != 2:
             raise UnsupportedHeadError(
                 f'{type(self).__name__} predicts {type(cls_score).__name__}; the '
                 'consistency term needs logits of shape (N, C)'
             )
-        batch = self.lt_gather(self._lt_part(cls_score, data_samples))
+        return cls_score
+
+    def lt_scores_of(self, cls_score: Any, images: list[int]) -> Any:
+        """What the head computes for some images."""
+        return cls_score[images]
+
+    def _get_loss(self, cls_score: Any, data_samples: list[Any], **kwargs: Any) -> dict:
+        logits = self.lt_predicted_logits(cls_score)
+        batch = self.lt_gather(self._lt_part(logits, data_samples))
         # The pairs are formed here: samples of one source image.
         group_ids = batch.columns['source_ids']
         pairs = self._lt_with_memory(Pairs(group_ids), batch)
@@ -103,7 +128,8 @@ class ClsConsistency(ConsistencyMixin):
         else:
             images = supervision.supervised_images
             supervised = [data_samples[image] for image in images]
-            losses = super()._get_loss(cls_score[images], supervised, **kwargs)
+            scores = self.lt_scores_of(cls_score, images)
+            losses = super()._get_loss(scores, supervised, **kwargs)
         self.lt_add_term(
             'cls',
             lambda pairs: self.lt_class_term(batch.columns['logits'], pairs, self._lt_is_sigmoid()),
@@ -119,12 +145,12 @@ class ClsConsistency(ConsistencyMixin):
         if self.lt_options.weak_target is not None:
             self.lt_watch_term('cls', {NO_PAIR: is_paired(group_ids), UNSURE: pairs.paired})
         if self.lt_recorder is not None:
-            self.lt_recorder(self._lt_pair_record(cls_score, group_ids[batch.own], paired))
+            self.lt_recorder(self._lt_pair_record(logits, group_ids[batch.own], paired))
         return losses
 
-    def _lt_part(self, cls_score: Tensor, data_samples: list[Any]) -> Part:
+    def _lt_part(self, predicted: Tensor, data_samples: list[Any]) -> Part:
         with self.lt_with_graph('cls'):
-            logits = cls_score.view_as(cls_score)
+            logits = predicted.view_as(predicted)
         columns = dict(
             images=torch.arange(len(logits), device=logits.device),
             source_ids=torch.tensor(source_ids_of(data_samples), device=logits.device),
@@ -162,8 +188,8 @@ class ClsConsistency(ConsistencyMixin):
         return replace(pairs, targets=dict(cls=targets))
 
     @torch.no_grad()
-    def _lt_pair_record(self, cls_score: Tensor, sources: Tensor, paired: Tensor) -> PairRecord:
-        logits = cls_score.detach().float()
+    def _lt_pair_record(self, predicted: Tensor, sources: Tensor, paired: Tensor) -> PairRecord:
+        logits = predicted.detach().float()
         scores, labels = (logits.sigmoid() if self._lt_is_sigmoid() else logits.softmax(dim=1)).max(
             dim=1
         )
@@ -216,6 +242,23 @@ class ClsConsistency(ConsistencyMixin):
         else:
             # A multi-label target sums to anything, so there only a difference tells.
             _refuse_mixed(scores, group_ids, one_hot=not isinstance(self, MultiLabelClsHead))
+
+
+@register_head_family(ConformerHead)
+class ConformerConsistency(ClsConsistency):
+    """Mixin of a head of two branches, which the stock loss trains each by itself.
+
+    The term compares the sum of their logits, of which the head makes its prediction.
+    """
+
+    lt_stock_losses = (ConformerHead._get_loss,)
+
+    def lt_predicted_logits(self, cls_score: tuple[Tensor, Tensor]) -> Tensor:
+        convolutions, transformer = cls_score
+        return super().lt_predicted_logits(convolutions + transformer)
+
+    def lt_scores_of(self, cls_score: tuple[Tensor, Tensor], images: list[int]) -> Any:
+        return tuple(branch[images] for branch in cls_score)
 
 
 @register_head_family(MultiTaskHead)

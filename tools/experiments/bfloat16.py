@@ -23,6 +23,6 @@ class BFloat16OptimWrapper(OptimWrapper):
         Args:
             model: Its weights, float32, change their memory format in place at the first step.
         """
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
         with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
             yield

@@ -152,13 +152,13 @@ def measure_runs(study: dict[str, Any], args: argparse.Namespace) -> None:
     from lt_mm.apis.steadiness.robustness import measure_robustness
     from lt_mm.apis.steadiness.stability import measure_stability
 
-    def steadiness(*model: str, **options: Any) -> dict[str, float]:
-        numbers = measure_stability(*model, **study['steadiness'], **options).numbers
+    def steadiness(config: str, checkpoint: str, **options: Any) -> dict[str, float]:
+        numbers = measure_stability(config, checkpoint, **study['steadiness'], **options).numbers
         return {column: numbers[key] for key, column in STEADINESS.items() if key in numbers}
 
-    def corruptions(*model: str, **options: Any) -> dict[str, float]:
-        numbers = measure_robustness(*model, **study['corruptions'], **options).numbers()
-        return {key: value for key, value in numbers.items() if key != 'metric'}
+    def corruptions(config: str, checkpoint: str, **options: Any) -> dict[str, float]:
+        report = measure_robustness(config, checkpoint, **study['corruptions'], **options)
+        return {key: value for key, value in report.numbers().items() if key != 'metric'}
 
     for measure in (steadiness, corruptions):
         path = args.results / f'{measure.__name__}.csv'
@@ -267,8 +267,8 @@ def train(study: dict[str, Any], name: str, seed: int, work_dir: Path) -> None:
     config, settings, initial = definition_of(study, name)
     settings = {**settings, 'randomness.seed': seed}
     if study.get('bfloat16'):
-        import bfloat16  # noqa: F401 (registers its optimizer wrapper)
-
+        # Registers its optimizer wrapper.
+        runpy.run_path(str(Path(__file__).with_name('bfloat16.py')))
         settings['optim_wrapper.type'] = 'BFloat16OptimWrapper'
     if initial:
         settings['load_from'] = last_checkpoint(work_dir, initial, seed)

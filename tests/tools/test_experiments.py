@@ -202,6 +202,21 @@ def arguments(tmp_path, **more):
     )
 
 
+def test_a_forward_pass_in_bfloat16():
+    model = torch.nn.Conv2d(3, 4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = load('bfloat16').BFloat16OptimWrapper(optimizer)
+    before = model.weight.detach().clone()
+    with wrapper.optim_context(model):
+        output = model(torch.ones(2, 3, 8, 8))
+    assert output.dtype == torch.bfloat16
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    wrapper.update_params(output.float().sum())
+    # The gradient of each weight is the number of its places, exact in bfloat16.
+    torch.testing.assert_close(before - model.weight, torch.full_like(before, 0.1 * 2 * 36))
+    assert model.weight.dtype == torch.float32
+
+
 def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     """Real runs in this process: one goes on from another, and none is done twice."""
     pictures = write_pictures(tmp_path / 'pictures')
@@ -219,6 +234,7 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
         metric_name='Top-1',
         seeds=[0],
         scale=1,
+        bfloat16=True,
         consistency=dict(num_replicas=2, max_images=4),
         steadiness=dict(num_frames=3, max_images=4),
         corruptions=dict(kinds=('fog', 'contrast'), severities=(5,)),
@@ -235,6 +251,9 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     # With a rate of 0 what is learnt stays as the other run left it.
     tuned, plain = (weights(run.last_checkpoint(args.work_dir, name, 0)) for name in study['runs'])
     learnt = [name for name in plain if name.endswith('weight')]
+    assert {plain[name].dtype for name in learnt} == {torch.float32}
+    (dumped,) = run.folder_of(args.work_dir, 'plain', 0).glob('*.py')
+    assert 'BFloat16OptimWrapper' in dumped.read_text()
     assert learnt and all(torch.equal(tuned[name], plain[name]) for name in learnt)
     runs = report.read(args.results / 'runs.csv')
     assert list(runs.index) == ['tuned', 'plain']

@@ -12,7 +12,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 
-@OPTIM_WRAPPERS.register_module()
+@OPTIM_WRAPPERS.register_module(force=True)  # this file may run twice in a process
 class BFloat16OptimWrapper(OptimWrapper):
     """Runs the forward pass under autocast, with the memory format in which that is fastest."""
 

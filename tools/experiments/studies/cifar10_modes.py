@@ -17,9 +17,19 @@ metric = 'accuracy/top1'
 metric_name = 'Validation top-1, %'
 seeds = [0, 1, 2, 3, 4]
 paired = True
-# Measured of each trained model: 8 augmented copies of validation images.
+bfloat16 = True
+# Measured of each trained model on validation images: 8 augmented copies, frames, corruptions.
 consistency = dict(num_replicas=8, max_images=500)
-measured = dict(mean_kl='KL to the mean', agreement='Agreement')
+steadiness = dict(num_frames=16, max_images=500)
+corruptions = dict(severities=(1, 3, 5))
+measured = dict(
+    mean_kl='KL to the mean',
+    agreement='Agreement',
+    label_changes='Label changes',
+    frame_kl='KL of frames',
+    ece='Calibration error',
+    mPC='mPC',
+)
 
 # Choices are made on every 25th training image, which no arm trains on; the test images come last.
 held_out = list(range(24, 50000, 25))

@@ -77,6 +77,11 @@ def class_of(kind: Any, registry: Registry, scope: str | None = None) -> Any:
             return None
 
 
+def name_of(kind: Any) -> str:
+    """The bare name of what a config names as a type: a class, or a string with a scope or path."""
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
 def builds(config: Any, cls: type, registry: Registry, scope: str | None = None) -> bool:
     """Whether a config builds an instance of a class, or is one.
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from lt_mm.datasets.transforms.invertible_pipeline import InvertiblePipeline
 from lt_mm.models.heads import LossTransformHead
-from lt_mm.registry import MODELS, TRANSFORMS, configs_of
+from lt_mm.registry import MODELS, TRANSFORMS, configs_of, name_of
 from lt_mm.structures.errors import UnsupportedHeadError
 
 # The first that a detector has is wrapped.
@@ -87,7 +87,7 @@ def overrides_of(cfg: Config, options: WrapOptions) -> list[Override]:
 
 def head_place(model: Any) -> tuple[str, ...] | None:
     """The keys from a model's config to the head that gets the term; None if it has none."""
-    if _name(model.get('type')) == 'ImageClassifier':
+    if name_of(model.get('type')) == 'ImageClassifier':
         return ('head',) if model.get('head') else None
     for key in _HEADS:
         if model.get(key):
@@ -120,14 +120,14 @@ def _sampler(cfg: Config, options: WrapOptions) -> Iterator[Override]:
             f'. A batch of {options.num_repeats} then holds a single image: a larger batch_size '
             'trains better, and its learning rate with it'
         )
-    if 'type' in stock and _name(stock['type']) not in ('DefaultSampler', 'InfiniteSampler'):
-        reason += f'. It takes the place of {_name(stock["type"])}, and draws all images alike'
+    if 'type' in stock and name_of(stock['type']) not in ('DefaultSampler', 'InfiniteSampler'):
+        reason += f'. It takes the place of {name_of(stock["type"])}, and draws all images alike'
     yield Override(('train_dataloader', 'sampler'), f'lt_mm.{name}', reason, options=arguments)
 
 
 def _is_iteration_based(cfg: Config) -> bool:
     loop = cfg.get('train_cfg') or {}
-    return _name(loop.get('type', '')) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
+    return name_of(loop.get('type', '')) == 'IterBasedTrainLoop' or loop.get('by_epoch') is False
 
 
 def _batch_size(cfg: Config, options: WrapOptions) -> Iterator[Override]:
@@ -154,7 +154,7 @@ def _pipelines(dataset: Any, place: Place) -> Iterator[Override]:
     if dataset.get('pipeline') and not _has_record(dataset['pipeline']):
         reason = 'the whole pipeline, recorded'
         if dataset.get('dataset'):
-            reason = f'the pipeline of {_name(dataset["type"])}, which mixes images, recorded too'
+            reason = f'the pipeline of {name_of(dataset["type"])}, which mixes images, recorded too'
         yield _recorded((*place, 'pipeline'), reason)
 
 
@@ -171,7 +171,7 @@ def _hooks(cfg: Config) -> Iterator[Override]:
     """Wraps the pipelines that hooks switch to."""
     for number, hook in enumerate(cfg.get('custom_hooks') or ()):
         place: Place = ('custom_hooks', number)
-        reason = f'{_name(hook.get("type"))} switches to this pipeline during training'
+        reason = f'{name_of(hook.get("type"))} switches to this pipeline during training'
         if hook.get('switch_pipeline'):
             yield _recorded((*place, 'switch_pipeline'), reason)
         for step, recipe in enumerate(hook.get('schedule') or ()):
@@ -186,13 +186,13 @@ def _preprocessor(cfg: Config) -> Iterator[Override]:
     node: Any = cfg
     for key in place:
         node = node.get(key) or {}
-    names = ', '.join(_name(each.get('type')) for each in _as_list(node.get('batch_augments')))
-    if names and _name(node.get('type')) == 'DetDataPreprocessor':
+    names = ', '.join(name_of(each.get('type')) for each in _as_list(node.get('batch_augments')))
+    if names and name_of(node.get('type')) == 'DetDataPreprocessor':
         reason = f'the record follows {names}, which moves boxes after the pipeline'
         yield Override(place, 'lt_mm.RecordingDetDataPreprocessor', reason, merges=True)
     augments = (model.get('train_cfg') or {}).get('augments')
-    if _name(model.get('type')) == 'ImageClassifier' and augments:
-        names = ', '.join(_name(each.get('type')) for each in _as_list(augments))
+    if name_of(model.get('type')) == 'ImageClassifier' and augments:
+        names = ', '.join(name_of(each.get('type')) for each in _as_list(augments))
         reason = f'{names} mix all replicas of an image with the same other one'
         yield Override(place, 'lt_mm.GroupedClsDataPreprocessor', reason, merges=True)
 
@@ -209,7 +209,7 @@ def _preprocessor_place(cfg: Config) -> Place:
 def _head(cfg: Config, options: WrapOptions) -> Override:
     place = head_place(cfg.model)
     if place is None:
-        kind = _name(cfg.model.get('type'))
+        kind = name_of(cfg.model.get('type'))
         raise UnsupportedHeadError(
             f'{kind} has no roi_head, bbox_head, mask_head, panoptic_head, rpn_head, or head of an '
             'ImageClassifier; expected one of these, which is what gets the term'
@@ -227,7 +227,3 @@ def _as_list(value: Any) -> list:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]

@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from lt_mm.apis.wrapping import head_place
+from lt_mm.registry import name_of
 
 LIBRARIES = ('mmdet', 'mmpretrain')
 # Models of MMDetection that have none of the heads that are wrapped have one of these.
@@ -51,13 +52,13 @@ class StockConfig:
         """The classes of the head, and of the box heads in a RoI head."""
         inner = self.head.get('bbox_head') if self.place[-1] == 'roi_head' else None
         parts = inner if isinstance(inner, (list, tuple)) else [inner] if inner else []
-        names = dict.fromkeys(_name(part['type']) for part in parts)
-        return _name(self.head['type']) + (f' ({", ".join(names)})' if names else '')
+        names = dict.fromkeys(name_of(part['type']) for part in parts)
+        return name_of(self.head['type']) + (f' ({", ".join(names)})' if names else '')
 
     @property
     def classifies(self) -> bool:
         """Whether the model is a classifier of MMPretrain."""
-        return _name(self.cfg.model['type']) == 'ImageClassifier'
+        return name_of(self.cfg.model['type']) == 'ImageClassifier'
 
     @property
     def has_masks(self) -> bool:
@@ -144,11 +145,7 @@ def _types(node: Any) -> tuple:
     if isinstance(node, dict):
         items = sorted((key, value) for key, value in node.items() if key not in _NOT_COMPUTED)
         found = [(key, below) for key, value in items if (below := _types(value))]
-        return (*((_name(node['type']),) if 'type' in node else ()), *found)
+        return (*((name_of(node['type']),) if 'type' in node else ()), *found)
     if isinstance(node, (list, tuple)):
         return tuple(dict.fromkeys(below for value in node if (below := _types(value))))
     return ()
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]

@@ -181,7 +181,7 @@ def test_table_of_a_paired_study():
         paired=True,
         metric_name='AP',
         runs=dict.fromkeys('ab'),
-        measured=dict(mean_iou='IoU'),
+        measured=dict(mean_iou='IoU', mPC='mPC'),  # the latter was not measured yet
         sections={'All': [('a', 'b')]},
     )
     (line,) = [row for row in report.table(study, runs, consistency).splitlines() if '`a`' in row]

@@ -74,6 +74,9 @@ def read_measured(results: Path) -> pd.DataFrame:
 def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) -> str:
     """Markdown: a table for each section, a line for each run that has results."""
     lines = []
+    # What was not measured yet has no column.
+    measured = {key: title for key, title in study['measured'].items() if key in consistency}
+    study = {**study, 'measured': measured}
     headings = [
         'Run',
         'Images seen',

@@ -20,7 +20,8 @@ paired = True
 consistency = dict(num_replicas=4, score_threshold=0.3)
 # And on frames of a slow pan and zoom, and on corrupted images.
 steadiness = dict(num_frames=16, max_images=40, score_threshold=0.3)
-corruptions = dict(severities=(3,))
+kinds = ('gaussian_noise', 'defocus_blur', 'fog', 'contrast', 'jpeg_compression')
+corruptions = dict(kinds=kinds, severities=(3,))
 measured = dict(
     matched_share='Matched',
     mean_iou='IoU of matched',

@@ -21,7 +21,8 @@ paired = True
 # Measured of each trained model on validation images: 4 augmented copies, frames, corruptions.
 consistency = dict(num_replicas=4, score_threshold=0.3)
 steadiness = dict(num_frames=16, max_images=40, score_threshold=0.3)
-corruptions = dict(severities=(3,))
+kinds = ('gaussian_noise', 'defocus_blur', 'fog', 'contrast', 'jpeg_compression')
+corruptions = dict(kinds=kinds, severities=(3,))
 measured = dict(
     mean_iou='IoU of matched',
     score_jitter='Difference of scores',

@@ -151,6 +151,16 @@ def test_rows_are_written_in_one_step_and_once(tmp_path, monkeypatch):
     assert run.recorded(path) == set()
 
 
+def test_rows_with_other_columns_are_refused(tmp_path):
+    """As after a change of the corruptions that a study names."""
+    path = tmp_path / 'corruptions.csv'
+    run.append(path, 'plain', 0, pd.DataFrame([dict(clean=0.5, fog=0.2)]))
+    before = path.read_text()
+    with pytest.raises(ValueError, match='clean,fog.*clean,snow.*measure all runs again'):
+        run.append(path, 'plain', 1, pd.DataFrame([dict(clean=0.5, snow=0.1)]))
+    assert path.read_text() == before
+
+
 def test_differences_of_means():
     values, others = pd.Series([3.0, 5.0, 7.0]), pd.Series([1.0, 2.0, 3.0, 6.0])
     difference, error = report.difference_of_means(values, others)

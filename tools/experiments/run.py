@@ -332,11 +332,19 @@ def append(path: Path, name: str, seed: int, rows: pd.DataFrame) -> None:
 
     Rows that the file has of this run and seed, of a process that was killed before it had
     recorded everything, are replaced.
+
+    Raises:
+        ValueError: If the file has other columns, such as those of other corruptions.
     """
     columns = COLUMNS.get(path.name, rows.columns)
     rows = rows.assign(run=name, seed=seed).reindex(columns=['run', 'seed', *columns])
-    header, *new = rows.to_csv(index=False).splitlines(keepends=True)
-    header, *before = whole_lines(path) or [header]
+    expected, *new = rows.to_csv(index=False).splitlines(keepends=True)
+    header, *before = whole_lines(path) or [expected]
+    if header != expected:
+        raise ValueError(
+            f'{path} has the columns {header.strip()}, but {name}, seed {seed}, was measured with '
+            f'{expected.strip()}; expected the same. Move the file away and measure all runs again'
+        )
     others = [line for line in before if not line.startswith(f'{name},{seed},')]
     write(path, ''.join([header, *others, *new]))
 

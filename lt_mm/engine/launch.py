@@ -23,6 +23,8 @@ from lt_mm.registry import HOOKS, MODELS, builds, class_of
 
 _RUNNERS = itertools.count(1)
 _FRAMEWORKS = ('mmdet', 'mmpretrain')
+# Longer texts of configs are not formatted: a usual one of COCO has 7,000 characters.
+_FORMATTED_CHARACTERS = 20_000
 
 
 def load_config(
@@ -32,6 +34,9 @@ def load_config(
     launcher: str = 'none',
 ) -> Config:
     """Reads a config file and applies the command line to it.
+
+    MMEngine formats the text of a config for every checkpoint anew, which takes a minute where
+    ``indices`` is a list of 45,000 images. The text of a config that is that long is not formatted.
 
     Args:
         config: Path of the config file.
@@ -44,6 +49,9 @@ def load_config(
     cfg.launcher = launcher
     if cfg_options:
         cfg.merge_from_dict(dict(cfg_options))
+    if len(repr(cfg)) > _FORMATTED_CHARACTERS:
+        # `fromfile` has an argument for it, which MMEngine 0.10 does not pass on.
+        object.__setattr__(cfg, '_format_python_code', False)
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:

@@ -10,6 +10,7 @@ from mmdet.models import RetinaNet
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import CheckpointHook, LoggerHook
 from mmengine.registry import DefaultScope
+from yapf.yapflib import yapf_api
 
 from lt_mm.apis.train import _enable_auto_scale_lr
 from lt_mm.engine import launch
@@ -48,6 +49,25 @@ def test_hooks_are_added_once_whatever_form_names_them(form, tmp_path, no_scope)
     assert cfg.default_hooks.checkpoint.interval == 2
     names = [cls.__name__ for cls in classes_of(cfg.custom_hooks)]
     assert names == ['PreemptionHook', 'ResumeHook', 'MemoryHook', 'NonFiniteHook']
+
+
+@pytest.mark.parametrize('images', [3, 45_000])
+def test_the_text_of_a_long_config_is_not_formatted(images, tmp_path, monkeypatch):
+    formatted = []
+
+    def formatter(text, **options):
+        formatted.append(text)
+        return text, True
+
+    monkeypatch.setattr(yapf_api, 'FormatCode', formatter)
+    path = tmp_path / 'long.py'
+    path.write_text('train_dataloader = dict(dataset=dict(indices=None))', encoding='utf-8')
+    indices = {'train_dataloader.dataset.indices': list(range(images))}
+    cfg = launch.load_config(str(path), cfg_options=indices)
+    # As the runner and the checkpoints of a run ask for it.
+    again = Config.fromstring(copy.deepcopy(cfg.copy()).pretty_text, '.py')
+    assert again.train_dataloader.dataset.indices == [*range(images)]
+    assert len(formatted) == (images == 3)
 
 
 def test_hooks_that_stand_elsewhere_are_found_too():

@@ -43,31 +43,74 @@ schedule: dict[str, Any] = {
     'test_dataloader.dataset.indices': None,
 }
 own = {**schedule, 'train_dataloader.dataset.indices': labelled}
-# Half of a batch is unlabelled, so an epoch of the labelled images takes twice the steps.
-half = {
-    **schedule,
-    'train_cfg.max_epochs': epochs // 2,
-    'train_cfg.val_interval': 1,
-    'default_hooks.checkpoint.interval': 1,
-    'param_scheduler.total_steps': epochs // 2,
-    'train_dataloader.dataset.labelled.indices': labelled,
-    'train_dataloader.dataset.unlabelled.indices': [i for i in range(50000) if i % 10],
-}
-rho = 'model.head.rho'
+
+
+def unlabelled_part(share: float, epochs: int) -> dict[str, Any]:
+    """A run in which this share of each batch is unlabelled; labelled images make the epochs."""
+    return {
+        **schedule,
+        'train_cfg.max_epochs': epochs,
+        'train_cfg.val_interval': 1,
+        'default_hooks.checkpoint.interval': 1,
+        'param_scheduler.total_steps': epochs,
+        'train_dataloader.sampler.unlabelled_share': share,
+        'train_dataloader.dataset.labelled.indices': labelled,
+        'train_dataloader.dataset.unlabelled.indices': [i for i in range(50000) if i % 10],
+    }
+
+
+half = unlabelled_part(0.5, epochs // 2)
+rho, momentum = 'model.head.rho', 'model.head.memory.momentum'
 linear = dict(type='linear', start=0.0, begin=0.0, finish=0.3)
+gaussian = dict(type='gaussian', start=0.0, begin=0.0, finish=0.4)
+memory3 = {**own, rho: dict(linear, end=3.0)}
+three = {rho: dict(gaussian, end=3.0)}
 
 runs: dict[str, tuple[str, dict[str, Any]]] = {
     'plain': (plain, own),
     'repeated': (lt, {**own, rho: 0.0}),
     'lt@1': (lt, own),
     'lt@10': (lt, {**own, rho: 10.0}),
-    'memory@3': (memory, {**own, rho: dict(linear, end=3.0)}),
+    'memory@3': (memory, memory3),
     'memory@10': (memory, {**own, rho: dict(linear, end=10.0)}),
     'unlabelled@10': (unlabelled, half),
     'weak@1': (weak, half),
 }
+# One setting at a time differs from the run that the section names.
+settings: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    'lt@1': {
+        'lt@3': (lt, {**own, rho: 3.0}),
+        'lt@1-detached': (lt, {**own, 'model.head.detach_mean': True}),
+        'lt@1-m4': (lt, {**own, 'train_dataloader.sampler.num_repeats': 4}),
+    },
+    'memory@3': {
+        'memory@1': (memory, {**own, rho: dict(linear, end=1.0)}),
+        'memory@3-momentum0': (memory, {**memory3, momentum: 0.0}),
+        'memory@3-momentum0.5': (memory, {**memory3, momentum: 0.5}),
+        'memory@3-momentum0.9': (memory, {**memory3, momentum: 0.9}),
+        'memory@3-unramped': (memory, {**own, rho: 3.0}),
+    },
+    'unlabelled@3': {
+        'unlabelled@1': (unlabelled, {**half, rho: dict(gaussian, end=1.0)}),
+        # 800, 790 and 750 steps.
+        'unlabelled@3-share0.22': (unlabelled, {**unlabelled_part(14 / 64, 8), **three}),
+        'unlabelled@3-share0.69': (unlabelled, {**unlabelled_part(44 / 64, 3), **three}),
+    },
+}
+equal_compute = [*runs]
+runs['unlabelled@3'] = unlabelled, {**half, **three}
+for others in settings.values():
+    runs.update(others)
+
 sections = {
-    'Equal compute': [(name, None if name == 'plain' else 'plain') for name in runs],
+    'Equal compute': [(name, None if name == 'plain' else 'plain') for name in equal_compute],
     'What the term adds to repetition': [(name, 'repeated') for name in ('lt@1', 'lt@10')],
+    'Settings, beside plain': [
+        (name, 'plain') for base, others in settings.items() for name in (base, *others)
+    ],
+    **{
+        f'Settings, beside {base}': [(name, base) for name in others]
+        for base, others in settings.items()
+    },
 }
 figures: dict[str, Any] = {}

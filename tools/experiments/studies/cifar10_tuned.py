@@ -63,6 +63,7 @@ half = unlabelled_part(0.5, epochs // 2)
 rho, momentum = 'model.head.rho', 'model.head.memory.momentum'
 linear = dict(type='linear', start=0.0, begin=0.0, finish=0.3)
 gaussian = dict(type='gaussian', start=0.0, begin=0.0, finish=0.4)
+down = dict(type='linear', start=3.0, end=0.0, begin=0.7, finish=1.0)
 memory3 = {**own, rho: dict(linear, end=3.0)}
 three = {rho: dict(gaussian, end=3.0)}
 
@@ -89,6 +90,7 @@ settings: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         'memory@3-momentum0.5': (memory, {**memory3, momentum: 0.5}),
         'memory@3-momentum0.9': (memory, {**memory3, momentum: 0.9}),
         'memory@3-unramped': (memory, {**own, rho: 3.0}),
+        'memory@3-down': (memory, {**own, rho: [dict(linear, end=3.0), down]}),
     },
     'unlabelled@3': {
         'unlabelled@1': (unlabelled, {**half, rho: dict(gaussian, end=1.0)}),

@@ -2,7 +2,8 @@
 
 All arms of a block take equally many steps of 64 images, within 3 %. Seed 5 is the pilot, on which
 the learning rate of each arm is chosen (``--seeds 5``); the study itself takes each arm at its own
-rate alone (``--only '*-plain@0.2' '*-repeated@0.1'`` and so on). docs/studies/cifar10_modes/plan.md says how they are compared.
+rate alone (``--only '*-plain@0.2' '*-repeated@0.1'`` and so on). docs/studies/cifar10_modes/plan.md
+says how they are compared.
 """
 
 from typing import Any

@@ -192,12 +192,16 @@ def test_table_of_a_paired_study():
         metric_name='AP',
         runs=dict.fromkeys('ab'),
         measured=dict(mean_iou='IoU', mPC='mPC'),  # the latter was not measured yet
-        sections={'All': [('a', 'b')]},
+        sections={'All': [('a', 'b')], 'Later': [('b', 'a')], 'Not yet': [('c', 'a')]},
     )
-    (line,) = [row for row in report.table(study, runs, consistency).splitlines() if '`a`' in row]
+    text = report.table(study, runs, consistency)
+    assert '### Later' in text and '### Not yet' not in text
+    tested = report.test_table(study, runs[['seed', 'metric']]).splitlines()
+    assert '| `a` | 35.5 ± 7.8 | `b` | +1.5 (± 0.5) |' in tested
+    assert '| `b` | 34.0 ± 8.5 | `a` | -1.5 (± 0.5) |' in tested
+    (line,) = [row for row in text.splitlines() if row.startswith('| `a`')]
     assert '| `b` | +1.5 (± 0.5) |' in line
     assert line.endswith('± 7.778, +1.500 (± 0.500) |')
-    assert '| `b` | 34.0 ± 8.5 |' in report.test_table(study, runs[['seed', 'metric']])
     assert report.test_table(study, pd.DataFrame()) == ''
 
 

@@ -87,6 +87,8 @@ def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) 
         *study['measured'].values(),
     ]
     for title, entries in study['sections'].items():
+        if not any(run in runs.index for run, _ in entries):
+            continue
         lines += [f'### {title}', '', f'| {" | ".join(headings)} |', '|---' * len(headings) + '|']
         lines += [
             line(study, run, reference, runs, consistency)
@@ -98,16 +100,31 @@ def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) 
 
 
 def test_table(study: dict[str, Any], tested: pd.DataFrame) -> str:
-    """Markdown: the metric on the test data of all runs that have it; empty without any."""
+    """Markdown: the metric on the test data of all runs that have it; empty without any.
+
+    Beside the run that the first section with such an entry names.
+    """
     if tested.empty:
         return ''
-    cells = [
-        f'| `{run}` | {show(tested.metric[tested.index == run])} |'
-        for run in study['runs']
-        if run in tested.index
-    ]
-    heading = f'| Run | {study["metric_name"]} on the test data |'
-    return '\n'.join(['', '### Test data', '', heading, '|---|---|', *cells, ''])
+    entries = [entry for section in study['sections'].values() for entry in section]
+    references = {run: reference for run, reference in reversed(entries) if reference}
+    cells = []
+    for run in study['runs']:
+        if run in tested.index:
+            own = show(tested.metric[tested.index == run])
+            compared = ' | '.join(difference(study, tested, run, references.get(run)))
+            cells.append(f'| `{run}` | {own} | {compared} |')
+    heading = f'| Run | {study["metric_name"]} on the test data | Difference to |  |'
+    return '\n'.join(['', '### Test data', '', heading, '|---' * 4 + '|', *cells, ''])
+
+
+def difference(
+    study: dict[str, Any], rows: pd.DataFrame, run: str, reference: str | None
+) -> tuple[str, str]:
+    """Cells: the run that this one is compared with, and the difference of their metric."""
+    if reference not in rows.index:
+        return '', ''
+    return f'`{reference}`', difference_to(study, rows, run, reference, 'metric')
 
 
 def line(
@@ -119,10 +136,7 @@ def line(
 ) -> str:
     own, measured = runs[runs.index == run], consistency[consistency.index == run]
     cells = [f'`{run}`', str(own.images.iloc[0]), str(len(own)), show(own.metric)]
-    if reference in runs.index:
-        cells += [f'`{reference}`', difference_to(study, runs, run, reference, 'metric')]
-    else:
-        cells += ['', '']
+    cells += difference(study, runs, run, reference)
     for name in study['measured']:
         cell = show(measured[name], 3) if len(measured) else ''
         if cell and study.get('paired') and reference in consistency.index:

@@ -13,7 +13,7 @@ unlabelled = 'configs/studies/cifar10_few_lt_unlabelled.py'
 weak = 'configs/studies/cifar10_few_lt_weak.py'
 
 metric = 'accuracy/top1'
-metric_name = 'Top-1 of 1,000 test images, %'
+metric_name = 'Top-1, %'
 seeds = [0, 1, 2, 3, 4]
 paired = True
 bfloat16 = True

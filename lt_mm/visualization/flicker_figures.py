@@ -126,20 +126,25 @@ def class_strips(
     images: Sequence[Sequence[np.ndarray]],
     probabilities: Sequence[Sequence[np.ndarray]],
     classes: Sequence[str],
+    heading: str = '',
 ) -> Figure:
     """The frames of images in rows, and below them a bar of the predicted classes of each model.
 
     A bar has a colour for each class, so that a steady prediction is a bar of one colour.
 
     Args:
-        titles: A title for each model.
+        titles: A title for each model, a line.
         images: For each image its T frames, (H, W, 3) uint8 RGB.
         probabilities: For each image those of each model, (T, C).
         classes: Names of the classes.
+        heading: What to say above all.
     """
     num_frames = len(images[0])
     rows = 1 + 0.45 * len(titles)
-    figure = new_figure(2.5 + 0.75 * num_frames, 0.3 + 0.85 * rows * len(images))
+    # Room for the longest title, in frames.
+    left = 0.3 + 0.1 * max(len('99 changes'), *map(len, titles))
+    figure = new_figure(0.2 + 0.75 * (left + num_frames), 0.5 + 0.85 * rows * len(images))
+    figure.suptitle(heading, fontsize=9)
     all_axes = figure.subplots(len(images), 1, squeeze=False)[:, 0]
     for axes, frames, predictions in zip(all_axes, images, probabilities):
         for number, image in enumerate(frames):
@@ -155,7 +160,7 @@ def class_strips(
                 va='center',
                 fontsize=8,
             )
-        axes.set(xlim=(-0.1, num_frames), ylim=(-0.45 * len(titles) - 0.05, 1), aspect='equal')
+        axes.set(xlim=(-left, num_frames), ylim=(-0.45 * len(titles) - 0.05, 1), aspect='equal')
         axes.set_axis_off()
     return figure
 

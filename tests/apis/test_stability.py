@@ -4,10 +4,12 @@ import json
 import runpy
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from lt_mm.evaluation import FlickerMetric
-from lt_mm.visualization.flicker_figures import box_frames
+from lt_mm.visualization.flicker_figures import box_frames, class_strips
 from tests.evaluation.random_models import classifier_fixture, detector_fixture, pictures_fixture  # noqa: F401 (fixtures)
 from tests.evaluation.test_flicker_metric import frame_samples, measured
 from tests.paths import TOOLS
@@ -55,3 +57,20 @@ def test_the_picture_shows_what_blinks():
     red = [int((picture[:-40].astype(int) @ [1, -1, -1] > 100).sum()) for picture in pictures]
     assert red[0] == red[1] == red[3] == 0
     assert red[2] > 100 and red[4] > 50
+
+
+def test_all_that_the_strips_say_is_inside_of_the_picture():
+    titles = ['plain', 'a_config_with_a_name_as_long_as_this (two_folders/epoch_10.pth)']
+    frames = [np.full((32, 32, 3), 128, np.uint8)] * 3
+    rows = np.array([[0.7, 0.3], [0.4, 0.6], [0.6, 0.4]])
+    heading = '\n'.join(f'{title}, 50 images: 10.9 % label changes' for title in titles)
+    figure = class_strips(titles, [frames] * 2, [[rows] * 2] * 2, ['cat', 'dog'], heading)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    assert len(texts) == 1 + 2 * 2 + 2 * 2 * 3
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    labels = [box for box, text in zip(boxes, texts) if 'changes' in text.get_text()]
+    assert not any(box.overlaps(other) for box in labels for other in labels if box is not other)

@@ -164,20 +164,20 @@ def write_stability(reports: Sequence[StabilityReport], out: str, max_strips: in
     worst = _most_flickering(reports)
     first = reports[0]
     # One image may be an exception, so the picture tells of all of them as well.
-    titles = [f'{title}\n{_overall(report)}' for title, report in zip(_titles(reports), reports)]
+    titles, overall = _titles(reports), [_overall(report) for report in reports]
     if first.is_detector:
         path = osp.join(out, 'flicker.gif')
         changes = [report.metric.changes(worst[0]) for report in reports]
         matrices = [frame['frame_matrix'] for frame in first.metric.sequences[worst[0]]]
-        pictures = box_frames(
-            dict(zip(titles, changes)), first.frames_of(worst[0]), matrices, first.classes
-        )
+        panels = {f'{title}\n{text}': own for title, text, own in zip(titles, overall, changes)}
+        pictures = box_frames(panels, first.frames_of(worst[0]), matrices, first.classes)
         save_animation(pictures, path)
         return path
     path, shown = osp.join(out, 'flicker.png'), worst[:max_strips]
     images = [first.frames_of(source) for source in shown]
     rows = [[report.metric.probabilities(source) for report in reports] for source in shown]
-    save_figure(class_strips(titles, images, rows, first.classes), path)
+    heading = '\n'.join(f'{title}, {text}' for title, text in zip(titles, overall))
+    save_figure(class_strips(titles, images, rows, first.classes, heading), path)
     return path
 
 

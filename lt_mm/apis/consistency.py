@@ -26,6 +26,18 @@ from lt_mm.evaluation.consistency_report import ConsistencyReport
 from lt_mm.visualization.consistency_figure import consistency_figure
 from lt_mm.visualization.drawing import save_figure
 
+# What is measured of classifiers or of detectors, in the order in which it is shown.
+CONSISTENCY = (
+    'mean_kl',
+    'calibrated_kl',
+    'temperature',
+    'agreement',
+    'matched_share',
+    'mean_iou',
+    'score_jitter',
+    'mean_kl_bbox',
+)
+
 
 def measure_consistency(
     config: str,
@@ -65,7 +77,8 @@ def measure_consistency(
         What can be written as JSON:
 
         - what :class:`~lt_mm.evaluation.consistency_metric.ConsistencyMetric` measures, by
-          its names: ``mean_kl`` (classifiers) or ``mean_iou``, ``matched_share``,
+          its names: ``mean_kl``, ``calibrated_kl``, ``temperature`` (classifiers) or
+          ``mean_iou``, ``matched_share``,
           ``score_jitter``, ``mean_kl_bbox`` (detectors), ``agreement``, ``num_images``,
           ``num_replicas``, ``num_predictions``; None where nothing was found;
         - ``task``, 'classification' or 'detection'; ``config``, ``checkpoint``,
@@ -201,10 +214,8 @@ def write_consistency(report: Mapping[str, Any], out: str) -> None:
 
 def table_of(report: Mapping[str, Any]) -> str:
     """The numbers of a report as lines of text, name and value."""
-    names = ('mean_kl', 'agreement', 'matched_share', 'mean_iou', 'score_jitter', 'mean_kl_bbox')
-    rows = {
-        name: report[name] for name in (*names, 'num_images', 'num_predictions') if name in report
-    }
+    names = (*CONSISTENCY, 'num_images', 'num_predictions')
+    rows = {name: report[name] for name in names if name in report}
     for setting, metrics in report['stock'].items():
         if isinstance(metrics, str):
             rows[setting] = metrics

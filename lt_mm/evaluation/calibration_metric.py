@@ -7,7 +7,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 
 from lt_mm.core.measures.calibration import calibration_error
-from lt_mm.evaluation.predictions import kept_prediction
+from lt_mm.evaluation.predictions import kept_prediction, single_label
 from lt_mm.registry import METRICS, register
 
 
@@ -52,16 +52,16 @@ class CalibrationMetric(BaseMetric):
             data_samples: Predictions as dictionaries, as MMEngine's evaluator gives them.
         """
         for sample in data_samples:
-            labels = torch.as_tensor(sample.get('gt_label', ())).flatten().tolist()
-            if len(labels) != 1 or 'pred_score' not in sample:
+            label = single_label(sample)
+            if label is None or 'pred_score' not in sample:
                 raise ValueError(
                     f'the prediction for {sample.get("img_path")} has the fields {sorted(sample)} '
-                    f'and the labels {labels}; expected the pred_score of a classifier and '
-                    'one label. Remove lt_mm.CalibrationMetric from the evaluator'
+                    f'and the labels {sample.get("gt_label")}; expected the pred_score of a '
+                    'classifier and one label. Remove lt_mm.CalibrationMetric from the evaluator'
                 )
             probabilities = kept_prediction(sample, 0)['probabilities']
             predicted = int(probabilities.argmax())
-            self.results.append((float(probabilities[predicted]), predicted == labels[0]))
+            self.results.append((float(probabilities[predicted]), predicted == label))
 
     def compute_metrics(self, results: list[tuple[float, bool]]) -> dict[str, float]:
         """Measures; see the class."""

@@ -38,7 +38,7 @@ REPLICA_HINT = (
 class ConsistencyMetric(BaseMetric):
     """How alike predictions for m augmented copies ("replicas") of each image are.
 
-    Works with MMPretrain classifiers and MMDetection detectors, without annotations. The
+    Works with MMPretrain classifiers and MMDetection detectors, and without annotations. The
     data loader has to give replicas with a record: the pipeline is in an
     :class:`~lt_mm.datasets.InvertiblePipeline`, and each image comes several times, by a
     :class:`~lt_mm.datasets.ReplicaDataset` or a
@@ -48,6 +48,9 @@ class ConsistencyMetric(BaseMetric):
     - ``mean_kl``: the mean over the images of D_KL(mean prediction || each), in nats, as
       in the consistency term. It grows with m, so compare values of equal m. It is
       smaller for models that are less sure of their predictions.
+    - ``calibrated_kl``: the same after temperature scaling, which takes that advantage away:
+      the logits are divided by the one ``temperature`` at which the labels of all replicas
+      are most likely. Of heads with a softmax, where each replica has one label.
     - ``agreement``: of all pairs of replicas of an image, the share in which the most
       probable class is the same (of multi-label heads: the set of classes with a
       probability of 1/2 or more); the mean over the images.
@@ -159,9 +162,14 @@ class ConsistencyMetric(BaseMetric):
         missing = [name for name, value in numbers.items() if value is None]
         if missing:
             _warn(
-                f'leaves out {", ".join(missing)}: no predictions of two replicas '
-                f'match (score_threshold={self.score_threshold}, '
-                f'iou_threshold={self.iou_threshold})'
+                f'leaves out {", ".join(missing)}: '
+                + (
+                    'no temperature from 0.01 to 100 fits the labels best; the predictions are '
+                    'all right, or no better than guesses'
+                    if 'temperature' in missing
+                    else f'no predictions of two replicas match (score_threshold='
+                    f'{self.score_threshold}, iou_threshold={self.iou_threshold})'
+                )
             )
         return {name: value for name, value in numbers.items() if value is not None}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lt_mm.core.measures import agreement
+from lt_mm.core.measures.calibration import calibrating_temperature, tempered
 from lt_mm.core.pairing import is_paired
 from lt_mm.datasets.display import class_name
 
@@ -69,8 +70,8 @@ def class_report(results: list[dict], activation: str) -> ConsistencyReport:
     """Measures how alike the class probabilities of replicas are.
 
     Args:
-        results: For each replica ``source_id``, ``img_path`` and ``probabilities`` (C,);
-            two or more replicas of each source.
+        results: For each replica ``source_id``, ``img_path``, ``probabilities`` (C,) and
+            ``label``, the true class or None; two or more replicas of each source.
         activation: 'softmax', 'sigmoid' or 'auto'.
     """
     ids = source_ids(results)
@@ -86,12 +87,26 @@ def class_report(results: list[dict], activation: str) -> ConsistencyReport:
     numbers = dict(
         mean_kl=_mean(kl),
         agreement=_mean(alike),
+        **_calibrated(probabilities, ids, [row['label'] for row in results], activation),
         num_images=len(sources),
         num_predictions=len(results),
     )
     rows = _rows(results, sources, mean_kl=kl.tolist(), agreement=alike.tolist())
     matrices = {int(source): probabilities[ids == source].numpy() for source in sources}
     return ConsistencyReport(numbers, rows, labels, alike, matrices)
+
+
+def _calibrated(
+    probabilities: Tensor, ids: Tensor, labels: list[int | None], activation: str
+) -> dict[str, float | None]:
+    """The KL at the temperature that fits the labels; nothing unless each replica has one."""
+    if activation != 'softmax' or None in labels:
+        return {}
+    temperature = calibrating_temperature(probabilities, torch.tensor(labels))
+    if temperature is None:
+        return dict(temperature=None, calibrated_kl=None)
+    kl = agreement.group_kl(tempered(probabilities, temperature), ids)
+    return dict(temperature=temperature, calibrated_kl=_mean(kl))
 
 
 def box_report(results: list[dict], iou_threshold: float) -> ConsistencyReport:

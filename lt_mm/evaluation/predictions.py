@@ -20,9 +20,9 @@ def kept_prediction(sample: dict, score_threshold: float) -> dict[str, Any]:
         score_threshold: Smallest confidence of a detection.
 
     Returns:
-        Of classifiers ``probabilities`` (C,). Of detectors ``boxes`` (n, 4) in pixels of the
-        source, ``labels`` and ``scores`` (n,), and whether the boxes came back exactly,
-        ``is_exact``.
+        Of classifiers ``probabilities`` (C,) and ``label``, see :func:`single_label`. Of
+        detectors ``boxes`` (n, 4) in pixels of the source, ``labels`` and ``scores`` (n,), and
+        whether the boxes came back exactly, ``is_exact``.
 
     Raises:
         ValueError: If it is neither, or a prediction is not finite.
@@ -31,11 +31,18 @@ def kept_prediction(sample: dict, score_threshold: float) -> dict[str, Any]:
     if 'pred_instances' in sample:
         return _restored(sample, score_threshold)
     if 'pred_score' in sample:
-        return dict(probabilities=_numbers(sample, 'pred_score', sample['pred_score']))
+        probabilities = _numbers(sample, 'pred_score', sample['pred_score'])
+        return dict(probabilities=probabilities, label=single_label(sample))
     raise ValueError(
         f'a prediction has the fields {sorted(sample)}; expected pred_score, of a classifier, or '
         'pred_instances, of a detector'
     )
+
+
+def single_label(sample: dict) -> int | None:
+    """The true class of an image; None unless it has exactly one."""
+    labels = torch.as_tensor(sample.get('gt_label', ())).flatten().tolist()
+    return labels[0] if len(labels) == 1 else None
 
 
 def check_fractions(**values: float) -> None:

@@ -1,4 +1,4 @@
-"""Flicker and calibration: against naive twins, what gives 0, and what must not matter."""
+"""Flicker: against naive twins, what gives 0, and what must not matter."""
 
 import functools
 import itertools
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lt_mm.core.geometry import boxes_to_source, map_boxes, pan_zoom_matrices
-from lt_mm.core.measures.calibration import calibration_error
 from lt_mm.core.measures.flicker import (
     BoxFlicker,
     Detections,
@@ -161,26 +160,6 @@ def test_class_flicker_is_that_of_the_naive_twin(seed, num_frames, num_classes):
         for a, b in zip(q.tolist(), q[1:].tolist())
     ]
     np.testing.assert_allclose(consecutive_kl(q, 'sigmoid'), bernoulli, atol=1e-6)
-
-
-@_some
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
-def test_calibration_error_is_that_of_the_naive_twin(rows):
-    expected = 0.0
-    for k in range(15):
-        own = [(p, hit) for p, hit in rows if k / 15 < p <= (k + 1) / 15 or (k == 0 and p == 0)]
-        if own:
-            gap = sum(p for p, _ in own) / len(own) - sum(hit for _, hit in own) / len(own)
-            expected += abs(gap) * len(own) / len(rows)
-    confidences = torch.tensor([p for p, _ in rows], dtype=torch.float64)
-    correct = torch.tensor([hit for _, hit in rows])
-    assert calibration_error(confidences, correct) == pytest.approx(expected, abs=1e-12)
-
-
-def test_calibration_of_nothing_and_of_what_is_no_confidence_is_refused():
-    for confidences in ([], [1.5], [math.nan]):
-        with pytest.raises(ValueError, match='expected at least one'):
-            calibration_error(torch.tensor(confidences), torch.ones(len(confidences)))
 
 
 @_some

@@ -85,6 +85,35 @@ def test_classifier_is_measured():
     np.testing.assert_allclose(report.probabilities[9], ROWS[3:], rtol=1e-6)
 
 
+def test_softening_lowers_the_kl_and_not_the_calibrated_kl():
+    """The labels are 1, 1, 1, 0, 0, 0: some predictions are right."""
+    ids = [4, 4, 4, 9, 9, 9]
+    rows = [[0.3, 0.6, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]] * 2
+    roots = torch.tensor(rows).sqrt()
+    sharp, _ = measured(predicted(ids, rows))
+    soft, _ = measured(predicted(ids, (roots / roots.sum(dim=1, keepdim=True)).tolist()))
+    assert soft['mean_kl'] < 0.5 * sharp['mean_kl']
+    assert soft['calibrated_kl'] == pytest.approx(sharp['calibrated_kl'], rel=1e-4)
+    assert soft['temperature'] == pytest.approx(sharp['temperature'] / 2, rel=1e-4)
+    powers = [[p ** (1 / sharp['temperature']) for p in row] for row in rows[:3]]
+    tempered = [[p / sum(row) for p in row] for row in powers]
+    assert sharp['calibrated_kl'] == pytest.approx(reference.mean_kl(tempered), rel=1e-4)
+
+
+def test_calibrated_kl_needs_a_label_of_every_replica_and_a_temperature(monkeypatch):
+    logged = []
+    monkeypatch.setattr(consistency_metric, 'print_log', lambda message, *_: logged.append(message))
+    unlabelled = predicted([4, 4, 4, 9, 9, 9], ROWS)
+    del unlabelled[0].gt_label
+    assert 'calibrated_kl' not in measured(unlabelled)[0]
+    assert 'calibrated_kl' not in measured(predicted([1] * 3, ROWS[:3]), activation='sigmoid')[0]
+    assert not logged
+    right = predicted([1, 1], [[0.2, 0.7, 0.1], [0.1, 0.8, 0.1]])
+    numbers, _ = measured(right)
+    assert 'temperature' not in numbers and numbers['mean_kl'] > 0
+    assert 'leaves out temperature, calibrated_kl: no temperature' in logged[0]
+
+
 def test_replicas_come_in_any_order_and_beyond_the_length_of_the_data_set():
     """MMEngine would cut the results to the number of images."""
     order = [3, 0, 4, 1, 5, 2]

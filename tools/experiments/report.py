@@ -75,7 +75,8 @@ def table(study: dict[str, Any], runs: pd.DataFrame, consistency: pd.DataFrame) 
     """Markdown: a table for each section, a line for each run that has results."""
     lines = []
     # What was not measured yet has no column.
-    measured = {key: title for key, title in study['measured'].items() if key in consistency}
+    found = consistency.columns[consistency.notna().any()]
+    measured = {key: title for key, title in study['measured'].items() if key in found}
     study = {**study, 'measured': measured}
     headings = [
         'Run',

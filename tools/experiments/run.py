@@ -24,7 +24,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-MEASURED = ('mean_kl', 'agreement', 'matched_share', 'mean_iou', 'score_jitter')
+MEASURED = (
+    'mean_kl',
+    'agreement',
+    'matched_share',
+    'mean_iou',
+    'score_jitter',
+    'calibrated_kl',
+    'temperature',
+)
 STEADINESS = {
     'flicker/label_changes': 'label_changes',
     'flicker/kl': 'frame_kl',

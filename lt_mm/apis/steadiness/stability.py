@@ -14,15 +14,13 @@ import numpy as np
 from mmengine.fileio import dump
 from mmengine.utils import mkdir_or_exist
 
-from lt_mm.apis.consistency import measure_consistency
+from lt_mm.apis.consistency import CONSISTENCY, measure_consistency
 from lt_mm.apis.replica_configs import on_dataset, on_replicas, validation_config
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.launch import build_runner
 from lt_mm.evaluation.flicker_metric import FlickerMetric
 from lt_mm.visualization.drawing import save_figure
 from lt_mm.visualization.flicker_figures import box_frames, class_strips, save_animation
-
-_CONSISTENCY = ('mean_kl', 'agreement', 'matched_share', 'mean_iou', 'score_jitter', 'mean_kl_bbox')
 
 
 @dataclass
@@ -124,7 +122,7 @@ def measure_stability(
             work_dir=work_dir,
             trust_checkpoint=trust_checkpoint,
         )
-        kept = {name: found[name] for name in _CONSISTENCY if found.get(name) is not None}
+        kept = {name: found[name] for name in CONSISTENCY if found.get(name) is not None}
         numbers |= {f'consistency/{name}': value for name, value in kept.items()}
     return StabilityReport(
         osp.splitext(osp.basename(config))[0],

@@ -23,6 +23,7 @@ steadiness = dict(num_frames=16, max_images=500)
 corruptions = dict(severities=(1, 3, 5))
 measured = dict(
     mean_kl='KL to the mean',
+    calibrated_kl='The same, calibrated',
     agreement='Agreement',
     label_changes='Label changes',
     frame_kl='KL of frames',

@@ -9,8 +9,58 @@ from lt_mm.datasets.source_numbers import number_sources
 from lt_mm.registry import DATASETS, register
 
 
+class RepeatedImages:
+    """Each image of a data set n times: sample i is copy ``i % n`` of chosen image ``i // n``.
+
+    Args:
+        dataset: The data set, or its config.
+        num_copies: n, how often each image comes.
+        indices: The images of the data set that are used, by default all.
+        max_images: At most so many images are used, evenly spaced over the data set.
+
+    Attributes:
+        indices: The numbers of the images that are used.
+
+    Raises:
+        ValueError: If a number is out of range, or ``indices`` and ``max_images`` are both given.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        num_copies: int,
+        indices: Sequence[int] | None = None,
+        max_images: int | None = None,
+    ) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.num_copies = num_copies
+        self.indices = chosen_images(len(self.dataset), indices, max_images)
+
+    @property
+    def metainfo(self) -> dict:
+        """The metainfo of the data set, such as ``classes``."""
+        return self.dataset.metainfo
+
+    def full_init(self) -> None:
+        """Loads the list of images; MMEngine's loaders call it."""
+        self.dataset.full_init()
+
+    def image_and_copy(self, index: int) -> tuple[int, int]:
+        """The image of the data set that a sample shows, and the number of the copy."""
+        place, copy = divmod(index, self.num_copies)
+        return self.indices[place], copy
+
+    def get_data_info(self, index: int) -> dict:
+        """The annotations of the image that a sample shows."""
+        return self.dataset.get_data_info(self.image_and_copy(index)[0])
+
+    def __len__(self) -> int:
+        """The number of copies of all images that are used."""
+        return len(self.indices) * self.num_copies
+
+
 @register(DATASETS)
-class ReplicaDataset:
+class ReplicaDataset(RepeatedImages):
     """m augmented copies of the images of a data set, which depend on the seed alone.
 
     Sample i is copy ``i % m`` of chosen image ``i // m``. Its random numbers depend on the
@@ -26,8 +76,8 @@ class ReplicaDataset:
         dataset: The data set, or its config; its pipeline augments.
         num_replicas: m.
         seed: A number >= 0.
-        indices: The images of the data set that are used, by default all.
-        max_images: At most so many images are used, evenly spaced over the data set.
+        indices: See :class:`RepeatedImages`, here and below.
+        max_images: At most so many images.
 
     Raises:
         ValueError: If a number is out of range, or ``indices`` and ``max_images`` are both given.
@@ -46,40 +96,21 @@ class ReplicaDataset:
                 f'num_replicas is {num_replicas} and seed {seed}; expected '
                 'a positive number of copies and a seed >= 0'
             )
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        super().__init__(dataset, num_replicas, indices, max_images)
         number_sources(self.dataset)
         hold_pipelines(self.dataset)
-        self.num_replicas = num_replicas
         self.seed = seed
-        self.indices = chosen_images(len(self.dataset), indices, max_images)
-
-    @property
-    def metainfo(self) -> dict:
-        """The metainfo of the data set, such as ``classes``."""
-        return self.dataset.metainfo
-
-    def full_init(self) -> None:
-        """Loads the list of images; MMEngine's loaders call it."""
-        self.dataset.full_init()
-
-    def get_data_info(self, index: int) -> dict:
-        """The annotations of the image that a sample is a copy of."""
-        return self.dataset.get_data_info(self.indices[index // self.num_replicas])
-
-    def __len__(self) -> int:
-        """The number of copies of all chosen images."""
-        return len(self.indices) * self.num_replicas
 
     def __getitem__(self, index: int) -> dict:
-        image, replica = divmod(index, self.num_replicas)
-        with seeded(self.seed, self.indices[image], replica, within=self.dataset):
-            return self.dataset[self.indices[image]]
+        image, replica = self.image_and_copy(index)
+        with seeded(self.seed, image, replica, within=self.dataset):
+            return self.dataset[image]
 
 
 def chosen_images(
     count: int, indices: Sequence[int] | None, max_images: int | None
 ) -> Sequence[int]:
-    """The numbers of the images that are used; see :class:`ReplicaDataset`."""
+    """The numbers of the images that are used; see :class:`RepeatedImages`."""
     if indices is not None and max_images is not None:
         raise ValueError(
             f'indices are {indices} and max_images is {max_images}; expected one of them'

@@ -50,8 +50,8 @@ class StabilityReport:
 
     def frames_of(self, source_id: int) -> list[np.ndarray]:
         """The frames of an image, (H, W, 3) uint8 RGB each."""
-        first = list(self.dataset.indices).index(source_id) * self.dataset.num_frames
-        return [self.dataset.frame(first + number) for number in range(self.dataset.num_frames)]
+        first = list(self.dataset.indices).index(source_id) * self.dataset.num_copies
+        return [self.dataset.frame(first + number) for number in range(self.dataset.num_copies)]
 
 
 def measure_stability(

@@ -9,13 +9,13 @@ from lt_mm.core.geometry import scale_matrix
 from lt_mm.datasets.altered.insertion import insert_after_loading
 from lt_mm.datasets.altered.pan_zoom import PanZoom
 from lt_mm.datasets.display import file_of, rgb_image
-from lt_mm.datasets.replica_dataset import chosen_images
+from lt_mm.datasets.replica_dataset import RepeatedImages
 from lt_mm.registry import DATASETS, register
 from lt_mm.structures import ImageRecord
 
 
 @register(DATASETS)
-class PanZoomDataset:
+class PanZoomDataset(RepeatedImages):
     """T frames of a slow pan and zoom over each image of a data set.
 
     Sample i is frame ``i % T`` of chosen image ``i // T``. A window moves from one place of the
@@ -38,8 +38,8 @@ class PanZoomDataset:
         num_frames: T, 2 or more.
         seed: A number >= 0.
         shares: Smallest and largest side of the window, as a share of that of the image.
-        indices: The images of the data set that are used, by default all.
-        max_images: At most so many images are used, evenly spaced over the data set.
+        indices: See :class:`~lt_mm.datasets.replica_dataset.RepeatedImages`, here and below.
+        max_images: At most so many images.
 
     Raises:
         ValueError: If a number is out of range, ``indices`` and ``max_images`` are both given, or
@@ -65,33 +65,13 @@ class PanZoomDataset:
                 f'shares are {shares}; expected the smallest and the largest side of the window, '
                 'two numbers in (0, 1], the smaller one first'
             )
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        self.num_frames = num_frames
+        super().__init__(dataset, num_frames, indices, max_images)
         self.seed = seed
-        self.indices = chosen_images(len(self.dataset), indices, max_images)
         self._pan_zoom = PanZoom(num_frames, (shares[0], shares[1]))
         insert_after_loading(self.dataset, self._pan_zoom)
 
-    @property
-    def metainfo(self) -> dict:
-        """The metainfo of the data set, such as ``classes``."""
-        return self.dataset.metainfo
-
-    def full_init(self) -> None:
-        """Loads the list of images; MMEngine's loaders call it."""
-        self.dataset.full_init()
-
-    def get_data_info(self, index: int) -> dict:
-        """The annotations of the image that a sample is a frame of."""
-        return self.dataset.get_data_info(self.indices[index // self.num_frames])
-
-    def __len__(self) -> int:
-        """The number of frames of all chosen images."""
-        return len(self.indices) * self.num_frames
-
     def __getitem__(self, index: int) -> dict:
-        place, frame = divmod(index, self.num_frames)
-        image = self.indices[place]
+        image, frame = self.image_and_copy(index)
         self._pan_zoom.show(frame, self.seed, image)
         output = self.dataset[image]
         self._write_record(output['data_samples'], image, frame)
@@ -108,11 +88,11 @@ class PanZoomDataset:
         scale = sample.get('scale_factor', (1, 1)) if 'gt_instances' in sample else None
         record = ImageRecord(
             source_id=image,
-            num_replicas=self.num_frames,
+            num_replicas=self.num_copies,
             source_shape=shape,
             recorded_shape=sample.get('img_shape'),
             source_matrix=None if scale is None else scale_matrix(*scale[:2]) @ matrix,
         )
-        facts = dict(frame_matrix=matrix, frame_index=frame, num_frames=self.num_frames)
+        facts = dict(frame_matrix=matrix, frame_index=frame, num_frames=self.num_copies)
         for name, value in {**record.metainfo(), **facts}.items():  # set_metainfo makes deep copies
             sample.set_field(value, name, field_type='metainfo')

@@ -32,6 +32,8 @@ class Detections:
         annotations: For each image (p,) int64, which annotation.
         sigmoid: Whether the classes are independent Bernoullis.
         avg_factor: n of the formula, as the stock loss counts it.
+        score_factors: (N,) in [0, 1], by what class scores are multiplied in prediction,
+            such as an objectness; None for heads without.
         priors: (N, 4) boxes that each prediction is about, pixels of the replicas; for heads
             without ``decode``.
         given: For each image (p,) bool, which positives were made from the annotation itself
@@ -50,6 +52,7 @@ class Detections:
     annotations: list[Tensor]
     sigmoid: bool
     avg_factor: float
+    score_factors: Tensor | None = None
     priors: Tensor | None = None
     given: list[Tensor] | None = None
     distances: Tensor | None = None

@@ -243,7 +243,19 @@ class DetectionConsistency(ConsistencyMixin):
         logits: Any = detections.logits
         logits = logits.float()
         scores = logits.sigmoid() if detections.sigmoid else logits.softmax(dim=1)
-        return scores[:, : self.num_classes].max(dim=1)
+        scores, labels = scores[:, : self.num_classes].max(dim=1)
+        if detections.score_factors is not None:
+            scores = self.lt_joint_scores(scores, detections.score_factors.float())
+        return scores, labels
+
+    def lt_joint_scores(self, scores: Tensor, factors: Tensor) -> Tensor:
+        """The scores of detections from those of their classes, as the stock head predicts them.
+
+        Args:
+            scores: (..., C) or (N,), of classes.
+            factors: (..., 1) or (N,), see :class:`Detections`.
+        """
+        return scores * factors
 
     @torch.no_grad()
     def _lt_pair_record(

@@ -80,7 +80,8 @@ class ConsistencyOptions:
             each replica with another image: 'refuse' raises; 'average' trains all replicas
             of a source on the mean of their soft labels.
         iou_threshold: With 'iou', the smallest IoU of a prediction and its group.
-        score_threshold: With 'iou', the smallest confidence of a prediction.
+        score_threshold: With 'iou', the smallest confidence of a prediction: the score that the
+            head predicts, with its objectness, centerness or IoU where it has one.
         max_candidates: With 'iou', the number of predictions of an image that take part at
             most; the most confident ones do.
         mask_grid: Cells along each side of the grid on which masks are compared.

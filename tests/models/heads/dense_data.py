@@ -240,6 +240,8 @@ HEADS: dict[str, dict] = {
 }
 DETR_LIKE = ('DETR', 'Deformable DETR', 'DINO')
 FCOS_LIKE = ('FCOS', 'FCOS, normalised')
+# Their third output multiplies the class scores in prediction.
+FACTORED = ('ATSS', 'YOLOX', *FCOS_LIKE)
 QUERIES, DENOISING, LAYERS = 12, 4, 2
 DN_META = dict(num_denoising_queries=DENOISING, num_denoising_groups=1)
 
@@ -307,9 +309,24 @@ def made_outputs(
         for count, size, factor in zip(priors, sizes, scale)
     ]
     outputs = (scores, boxes)
-    if kind in ('ATSS', 'YOLOX', *FCOS_LIKE):
+    if kind in FACTORED:
         outputs += ([leaf(images, 1, *size) for size in sizes],)
     return outputs, scores + boxes
+
+
+def score_threshold(kind: str) -> float:
+    """A score that some of the made predictions reach."""
+    return 0.3 if kind in ('SSD', 'DETR', *FACTORED) else 0.5
+
+
+def score_factors(kind: str, outputs: tuple) -> list[list[float]] | None:
+    """For each image what each prediction's score is multiplied by; None where by nothing."""
+    if kind not in FACTORED:
+        return None
+    return [
+        [float(logit.sigmoid()) for level in outputs[2] for logit in level[image].flatten()]
+        for image in range(len(outputs[2][0]))
+    ]
 
 
 def priors_of(head: nn.Module) -> list[int]:

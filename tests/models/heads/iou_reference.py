@@ -59,17 +59,21 @@ def whole_sides(box, back):
     ]
 
 
-def naive_terms(head, logits, decode, samples, sigmoid, avg_factor, options=OPTIONS):
+def naive_terms(head, logits, decode, samples, sigmoid, avg_factor, options=OPTIONS, factors=None):
     """Both terms, from the logits (B lists of (n, C)) of all predictions.
 
     Args:
         decode: Function of image, row and label: the box in the replica.
+        factors: For each image what the scores of its predictions are multiplied by.
     """
     images, rows_of, boxes, chosen, whole = [], [], [], [], []
     for image, (own, sample) in enumerate(zip(logits, samples)):
         probabilities = own.sigmoid() if sigmoid else own.softmax(dim=1)
         scores, labels = probabilities[:, : head.num_classes].max(dim=1)
-        rows = candidates(scores.tolist(), options)
+        scores = scores.tolist()
+        if factors is not None:
+            scores = [score * factor for score, factor in zip(scores, factors[image])]
+        rows = candidates(scores, options)
         back = reference.inverse(sample.source_matrix)
         restored = []
         for row in rows:

@@ -1,6 +1,7 @@
 """pairing='iou': confident predictions that overlap in the source, without annotations."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tests.models.heads.head_data import (
     total,
 )
 from tests.models.heads.iou_reference import OPTIONS, naive_groups, naive_terms
+from tests.models.heads.zoo_kinds import KINDS
 
 
 def replicas():
@@ -91,7 +93,7 @@ def test_dense_heads_against_a_naive_loop(kind):
         OPTIONS,
         max_candidates=25,
         iou_threshold=0.1,
-        score_threshold=0.3 if kind in ('SSD', 'DETR') else 0.5,
+        score_threshold=dense_data.score_threshold(kind),
     )
     head = dense_data.build(kind, **options)
     samples = replicas()
@@ -118,8 +120,34 @@ def test_dense_heads_against_a_naive_loop(kind):
         detections.sigmoid,
         positives,
         options,
+        dense_data.score_factors(kind, outputs),
     )
     check(losses, KEYS, terms, leaves[:2] if kind in dense_data.DETR_LIKE else leaves)
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [
+        *('RetinaNet', 'ATSS', 'FCOS', 'YOLOX', 'RTMDet'),
+        *('DDOD', 'PAA', 'LAD', 'AutoAssign', 'YOLOv3', 'CondInst', 'TOOD'),
+    ],
+)
+def test_confidence_is_the_score_that_the_stock_head_predicts(kind):
+    """Class scores times objectness, centerness or IoU: the best detection of each image."""
+    samples = replicas()
+    zoo = KINDS.get(kind)
+    head = zoo.build(rho=1.0) if zoo else dense_data.build(kind, rho=1.0)
+    outputs, _ = zoo.outputs(head, 6) if zoo else dense_data.made_outputs(kind, head, 6)
+    seen = []
+    head.lt_add_terms = lambda detections, losses: seen.append(detections)
+    (zoo.losses if zoo else partial(dense_data.losses_of, kind))(head, outputs, samples)
+    scores, _ = head._lt_confidence(seen[0])
+    stock = (zoo.build() if zoo else dense_data.build(kind)).eval()
+    metas = [sample.metainfo for sample in samples]
+    with torch.no_grad():
+        predicted = stock.predict_by_feat(*outputs, batch_img_metas=metas, rescale=False)
+    for own, theirs in zip(scores.split(seen[0].counts), predicted, strict=True):
+        torch.testing.assert_close(own.max(), theirs.scores.max())
 
 
 def test_masks_against_a_naive_pairing():

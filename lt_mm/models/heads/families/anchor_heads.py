@@ -163,6 +163,9 @@ class YOLOv3Consistency(AnchorConsistency):
     def lt_class_logits(self, arguments: dict[str, Any]) -> Tensor:
         return flatten_levels(arguments['pred_maps'], self.num_attrib)[..., 5:]
 
+    def lt_score_factors(self, arguments: dict[str, Any]) -> Tensor:
+        return flatten_levels(arguments['pred_maps'], self.num_attrib)[..., 4].sigmoid()
+
     def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
         maps = arguments['pred_maps']
         sizes = [level.shape[-2:] for level in maps]

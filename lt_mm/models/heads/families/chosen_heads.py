@@ -47,6 +47,9 @@ class PAAConsistency(ATSSConsistency):
         kept = foreground(labels, self.num_classes)
         return Assigned(rows[kept], annotations[kept], len(kept))
 
+    def lt_joint_scores(self, scores: Tensor, factors: Tensor) -> Tensor:
+        return (scores * factors).sqrt()
+
 
 @register_head_family(LADHead)
 class LADConsistency(ATSSConsistency):
@@ -67,6 +70,9 @@ class LADConsistency(ATSSConsistency):
             rows = foreground(own_labels, self.num_classes)
             found.append(assigned_by_target(rows, own_boxes[rows], own_labels[rows], gts[image]))
         return found
+
+    def lt_joint_scores(self, scores: Tensor, factors: Tensor) -> Tensor:
+        return (scores * factors).sqrt()
 
 
 @register_head_family(FSAFHead)

@@ -28,6 +28,8 @@ from lt_mm.structures.supervision import LEAVES_OUT_UNLABELLED, Supervision
 # A subclass that overrides one of these, or the method that the family reads, may lay out its
 # predictions in another way.
 _READ_METHODS = ('loss_by_feat', '_get_targets_single', 'loss_by_feat_single')
+# What ``loss_by_feat`` calls the logits of what class scores are multiplied by in prediction.
+_FACTORS = ('centernesses', 'iou_preds', 'objectnesses')
 
 
 @dataclass
@@ -49,7 +51,8 @@ class DenseConsistency(DetectionConsistency):
     """Base of the mixins of dense heads.
 
     A family gives :meth:`lt_assigned` and :meth:`lt_box_decoder`, and where its heads differ
-    from the usual :meth:`lt_class_logits`, :meth:`lt_is_sigmoid` and :meth:`lt_compared`.
+    from the usual :meth:`lt_class_logits`, :meth:`lt_score_factors`, :meth:`lt_is_sigmoid` and
+    :meth:`lt_compared`.
 
     Attributes:
         lt_reads: The method of the stock head that tells the positives. It is called for one
@@ -103,6 +106,13 @@ class DenseConsistency(DetectionConsistency):
     def lt_class_logits(self, arguments: dict[str, Any]) -> Tensor:
         """(B, n, C) class logits, from the arguments of ``loss_by_feat``."""
         return flatten_levels(arguments['cls_scores'], self.cls_out_channels)
+
+    def lt_score_factors(self, arguments: dict[str, Any]) -> Tensor | None:
+        """(B, n) what class scores are multiplied by in prediction; None where by nothing."""
+        for name in _FACTORS:
+            if name in arguments:
+                return flatten_levels(arguments[name], 1).squeeze(2).sigmoid()
+        return None
 
     def lt_is_sigmoid(self) -> bool:
         """Whether the stock loss takes the classes as independent Bernoullis."""
@@ -226,7 +236,7 @@ class DenseConsistency(DetectionConsistency):
             assigned: The positives of each image that are compared.
             arguments: Of the whole batch.
         """
-        logits = self.lt_class_logits(arguments)
+        logits, factors = self.lt_class_logits(arguments), self.lt_score_factors(arguments)
         return Detections(
             logits=logits.flatten(0, 1),
             decode=self.lt_box_decoder(arguments),
@@ -235,6 +245,7 @@ class DenseConsistency(DetectionConsistency):
             positives=[image.rows for image in assigned],
             annotations=[image.annotations for image in assigned],
             sigmoid=self.lt_is_sigmoid(),
+            score_factors=None if factors is None else factors.detach().flatten(),
             avg_factor=self._lt_avg_factor(
                 sum(image.avg_factor for image in assigned), logits.device
             ),
@@ -259,6 +270,9 @@ class SoftConsistency(DenseConsistency):
     def lt_compared(self, assigned: list[Assigned], arguments: dict[str, Any]) -> list[Assigned]:
         logits, decode = self.lt_class_logits(arguments), self.lt_box_decoder(arguments)
         scores = logits.float().sigmoid() if self.lt_is_sigmoid() else logits.float().softmax(-1)
+        factors = self.lt_score_factors(arguments)
+        if factors is not None:
+            scores = self.lt_joint_scores(scores, factors.float()[..., None])
         found = []
         for image, gt_instances in enumerate(arguments['batch_gt_instances']):
             labels = gt_instances.labels

@@ -77,6 +77,9 @@ class GLIPConsistency(PhraseConsistency, ATSSConsistency):
     def lt_anchors(self, arguments: dict[str, Any]) -> Tensor:
         return super().lt_anchors(dict(arguments, cls_scores=arguments['bbox_preds']))
 
+    def lt_joint_scores(self, scores: Tensor, factors: Tensor) -> Tensor:
+        return (scores * factors).sqrt()
+
 
 def _phrase_logits(detections: Detections) -> Tensor:
     """(N, 1) the logit of its annotation's phrase for each positive, 0 for the others."""

@@ -202,7 +202,18 @@ def test_table_of_a_paired_study():
     (line,) = [row for row in text.splitlines() if row.startswith('| `a`')]
     assert '| `b` | +1.5 (± 0.5) |' in line
     assert line.endswith('± 7.778, +1.500 (± 0.500) |')
+    alone = report.table(study, runs, consistency[consistency.seed != (consistency.index == 'a')])
+    (line,) = [row for row in alone.splitlines() if row.startswith('| `a`')]
+    assert line.endswith('| 30.000 |')  # no seed of it is one of b's
     assert report.test_table(study, pd.DataFrame()) == ''
+
+
+def test_a_pilot_does_not_count_beside_the_seeds_of_the_study():
+    rows = [('a', 0, 30.0), ('a', 5, 90.0), ('a', 1, 40.0), ('b', 5, 28.0)]
+    runs = pd.DataFrame(rows, columns=['run', 'seed', 'metric']).set_index('run')
+    kept = report.without_pilots(dict(seeds=[0, 1]), runs)
+    assert list(kept.itertuples(name=None)) == [('a', 0, 30.0), ('a', 1, 40.0), ('b', 5, 28.0)]
+    assert report.without_pilots(dict(seeds=[0, 1]), pd.DataFrame()).empty
 
 
 def arguments(tmp_path, **more):

@@ -38,8 +38,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     study = runpy.run_path(str(args.study))
-    runs = read(args.results / 'runs.csv')
-    consistency = read_measured(args.results)
+    runs = without_pilots(study, read(args.results / 'runs.csv'))
+    consistency = without_pilots(study, read_measured(args.results))
     text = table(study, runs, consistency) + test_table(study, read(args.results / 'test.csv'))
     (args.results / 'table.md').write_text(text, encoding='utf-8')
     for name, figure in study['figures'].items():
@@ -58,6 +58,14 @@ def read(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     return pd.read_csv(path, index_col='run', float_precision='round_trip')
+
+
+def without_pilots(study: dict[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the seeds of the study, and those of other seeds for runs that have no others."""
+    if rows.empty:
+        return rows
+    own = rows.seed.isin(study['seeds'])
+    return rows[own | ~rows.index.isin(rows.index[own])]
 
 
 def read_measured(results: Path) -> pd.DataFrame:
@@ -141,7 +149,8 @@ def line(
     for name in study['measured']:
         cell = show(measured[name], 3) if len(measured) else ''
         if cell and study.get('paired') and reference in consistency.index:
-            cell += f', {difference_to(study, consistency, run, reference, name, 3)}'
+            compared = difference_to(study, consistency, run, reference, name, 3)
+            cell += f', {compared}' * bool(compared)
         cells.append(cell)
     return '| ' + ' | '.join(cells) + ' |'
 

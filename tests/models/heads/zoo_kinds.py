@@ -537,6 +537,7 @@ class Soft(Kind):
                 def value(row, box=box, label=label, image=image):
                     overlap = 1 - twin.distance(self.box(head, outputs, image, row), box)
                     score = self.logits(head, outputs, image, row)[label].detach().sigmoid()
+                    score = score * self.factor(head, outputs, image, row)
                     return float(score * overlap if overlap > 0 else overlap)
 
                 own.append(
@@ -551,11 +552,24 @@ class Soft(Kind):
             found.append(own)
         return found
 
+    def factor(self, head, outputs, image, row):
+        """What multiplies the class scores."""
+        return 1.0
+
 
 class AutoAssign(Soft, Sides):
-    """Whose points are the corners of their cells."""
+    """Whose points are the corners of their cells, with an objectness."""
 
     channels = (4, 1)
+
+    def outputs(self, head, images):
+        outputs, leaves = super().outputs(head, images)
+        for level, stride in zip(outputs[2], STRIDES):
+            level.data = 3 * (level.data / stride - 1)
+        return outputs, leaves
+
+    def factor(self, head, outputs, image, row):
+        return float(self.raw(head, outputs, 2, image, row).sigmoid())
 
     def point(self, head, row):
         x, y, stride = super().point(head, row)

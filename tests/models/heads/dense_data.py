@@ -324,7 +324,11 @@ def score_factors(kind: str, outputs: tuple) -> list[list[float]] | None:
     if kind not in FACTORED:
         return None
     return [
-        [float(logit.sigmoid()) for level in outputs[2] for logit in level[image].flatten()]
+        [
+            float(logit.sigmoid())
+            for level in outputs[2]
+            for logit in level[image].detach().flatten()
+        ]
         for image in range(len(outputs[2][0]))
     ]
 

@@ -569,7 +569,7 @@ class AutoAssign(Soft, Sides):
         return outputs, leaves
 
     def factor(self, head, outputs, image, row):
-        return float(self.raw(head, outputs, 2, image, row).sigmoid())
+        return float(self.raw(head, outputs, 2, image, row).detach().sigmoid())
 
     def point(self, head, row):
         x, y, stride = super().point(head, row)

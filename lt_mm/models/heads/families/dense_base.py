@@ -236,7 +236,9 @@ class DenseConsistency(DetectionConsistency):
             assigned: The positives of each image that are compared.
             arguments: Of the whole batch.
         """
-        logits, factors = self.lt_class_logits(arguments), self.lt_score_factors(arguments)
+        logits = self.lt_class_logits(arguments)
+        with torch.no_grad():
+            factors = self.lt_score_factors(arguments)
         return Detections(
             logits=logits.flatten(0, 1),
             decode=self.lt_box_decoder(arguments),
@@ -245,7 +247,7 @@ class DenseConsistency(DetectionConsistency):
             positives=[image.rows for image in assigned],
             annotations=[image.annotations for image in assigned],
             sigmoid=self.lt_is_sigmoid(),
-            score_factors=None if factors is None else factors.detach().flatten(),
+            score_factors=None if factors is None else factors.flatten(),
             avg_factor=self._lt_avg_factor(
                 sum(image.avg_factor for image in assigned), logits.device
             ),

@@ -104,6 +104,12 @@ equal_compute = [*runs]
 runs['unlabelled@3'] = unlabelled, {**half, **three}
 for others in settings.values():
     runs.update(others)
+# A second training of two arms, in which everything is measured.
+again: dict[str, tuple[str, dict[str, Any]]] = {
+    'plain-again': runs['plain'],
+    'memory@1-again': runs['memory@1'],
+}
+runs.update(again)
 
 sections = {
     'Equal compute': [(name, None if name == 'plain' else 'plain') for name in equal_compute],
@@ -115,5 +121,6 @@ sections = {
         f'Settings, beside {base}': [(name, base) for name in others]
         for base, others in settings.items()
     },
+    'Trained a second time': [('plain-again', None), ('memory@1-again', 'plain-again')],
 }
 figures: dict[str, Any] = {}

@@ -15,10 +15,11 @@ from lt_mm.core.gradients import compare_gradients
 from lt_mm.engine.checkpoints import checkpoint_loading
 from lt_mm.engine.hooks.memory_hook import load_memories, memories_of
 from lt_mm.engine.launch import build_runner, load_config
+from lt_mm.models.heads.options import KINDS
 from lt_mm.structures.pair_record import PairRecord, recorded_heads, recording
 
 # Such as loss_lt_cls, s0.loss_lt_cls of a cascade, loss_rpn_lt_cls of an RPN.
-_TERM = re.compile(r'loss_(rpn_)?lt_(cls|bbox|mask)$')
+_TERM = re.compile(rf'loss_(rpn_)?lt_({"|".join(KINDS)})$')
 
 
 def measure_term_gradients(
@@ -168,9 +169,10 @@ def _step(model: Any, data_batch: Any) -> dict[str, Any]:
     return found
 
 
-def _stock_keys(term: str) -> tuple[str, str]:
+def _stock_keys(term: str) -> tuple[str, ...]:
     """What the stock loss may be called that has the predictions and the kind of a term."""
-    return term.replace('lt_', ''), _TERM.sub('loss', term)
+    # YOLOv3 calls its objectness the confidence.
+    return term.replace('lt_', ''), term.replace('lt_obj', 'conf'), _TERM.sub('loss', term)
 
 
 def _ratio(own: list[Tensor | None], stock: list[Tensor | None]) -> float | None:

@@ -22,6 +22,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
+from lt_mm.models.heads.options import KINDS
 from lt_mm.models.mixins import stock_class
 from lt_mm.structures.errors import UnsupportedHeadError
 
@@ -50,7 +51,7 @@ _REFUSED = {
 _HINT = (
     "Train it with the stock loop: train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', ...)"
 )
-_PENDING = ('loss', 'loss_lt_cls', 'loss_lt_bbox', 'loss_lt_mask')  # read in the first pass
+_PENDING = ('loss', *(f'loss_lt_{kind}' for kind in KINDS))  # read in the first pass
 
 
 class JointLosses:

@@ -107,7 +107,7 @@ class ConsistencyMixin(InstanceMixin):
         the others a replica has one prediction, or one mean, in a group, and the share is 1.
 
         Args:
-            kind: 'cls', 'bbox' or 'mask'.
+            kind: 'cls', 'bbox', 'mask' or 'obj'.
             compute: Gives the term of the whole batch, a scalar, for pairs of its candidates.
             pairs: What is compared.
             batch: What it is computed on.
@@ -136,7 +136,7 @@ class ConsistencyMixin(InstanceMixin):
         """Has the log say so if a term that has weight compares nothing for long.
 
         Args:
-            kind: 'cls', 'bbox' or 'mask'.
+            kind: 'cls', 'bbox', 'mask' or 'obj'.
             remaining: See :meth:`EmptyTerms.watch`.
         """
         # A memory begins empty.
@@ -161,19 +161,58 @@ class ConsistencyMixin(InstanceMixin):
             avg_factor: n of the formula; N unless given.
             stands_for: How many predictions of the stock loss each compared one stands for.
         """
+        return self._lt_logit_term(
+            'cls',
+            logits,
+            pairs,
+            self._lt_activates_with_sigmoid(sigmoid),
+            ClassLoss.read(getattr(self, 'loss_cls', getattr(self, 'loss_module', None))),
+            avg_factor,
+            stands_for,
+        )
+
+    def lt_objectness_term(
+        self,
+        logits: Tensor,
+        pairs: Pairs,
+        loss: Any,
+        avg_factor: float,
+        stands_for: Tensor | float = 1.0,
+    ) -> Tensor:
+        """The objectness term: one Bernoulli a prediction, with the strength of the options.
+
+        Args:
+            logits: (N, 1); receives gradient.
+            pairs: What is compared.
+            loss: The stock loss of the objectness. There are no classes that all copies deny, so
+                it is modulated only if this loss is.
+            avg_factor: n of the formula.
+            stands_for: As of :meth:`lt_class_term`.
+        """
+        read = ClassLoss.read(loss, default=None)
+        return self._lt_logit_term('obj', logits, pairs, True, read, avg_factor, stands_for)
+
+    def _lt_logit_term(
+        self,
+        kind: str,
+        logits: Tensor,
+        pairs: Pairs,
+        sigmoid: bool,
+        loss: ClassLoss,
+        avg_factor: float | None,
+        stands_for: Tensor | float,
+    ) -> Tensor:
         options = self.lt_options
-        sigmoid = self._lt_activates_with_sigmoid(sigmoid)
         if pairs.cells is not None:
             logits = pairs.cells.mean_logits(logits, sigmoid, options.temperature)
         arguments: dict[str, Any] = dict(
             temperature=options.temperature,
             detach_mean=options.detach_mean,
             avg_factor=avg_factor,
-            target=pairs.targets.get('cls'),
+            target=pairs.targets.get(kind),
         )
         factor: Tensor | float = 1.0
         if options.strength == 'stock':
-            loss = ClassLoss.read(getattr(self, 'loss_cls', getattr(self, 'loss_module', None)))
             factor = loss.weight * stands_for
             if sigmoid:
                 arguments['modulation'] = loss.modulation
@@ -185,14 +224,22 @@ class ConsistencyMixin(InstanceMixin):
         activation = self.lt_options.activation
         return stock if activation == 'auto' else activation == 'sigmoid'
 
-    @torch.no_grad()
     def lt_remember_classes(
         self, logits: Tensor, pairs: Pairs, sigmoid: bool
     ) -> tuple[Code, Tensor]:
         """What a memory keeps of class logits (Q, C): the code and the probabilities."""
+        return self._lt_remember_logits(logits, pairs, self._lt_activates_with_sigmoid(sigmoid))
+
+    def lt_remember_objectness(self, logits: Tensor, pairs: Pairs) -> tuple[Code, Tensor]:
+        """What a memory keeps of objectness logits (Q, 1): the code and the probabilities."""
+        return self._lt_remember_logits(logits, pairs, sigmoid=True)
+
+    @torch.no_grad()
+    def _lt_remember_logits(
+        self, logits: Tensor, pairs: Pairs, sigmoid: bool
+    ) -> tuple[Code, Tensor]:
         options = self.lt_options
         assert options.memory is not None
-        sigmoid = self._lt_activates_with_sigmoid(sigmoid)
         if pairs.cells is not None:
             logits = pairs.cells.mean_logits(logits, sigmoid, options.temperature)
         code = ClassCode(logits.shape[1], options.memory.num_kept, sigmoid)

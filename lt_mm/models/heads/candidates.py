@@ -34,6 +34,8 @@ class Detections:
         avg_factor: n of the formula, as the stock loss counts it.
         score_factors: (N,) in [0, 1], by what class scores are multiplied in prediction,
             such as an objectness; None for heads without.
+        objectness: (N,) logits of whether there is an object, for heads that predict this beside
+            the classes; receives gradient.
         priors: (N, 4) boxes that each prediction is about, pixels of the replicas; for heads
             without ``decode``.
         given: For each image (p,) bool, which positives were made from the annotation itself
@@ -53,6 +55,7 @@ class Detections:
     sigmoid: bool
     avg_factor: float
     score_factors: Tensor | None = None
+    objectness: Tensor | None = None
     priors: Tensor | None = None
     given: list[Tensor] | None = None
     distances: Tensor | None = None

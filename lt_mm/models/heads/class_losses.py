@@ -21,18 +21,19 @@ class ClassLoss:
 
     Attributes:
         weight: Its ``loss_weight``.
-        modulation: How it weighs a class that it reads as a sigmoid.
+        modulation: How it weighs a class that it reads as a sigmoid; None where all alike.
     """
 
     weight: float = 1.0
-    modulation: Modulation = _DEFAULT
+    modulation: Modulation | None = _DEFAULT
 
     @classmethod
-    def read(cls, loss: Any) -> 'ClassLoss':
+    def read(cls, loss: Any, default: Modulation | None = _DEFAULT) -> 'ClassLoss':
         """Reads a loss module of MMDetection, MMPretrain or torch; None if a head has none.
 
         Losses without a modulation, such as the binary cross entropy of YOLOX, are given that
-        of QualityFocalLoss, so that classes that no replica sees do not make up the sum.
+        of QualityFocalLoss, so that classes that no replica sees do not make up the sum; or
+        another default.
         """
         weight = float(getattr(loss, 'loss_weight', 1.0))
         if hasattr(loss, 'pos_weight') and hasattr(loss, 'gamma'):  # GaussianFocalLoss
@@ -46,7 +47,7 @@ class ClassLoss:
             return cls(weight, Modulation(loss.beta, loss.beta))
         if hasattr(loss, 'gamma_pos'):  # AsymmetricLoss
             return cls(weight, Modulation(loss.gamma_pos, loss.gamma_neg))
-        return cls(weight)
+        return cls(weight, default)
 
 
 def reads_sigmoid(loss: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lt_mm.core.consistency import box_consistency, compared_axes, positives_each
 from lt_mm.core.geometry import boxes_to_source, is_axis_aligned
-from lt_mm.core.memory_codes import BoxCode, Code
+from lt_mm.core.memory_codes import BoxCode, Code, class_probabilities
 from lt_mm.core.pairing import distance_to_annotations
 from lt_mm.core.weak_targets import weak_targets
 from lt_mm.models.heads.base import ConsistencyMixin
@@ -36,7 +36,14 @@ from lt_mm.structures.supervision import Supervision, check_weak_copies
 
 
 class DetectionConsistency(ConsistencyMixin):
-    """Base of the mixins of heads that predict classes and boxes of instances."""
+    """Base of the mixins of heads that predict classes and boxes of instances.
+
+    Attributes:
+        lt_objectness_loss: Name of the stock loss of what :class:`Detections` calls objectness;
+            of heads that have one.
+    """
+
+    lt_objectness_loss: str
 
     def lt_add_terms(self, detections: Detections, losses: dict[str, Any]) -> None:
         """Pairs and compares the predictions of a batch; adds the terms to the losses."""
@@ -69,6 +76,8 @@ class DetectionConsistency(ConsistencyMixin):
                 losses,
             )
             self.lt_watch_term('cls', self._lt_compared_classes(columns, pairs))
+        if 'objectness' in columns:
+            self._lt_add_objectness_term(batch, pairs, losses)
         if 'restored' in columns:
             self._lt_add_box_term(batch, pairs, losses)
         group_ids = pairs.group_ids
@@ -83,6 +92,25 @@ class DetectionConsistency(ConsistencyMixin):
             self.lt_recorder(
                 self._lt_pair_record(detections, candidates, group_ids[batch.own], paired)
             )
+
+    def _lt_add_objectness_term(
+        self, batch: GatheredBatch, pairs: Pairs, losses: dict[str, Any]
+    ) -> None:
+        columns = batch.columns
+        self.lt_add_term(
+            'obj',
+            lambda pairs: self.lt_objectness_term(
+                columns['objectness'],
+                pairs,
+                getattr(self, self.lt_objectness_loss),
+                batch.avg_factor,
+                stands_for=_positives_each(columns, pairs),
+            ),
+            pairs,
+            batch,
+            losses,
+        )
+        self.lt_watch_term('obj', self._lt_compared_classes(columns, pairs))
 
     def _lt_add_box_term(self, batch: GatheredBatch, pairs: Pairs, losses: dict[str, Any]) -> None:
         columns = batch.columns
@@ -107,6 +135,8 @@ class DetectionConsistency(ConsistencyMixin):
         remembered: dict[str, tuple[Code, Tensor]] = {}
         if 'logits' in columns:
             remembered['cls'] = self.lt_remember_classes(columns['logits'], pairs, sigmoid)
+        if 'objectness' in columns:
+            remembered['obj'] = self.lt_remember_objectness(columns['objectness'], pairs)
         if 'restored' in columns:
             boxes = columns['restored'].detach()
             boxes = boxes if pairs.cells is None else pairs.cells.mean(boxes)
@@ -120,19 +150,22 @@ class DetectionConsistency(ConsistencyMixin):
     ) -> Pairs:
         """The pairs, with the predictions for weak copies as what the others are compared with."""
         targets: dict[str, Tensor] = {}
+        options = self.lt_options.weak_target
         group_ids, is_weak = pairs.group_ids, columns['weak']
         if 'logits' in columns:
             logits = columns['logits']
             targets['cls'] = self.lt_weak_class_targets(logits, group_ids, is_weak, sigmoid)
+        others: dict[str, Tensor] = {}
+        if 'objectness' in columns:
+            others['obj'] = class_probabilities(columns['objectness'], True, options.temperature)
         if 'restored' in columns:
             known = columns['whole_sides'] & columns['exact'][:, None]
-            boxes = torch.where(known, columns['restored'].detach(), torch.nan)
+            others['bbox'] = torch.where(known, columns['restored'].detach(), torch.nan)
+        for kind, values in others.items():
+            targets[kind] = weak_targets(values, group_ids, is_weak)
             if 'cls' in targets:  # of confident ones alone
                 sure = ~targets['cls'].isnan().any(dim=1, keepdim=True)
-                targets['bbox'] = weak_targets(boxes, group_ids, is_weak)
-                targets['bbox'] = torch.where(sure, targets['bbox'], torch.nan)
-            else:
-                targets['bbox'] = weak_targets(boxes, group_ids, is_weak)
+                targets[kind] = torch.where(sure, targets[kind], torch.nan)
         return replace(pairs, targets=targets)
 
     def _lt_compared_classes(self, columns: dict[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
@@ -196,6 +229,9 @@ class DetectionConsistency(ConsistencyMixin):
         if detections.logits is not None:
             with self.lt_with_graph('cls'):
                 columns['logits'] = detections.logits[candidates.rows]
+        if detections.objectness is not None:
+            with self.lt_with_graph('obj'):
+                columns['objectness'] = detections.objectness[candidates.rows, None]
         if self.lt_options.pairing == 'gt':
             columns['distances'] = _distances(detections, candidates)
         return candidates

@@ -56,7 +56,7 @@ class EmptyTerms:
         """Takes note of a training step, and warns if none of an interval compared anything.
 
         Args:
-            kind: 'cls', 'bbox' or 'mask'.
+            kind: 'cls', 'bbox', 'mask' or 'obj'.
             remaining: What may take from the term all that it compares, with the predictions
                 (N,) bool that remain after it; in the order in which it is done.
         """

@@ -37,8 +37,9 @@ class LossTransformHead:
       ``dict(type='lt_mm.SourceTrackingSampler', sampler=<stock sampler>)``;
     - heads of families that :func:`~lt_mm.models.heads.register_head_family` adds.
 
-    The loss gets ``loss_lt_cls``, ``loss_lt_bbox`` and ``loss_lt_mask``, each rho * term.
-    Logged beside them and not summed: ``lt_kl_cls``, ``lt_kl_bbox``, ``lt_kl_mask`` (the terms
+    The loss gets ``loss_lt_cls``, ``loss_lt_bbox``, ``loss_lt_mask``, and ``loss_lt_obj`` of heads
+    with an objectness (YOLOX, YOLOv3), each rho * term.
+    Logged beside them and not summed: ``lt_kl_cls``, ``lt_kl_bbox`` and so on (the terms
     without rho), ``lt_num_paired`` (paired predictions), ``lt_paired_share`` (share of the
     instances, or of the images of a classifier, that have a pair), and with
     ``pairing='gt_all'`` ``lt_between_cls`` and so on (share of the term that lies between

@@ -14,7 +14,7 @@ _PAIRINGS = ('gt', 'gt_mean', 'gt_all', 'iou')
 _STRENGTHS = ('stock', 'plain')
 _MIXED_LABELS = ('refuse', 'average')
 _SUPERVISE = ('all', 'one')
-KINDS = ('cls', 'bbox', 'mask')
+KINDS = ('cls', 'bbox', 'mask', 'obj')
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class ConsistencyOptions:
         rho_cls: Weight of the class term; ``rho`` if None.
         rho_bbox: Weight of the box term; ``rho`` if None.
         rho_mask: Weight of the mask term; ``rho`` if None.
+        rho_obj: Weight of the objectness term of YOLOX and YOLOv3; ``rho`` if None.
         detach_mean: Whether the mean prediction counts as constant in the gradient.
         min_visibility: Instances that are less visible than this pair with nothing.
         pairing: 'gt': of the predictions assigned to one annotation, the one in each replica
@@ -70,7 +71,7 @@ class ConsistencyOptions:
             replicas. 'gt_all': all of them, those of one replica too. 'iou', for fine-tuning:
             no annotation is used; confident predictions of one class are matched greedily by
             the IoU of their restored boxes.
-        temperature: Divides the logits in the class and mask terms.
+        temperature: Divides the logits in the class, mask and objectness terms.
         activation: 'softmax' or 'sigmoid' for the class term; 'auto' follows the stock loss.
         strength: 'stock': the class term is scaled as the stock class loss is, by its
             ``loss_weight``, its focal modulation and the number of its predictions that each
@@ -112,6 +113,7 @@ class ConsistencyOptions:
     rho_cls: RhoConfig | None = None
     rho_bbox: RhoConfig | None = None
     rho_mask: RhoConfig | None = None
+    rho_obj: RhoConfig | None = None
     detach_mean: bool = False
     min_visibility: float = 0.3
     pairing: str = 'gt'
@@ -162,7 +164,7 @@ class ConsistencyOptions:
         self._settle_weak_target()
         self.schedules = {
             kind: rho_schedule(self.rho if own is None else own)
-            for kind, own in zip(KINDS, (self.rho_cls, self.rho_bbox, self.rho_mask))
+            for kind, own in zip(KINDS, (self.rho_cls, self.rho_bbox, self.rho_mask, self.rho_obj))
         }
 
     def _settle_weak_target(self) -> None:
@@ -184,7 +186,7 @@ class ConsistencyOptions:
             )
 
     def rho_now(self, kind: str) -> float:
-        """Rho of the term of one kind ('cls', 'bbox', 'mask') at this point of training."""
+        """Rho of the term of one kind ('cls', 'bbox', 'mask', 'obj') at this point of training."""
         schedule = self.schedules[kind]
         return schedule.at(0.0 if schedule.is_constant else training_progress())
 

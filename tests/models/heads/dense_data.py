@@ -311,7 +311,7 @@ def made_outputs(
     outputs = (scores, boxes)
     if kind in FACTORED:
         outputs += ([leaf(images, 1, *size) for size in sizes],)
-    return outputs, scores + boxes
+    return outputs, scores + boxes + (outputs[2] if kind == 'YOLOX' else [])
 
 
 def score_threshold(kind: str) -> float:
@@ -475,6 +475,11 @@ def _values_at(
 def logits_at(kind: str, head: nn.Module, outputs: tuple, image: int, row: int) -> torch.Tensor:
     """Class logits (C,) of a prediction."""
     return _values_at(kind, head, outputs[0], image, row, head.cls_out_channels)
+
+
+def objectness_at(head: nn.Module, outputs: tuple, image: int, row: int) -> torch.Tensor:
+    """Logit (1,) of the objectness of a prediction of YOLOX."""
+    return _values_at('YOLOX', head, outputs[2], image, row, 1)
 
 
 def side_logits_at(

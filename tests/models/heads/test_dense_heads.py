@@ -30,6 +30,7 @@ from tests.models.heads.dense_data import (
     made_outputs,
     mirrored,
     moved_anchor,
+    objectness_at,
     place_of,
     seed_samplers,
     side_logits_at,
@@ -217,7 +218,7 @@ def naive_terms(
     detach_mean=False,
     change=lambda head: None,
 ):
-    """Both terms, the group ids and the share of paired instances, from loops."""
+    """The terms by name, the group ids and the share of paired instances, from loops."""
     head = build(kind)
     change(head)
     targets = _targets(kind, head, outputs, samples)
@@ -274,7 +275,14 @@ def naive_terms(
         )
         for i in range(len(groups))
     )
-    return cls_term, box_term, groups, share, num_boxes
+    terms = dict(cls=cls_term, bbox=box_term)
+    if kind == 'YOLOX':
+        objectness = [objectness_at(head, outputs, image, row) for image, row, _ in found]
+        objectness = torch.stack(objectness)
+        if pairing == 'gt_mean':
+            objectness = twin.mean_logits(objectness, True, groups, images, temperature)
+        terms['obj'] = twin.bernoulli(objectness, compared, temperature=temperature, **options)
+    return terms, groups, share, num_boxes
 
 
 def _sides_in_source(head, outputs, image, row, view):
@@ -292,13 +300,11 @@ CASES = {
 
 
 def check_against_the_loop(kind, samples, change=lambda head: None, **options):
-    head = build(kind, rho_cls=2.0, rho_bbox=0.5, **options)
+    head = build(kind, rho_cls=2.0, rho_bbox=0.5, rho_obj=3.0, **options)
     change(head)
     outputs, leaves = made_outputs(kind, head, len(samples))
     losses = losses_of(kind, head, outputs, samples)
-    cls_term, box_term, groups, share, num_boxes = naive_terms(
-        kind, outputs, samples, change=change, **options
-    )
+    terms, groups, share, num_boxes = naive_terms(kind, outputs, samples, change=change, **options)
     paired = sum(len(twin.positives(groups, i)) > 1 for i in range(len(groups)))
     assert pairs_of(losses) == paired
     assert num_boxes == next(v for key, v in losses.items() if 'lt_num_box_pairs' in key)
@@ -306,8 +312,10 @@ def check_against_the_loop(kind, samples, change=lambda head: None, **options):
         next(value for key, value in losses.items() if 'lt_paired_share' in key),
         torch.tensor(share),
     )
-    for name, rho, term in (('cls', 2.0, cls_term), ('bbox', 0.5, box_term)):
-        found = term_of(losses, name)
+    assert ('loss_lt_obj' in losses) == ('obj' in terms)
+    rhos = dict(cls=2.0, bbox=0.5, obj=3.0)
+    for name, term in terms.items():
+        rho, found = rhos[name], term_of(losses, name)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), rho * term, rtol=1e-4, atol=1e-6)
         # Where nothing of a map is positive, the loop has no graph to it.
@@ -319,13 +327,13 @@ def check_against_the_loop(kind, samples, change=lambda head: None, **options):
         ]
         for mine, theirs in zip(*gradients):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
-    return cls_term, box_term, groups
+    return terms, groups
 
 
 @pytest.mark.parametrize('case', CASES, ids=', '.join)
 def test_terms_against_a_naive_loop(case):
-    cls_term, box_term, groups = check_against_the_loop(case[0], replicas(), **CASES[case])
-    assert cls_term > 1e-4 and box_term > 1e-4
+    terms, groups = check_against_the_loop(case[0], replicas(), **CASES[case])
+    assert min(terms.values()) > 1e-4
     # Two instances of source 3 and one of source 8 have a group.
     assert len(set(groups) - {-1}) == 3
 

@@ -69,7 +69,7 @@ def test_rho_zero_is_the_stock_head(kind):
 
 
 def naive_terms(kind, outputs, samples):
-    """Both terms and the group ids, from loops over single predictions."""
+    """The terms by name and the group ids, from loops over single predictions."""
     head = kind.build()
     positives = kind.positives(head, outputs, samples)
     found = [(image, row, k) for image, own in enumerate(positives) for row, k in own]
@@ -90,25 +90,29 @@ def naive_terms(kind, outputs, samples):
     options = dict(detach_mean=False, avg_factor=kind.normaliser(head, positives, samples))
     discrete = twin.bernoulli if kind.sigmoid else twin.categorical
     whole = [(~gts[image].cut_sides[k]).tolist() for image, _, k in found]
-    return (
-        discrete(logits, groups, temperature=1.0, **options),
-        twin.box(restored, groups, whole, **options),
-        groups,
+    terms = dict(
+        cls=discrete(logits, groups, temperature=1.0, **options),
+        bbox=twin.box(restored, groups, whole, **options),
     )
+    objectness = [kind.objectness(head, outputs, image, row) for image, row, _ in found]
+    if objectness[0] is not None:
+        terms['obj'] = twin.bernoulli(torch.stack(objectness), groups, **options)
+    return terms, groups
 
 
 def test_terms_against_a_naive_loop(kind):
-    head, samples = kind.build(rho_cls=2.0, rho_bbox=0.5), replicas()
+    rhos = dict(cls=2.0, bbox=0.5, obj=3.0)
+    head = kind.build(**{f'rho_{name}': rho for name, rho in rhos.items()})
+    samples = replicas()
     outputs, leaves = kind.outputs(head, len(samples))
     _, found = split(kind.losses(head, outputs, samples))
-    cls_term, box_term, groups = naive_terms(kind, outputs, samples)
+    terms, groups = naive_terms(kind, outputs, samples)
+    assert ('loss_lt_obj' in found) == ('obj' in terms)
     paired = sum(len(twin.positives(groups, i)) > 1 for i in range(len(groups)))
     assert found['lt_num_paired'] == paired and len(set(groups) - {-1}) >= 2
-    assert cls_term > 1e-4 and box_term > 1e-4
-    for term, expected in (
-        (found['loss_lt_cls'], 2.0 * cls_term),
-        (found['loss_lt_bbox'], 0.5 * box_term),
-    ):
+    assert min(terms.values()) > 1e-4
+    for name, naive in terms.items():
+        term, expected = found[f'loss_lt_{name}'], rhos[name] * naive
         torch.testing.assert_close(term.double(), expected, rtol=1e-4, atol=1e-6)
         gradients = [
             torch.autograd.grad(

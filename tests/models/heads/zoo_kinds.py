@@ -185,6 +185,10 @@ class Kind:
     def logits(self, head: nn.Module, outputs: tuple, image: int, row: int) -> torch.Tensor:
         return self.raw(head, outputs, 0, image, row)
 
+    def objectness(self, head: nn.Module, outputs: tuple, image: int, row: int) -> Any:
+        """Logit (1,) of the objectness of a prediction; None for heads without a loss of it."""
+        return None
+
     def box(self, head: nn.Module, outputs: tuple, image: int, row: int) -> torch.Tensor:
         raw = self.raw(head, outputs, self.boxes, image, row)
         return self.from_raw(head, raw.double(), row)
@@ -653,6 +657,9 @@ class YOLOv3(Kind):
 
     def logits(self, head, outputs, image, row):
         return self.raw(head, ((), *outputs), 1, image, row)[5:]
+
+    def objectness(self, head, outputs, image, row):
+        return self.raw(head, ((), *outputs), 1, image, row)[4:5]
 
     def box(self, head, outputs, image, row):
         x, y, w, h = self.raw(head, ((), *outputs), 1, image, row)[:4].double()

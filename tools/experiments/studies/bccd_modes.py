@@ -76,6 +76,8 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
         f'{dataset}.unlabelled.indices': others,
     }
     rho = 'model.bbox_head.rho'
+    # The arms of the plan are older than the objectness term.
+    before = {f'{rho}_obj': 0.0}
     arms: dict[str, tuple[str, dict[str, Any]]] = {
         'plain': (plain, own),
         'repeated': (lt, {**own, rho: 0.0}),
@@ -86,11 +88,17 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
     linear = dict(type='linear', start=0.0, begin=0.0, finish=0.3)
     gaussian = dict(type='gaussian', start=0.0, begin=0.0, finish=0.4)
     for value in rhos:
-        arms[f'lt@{value:g}'] = lt, {**own, rho: value}
-        arms[f'memory@{value:g}'] = memory, {**own, rho: dict(linear, end=value)}
+        with_term = {
+            'lt': (lt, {**own, rho: value}),
+            'memory': (memory, {**own, rho: dict(linear, end=value)}),
+        }
         if number < 204:
-            arms[f'unlabelled@{value:g}'] = unlabelled, {**half, rho: dict(gaussian, end=value)}
-            arms[f'weak@{value:g}'] = weak, {**half, rho: dict(gaussian, end=value)}
+            ramp = {**half, rho: dict(gaussian, end=value)}
+            with_term |= {'unlabelled': (unlabelled, ramp), 'weak': (weak, ramp)}
+        for name, (config, settings) in with_term.items():
+            arms[f'{name}@{value:g}'] = config, {**settings, **before}
+            arms[f'{name}-obj@{value:g}'] = config, settings
+        arms[f'lt-obj-box@{value:g}'] = lt, {**own, rho: value, f'{rho}_bbox': 10 * value}
     return arms
 
 

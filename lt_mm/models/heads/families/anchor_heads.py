@@ -137,6 +137,8 @@ class YOLOFConsistency(AnchorConsistency):
 class YOLOv3Consistency(AnchorConsistency):
     """Mixin of YOLOv3 heads, whose losses are sums, not means."""
 
+    lt_objectness_loss = 'loss_conf'
+
     @classmethod
     def lt_check(cls, head: Any) -> None:
         super().lt_check(head)
@@ -164,7 +166,10 @@ class YOLOv3Consistency(AnchorConsistency):
         return flatten_levels(arguments['pred_maps'], self.num_attrib)[..., 5:]
 
     def lt_score_factors(self, arguments: dict[str, Any]) -> Tensor:
-        return flatten_levels(arguments['pred_maps'], self.num_attrib)[..., 4].sigmoid()
+        return self.lt_objectness(arguments).sigmoid()
+
+    def lt_objectness(self, arguments: dict[str, Any]) -> Tensor:
+        return flatten_levels(arguments['pred_maps'], self.num_attrib)[..., 4]
 
     def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
         maps = arguments['pred_maps']

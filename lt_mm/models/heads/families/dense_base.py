@@ -51,8 +51,8 @@ class DenseConsistency(DetectionConsistency):
     """Base of the mixins of dense heads.
 
     A family gives :meth:`lt_assigned` and :meth:`lt_box_decoder`, and where its heads differ
-    from the usual :meth:`lt_class_logits`, :meth:`lt_score_factors`, :meth:`lt_is_sigmoid` and
-    :meth:`lt_compared`.
+    from the usual :meth:`lt_class_logits`, :meth:`lt_score_factors`, :meth:`lt_objectness`,
+    :meth:`lt_is_sigmoid` and :meth:`lt_compared`.
 
     Attributes:
         lt_reads: The method of the stock head that tells the positives. It is called for one
@@ -112,6 +112,10 @@ class DenseConsistency(DetectionConsistency):
         for name in _FACTORS:
             if name in arguments:
                 return flatten_levels(arguments[name], 1).squeeze(2).sigmoid()
+        return None
+
+    def lt_objectness(self, arguments: dict[str, Any]) -> Tensor | None:
+        """(B, n) logits of the objectness, for heads whose stock loss has one of its own."""
         return None
 
     def lt_is_sigmoid(self) -> bool:
@@ -239,6 +243,7 @@ class DenseConsistency(DetectionConsistency):
         logits = self.lt_class_logits(arguments)
         with torch.no_grad():
             factors = self.lt_score_factors(arguments)
+        objectness = self.lt_objectness(arguments)
         return Detections(
             logits=logits.flatten(0, 1),
             decode=self.lt_box_decoder(arguments),
@@ -248,6 +253,7 @@ class DenseConsistency(DetectionConsistency):
             annotations=[image.annotations for image in assigned],
             sigmoid=self.lt_is_sigmoid(),
             score_factors=None if factors is None else factors.flatten(),
+            objectness=None if objectness is None else objectness.flatten(),
             avg_factor=self._lt_avg_factor(
                 sum(image.avg_factor for image in assigned), logits.device
             ),

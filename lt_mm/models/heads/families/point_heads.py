@@ -205,10 +205,15 @@ class VFNetConsistency(ATSSConsistency):
 class YOLOXConsistency(DenseConsistency):
     """Mixin of YOLOX heads."""
 
+    lt_objectness_loss = 'loss_obj'
+
     def lt_assigned(self, targets: tuple, arguments: dict[str, Any]) -> Assigned:
         positive, class_targets, _, boxes, _, _ = targets
         rows, labels = positive.nonzero().squeeze(1), class_targets.argmax(1)
         return assigned_by_target(rows, boxes, labels, arguments['gt_instances'])
+
+    def lt_objectness(self, arguments: dict[str, Any]) -> Tensor:
+        return flatten_levels(arguments['objectnesses'], 1).squeeze(2)
 
     def lt_box_decoder(self, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
         priors = _priors(self.prior_generator, arguments['cls_scores'], with_stride=True)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from lt_mm.apis import term_gradients
 from lt_mm.models.memory import present_epoch
 from tests import reference_losses as twin
 from tests.models.heads import dense_data
@@ -193,3 +194,18 @@ def test_unlabelled_images_have_it():
         each.abs().amax(dim=(1, 2, 3)) for each in gradients_of(losses['loss_lt_obj'], outputs[2])
     )
     assert [image for image, most in enumerate(reached) if most > 0] == UNLABELLED
+
+
+@pytest.mark.parametrize('kind', ['YOLOX', 'YOLOv3'])
+def test_it_is_known_as_a_term(kind):
+    """Where stock losses and terms are told apart by their names."""
+    if kind == 'YOLOX':
+        head = dense_data.build(kind, rho=1.0)
+        losses = dense_data.losses_of_inputs(kind, head, pair())
+    else:
+        head = KINDS[kind].build(rho=1.0)
+        losses = KINDS[kind].losses_of_inputs(head, pair())
+    added = {key for key in losses if key.startswith('loss_lt_')}
+    assert added == {'loss_lt_cls', 'loss_lt_bbox', 'loss_lt_obj'}
+    assert {key for key in losses if 'loss' in key and term_gradients._TERM.search(key)} == added
+    assert [key in losses for key in term_gradients._stock_keys('loss_lt_obj')].count(True) == 1

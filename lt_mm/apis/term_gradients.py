@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import Tensor, nn
 
 from lt_mm.core.gradients import compare_gradients
@@ -72,13 +72,13 @@ def measure_term_gradients(
     if num_batches < 1:
         raise ValueError(f'num_batches is {num_batches}; expected 1 or more')
     cfg = load_config(config, work_dir, cfg_options)
-    cfg.load_from, cfg.resume = checkpoint, False
     cfg.pop('runner_type', None)  # what is measured needs no strategy
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     with checkpoint_loading(trust_checkpoint):
         runner = build_runner(cfg)
         _check_wrapped(runner.model, config)
-        runner.load_or_resume()
+        # Not by the runner, whose hooks, such as EMAHook, expect that training has begun.
+        load_checkpoint(runner.model, checkpoint, map_location='cpu')
         _load_memories(runner.model, checkpoint)
     with recording(runner.model) as records:
         steps = _steps(runner, cfg, num_batches)
@@ -171,8 +171,9 @@ def _step(model: Any, data_batch: Any) -> dict[str, Any]:
 
 def _stock_keys(term: str) -> tuple[str, ...]:
     """What the stock loss may be called that has the predictions and the kind of a term."""
+    stock = term.replace('lt_', '')
     # YOLOv3 calls its objectness the confidence.
-    return term.replace('lt_', ''), term.replace('lt_obj', 'conf'), _TERM.sub('loss', term)
+    return stock, stock.replace('loss_obj', 'loss_conf'), _TERM.sub('loss', term)
 
 
 def _ratio(own: list[Tensor | None], stock: list[Tensor | None]) -> float | None:

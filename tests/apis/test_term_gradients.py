@@ -85,6 +85,12 @@ def gradient_of(model, data, keys):
     )
 
 
+def test_a_config_with_an_averaged_model(once, measure):
+    """The checkpoint is loaded though EMAHook's model is made only when training begins."""
+    found = measure(num_batches=1, custom_hooks=[dict(type='EMAHook')])
+    assert found['terms'] == once[0]['terms']
+
+
 def test_equals_backward_of_each_loss(once, shapes, checkpoint, tmp_path):
     found, _ = once
     cfg = launch.load_config(CONFIG, str(tmp_path), detector_options(shapes))

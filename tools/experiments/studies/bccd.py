@@ -37,6 +37,8 @@ rho = 'model.bbox_head.rho'
 rho_bbox = 'model.bbox_head.rho_bbox'
 pairing = 'model.bbox_head.pairing'
 detach = 'model.bbox_head.detach_mean'
+# The study is older than the objectness term.
+before = {'model.bbox_head.rho_obj': 0.0}
 
 pairings = dict(all='gt_all', nearest='gt', means='gt_mean')
 terms: dict[str, dict[str, Any]] = {'': {}, '-no-box': {rho_bbox: 0.0}, '-detached': {detach: True}}
@@ -44,7 +46,7 @@ runs = {
     'plain': (plain, {}),
     'repeated': (lt, {rho: 0.0}),
     **{
-        f'{name}{ending}': (lt, {pairing: value, **settings})
+        f'{name}{ending}': (lt, {pairing: value, **before, **settings})
         for ending, settings in terms.items()
         for name, value in pairings.items()
     },

@@ -81,6 +81,8 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
     arms: dict[str, tuple[str, dict[str, Any]]] = {
         'plain': (plain, own),
         'repeated': (lt, {**own, rho: 0.0}),
+        # As the wrapper comes: all terms with rho = 1.
+        'lt-default': (lt, own),
     }
     if number < 204:
         all_labels = {f'{dataset}.indices': list(range(204))}

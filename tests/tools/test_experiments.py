@@ -59,7 +59,7 @@ _ADDED = {
     *(
         f'model.{head}.{name}'
         for head in ('head', 'roi_head', 'bbox_head')
-        for name in ('detach_mean', 'allow_unrepeated', 'rho_bbox', 'pairing')
+        for name in ('detach_mean', 'allow_unrepeated', 'rho_bbox', 'rho_obj', 'pairing')
     ),
     'model.train_cfg.augments',
     'data_preprocessor.type',

@@ -48,9 +48,7 @@ _REFUSED = {
     DynamicRoIHead: 'moves its thresholds at each pass over a micro-batch',
     MaskScoringRoIHead: 'needs the losses of a micro-batch before all micro-batches are known',
 }
-_HINT = (
-    "Train it with the stock loop: train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', ...)"
-)
+_HINT = "Use the stock loop: train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', ...)"
 _PENDING = ('loss', *(f'loss_lt_{kind}' for kind in KINDS))  # read in the first pass
 
 

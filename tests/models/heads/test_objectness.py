@@ -127,7 +127,7 @@ def test_a_memory_keeps_it(epoch):  # noqa: F811
             mean = sum(own) / len(own)
             stored = means.get(instance)
             joined = mean
-            if stored is not None:  # as one replica more, whose weight is the momentum's
+            if stored is not None:  # as one replica more
                 compared += len(own)
                 joined = head_joined(stored, own)
             elif len(own) == 1:

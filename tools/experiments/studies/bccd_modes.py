@@ -83,6 +83,7 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
         'repeated': (lt, {**own, rho: 0.0}),
         # As the wrapper comes: all terms with rho = 1.
         'lt-default': (lt, own),
+        'lt-default-without': (lt, {**own, **before}),
     }
     if number < 204:
         all_labels = {f'{dataset}.indices': list(range(204))}

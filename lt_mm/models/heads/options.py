@@ -154,8 +154,8 @@ class ConsistencyOptions:
         if self.memory is not None and self.pairing not in ('gt', 'gt_score', 'gt_mean'):
             raise ValueError(
                 f'pairing is {self.pairing!r} and there is a memory, which keeps one prediction of '
-                "an annotation for each replica; expected pairing='gt' (the default), 'gt_score' or "
-                "'gt_mean', or memory=None"
+                "an annotation for each replica; expected pairing='gt' (the default), 'gt_score' "
+                "or 'gt_mean', or memory=None"
             )
         _check_choice('supervise', self.supervise, _SUPERVISE)
         if self.supervise == 'one' and self.across_ranks:

@@ -77,7 +77,8 @@ def form_pairs(
             For 'iou' also 'restored' (Q, 4), boxes in pixels of their sources, and 'labels'
             (Q,) int64. For the others also 'instances' (Q, 2) int64, the source annotation of
             each, and for 'gt' and 'gt_score' also 'distances' (Q,), of which the smallest is
-            taken. With 'unlabelled' (Q,) bool among the columns, those candidates are paired as with 'iou'.
+            taken. With 'unlabelled' (Q,) bool among the columns, those candidates are paired as
+            with 'iou'.
         pairing: As in ``ConsistencyOptions``.
         iou_threshold: Likewise.
         alone: Whether an annotation needs only one replica in the batch: with a memory, the

@@ -37,7 +37,8 @@ class PhraseConsistency(DenseConsistency):
         if self.lt_options.pairing in ('iou', 'gt_score'):
             raise UnsupportedHeadError(
                 f'{type(self).__name__} has scores for the tokens of a text, and no token is a '
-                f"class, which pairing='{self.lt_options.pairing}' needs; use pairing='gt' in the LossTransformHead"
+                f"class, which pairing='{self.lt_options.pairing}' needs; use pairing='gt' in the "
+                'LossTransformHead'
             )
         detections = super().lt_detections(assigned, arguments)
         return replace(detections, logits=_phrase_logits(detections))

@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 
 from lt_mm.visualization.training_log import read_log
 from tests.engine.interrupted_runs import validation, weights, write_config
+from tests.evaluation.random_models import detector_fixture  # noqa: F401 (a fixture)
 from tests.paths import TOOLS
 from tests.training_data import write_pictures
 
@@ -28,7 +31,7 @@ def load(name, folder='experiments'):
     return module
 
 
-run, report = load('run'), load('report')
+run, report, shifts = load('run'), load('report'), load('shifts')
 plots = load('plot_logs', 'analysis')
 
 
@@ -301,3 +304,47 @@ def test_a_study_from_its_runs_to_its_table(tmp_path, monkeypatch):
     assert text.splitlines()[2].endswith('| Agreement | Flicker | Corrupted |')
     shown = [f'{value:.3f}' for value in (steady.label_changes['plain'], corrupted.mPC)]
     assert [cell.strip() for cell in text.splitlines()[4].split('|')[-3:-1]] == shown
+
+
+def test_a_shifted_image_is_the_image_in_another_place():
+    image = torch.arange(2 * 5 * 7, dtype=torch.uint8).view(2, 5, 7)
+    for shift in range(4):
+        found = shifts.shifted(image, shift, room=3)
+        assert found.shape == (2, 8, 10) and found.dtype == torch.uint8
+        start = 3 - shift
+        assert torch.equal(found[:, start : start + 5, start : start + 7], image)
+
+
+class _BrightRectangle:
+    """Finds the pixels that are 255."""
+
+    def test_step(self, data):
+        (image,), (sample,) = data['inputs'], data['data_samples']
+        assert sample.img_shape == image.shape[1:]
+        y, x = (image[0] == 255).nonzero().unbind(1)
+        box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()[None]
+        sample.pred_instances = InstanceData(
+            bboxes=box, labels=torch.tensor([0]), scores=torch.tensor([0.9])
+        )
+        return [sample]
+
+
+def test_boxes_of_shifted_images_are_brought_back():
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[:, 10:20, 30:50] = 255
+    sample = dict(inputs=image, data_samples=DetDataSample())
+    for shift in range(5):
+        found = shifts._detections(_BrightRectangle(), sample, shift, 4, score_threshold=0.3)
+        assert found.boxes.tolist() == [[34, 14, 54, 24]]
+        assert found.window.tolist() == [4, 4, 64, 44]
+        none = shifts._detections(_BrightRectangle(), sample, shift, 4, score_threshold=0.95)
+        assert not len(none.boxes)
+
+
+def test_a_detector_has_no_jitter_without_a_shift(detector, tmp_path):
+    config, checkpoint, settings = detector
+    options = dict(max_images=2, score_threshold=0.0, cfg_options=settings)
+    found = shifts.measure_shifts(config, checkpoint, (0, 5), work_dir=str(tmp_path), **options)
+    names = 'center_jitter', 'size_jitter', 'score_swing', 'blinking'
+    assert [found[f'{name}_0'] for name in names] == [0] * 4
+    assert found['blinking_5'] > 0  # a model with random weights

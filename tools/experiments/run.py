@@ -85,8 +85,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--measure',
         action='store_true',
-        help='trains nothing, and measures flicker, calibration and corruptions of the finished '
-        'runs, as `steadiness` and `corruptions` of the study say',
+        help='trains nothing, and measures flicker, calibration, corruptions and shifts of the '
+        'finished runs, as `steadiness`, `corruptions` and `shifts` of the study say',
     )
     args = parser.parse_args()
     args.results = args.results or Path('docs/studies') / args.study.stem
@@ -168,7 +168,11 @@ def measure_runs(study: dict[str, Any], args: argparse.Namespace) -> None:
         report = measure_robustness(config, checkpoint, **study['corruptions'], **options)
         return {key: value for key, value in report.numbers().items() if key != 'metric'}
 
-    for measure in (steadiness, corruptions):
+    def shifts(config: str, checkpoint: str, **options: Any) -> dict[str, float | None]:
+        measure = runpy.run_path(str(Path(__file__).with_name('shifts.py')))['measure_shifts']
+        return measure(config, checkpoint, **study['shifts'], **options)
+
+    for measure in (steadiness, corruptions, shifts):
         path = args.results / f'{measure.__name__}.csv'
         for name, seed in chosen_runs(study, args):
             checkpoint = last_checkpoint(args.work_dir, name, seed)

@@ -18,9 +18,11 @@ metric_name = 'box AP'
 scale = 100
 seeds = [0, 1, 2, 3, 4]
 paired = True
-# Measured of each trained model on validation images: 4 augmented copies, frames, corruptions.
+# Measured of each trained model on validation images: 4 augmented copies, frames, shifted
+# images, corruptions.
 consistency = dict(num_replicas=4, score_threshold=0.3)
 steadiness = dict(num_frames=16, max_images=40, score_threshold=0.3)
+shifts = dict(pixels=(1, 2, 4, 8, 16, 32), max_images=40, score_threshold=0.3)
 kinds = ('gaussian_noise', 'defocus_blur', 'fog', 'contrast', 'jpeg_compression')
 corruptions = dict(kinds=kinds, severities=(3,))
 measured = dict(

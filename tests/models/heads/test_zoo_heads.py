@@ -14,7 +14,7 @@ from tests.models.heads import dense_data
 from tests.models.heads.dense_data import HEADS, total, values_of
 from tests.models.heads.head_data import FLIP, ZOOM, det_sample, to_source
 from tests.models.heads.zoo_kinds import KINDS
-from tests.models.heads.zoo_queries import QUERY_KINDS, with_phrases
+from tests.models.heads.zoo_queries import QUERY_KINDS, Phrases, with_phrases
 
 KINDS = KINDS | QUERY_KINDS
 
@@ -263,3 +263,18 @@ def test_guided_proposals_have_the_terms_of_guided_anchors():
     assert expected['loss_lt_cls'] > 0 and expected['loss_lt_bbox'] > 0
     for key in (key for key in expected if 'lt_' in key):
         torch.testing.assert_close(found[key.replace('lt_', 'rpn_lt_')], expected[key])
+
+
+@pytest.mark.parametrize('pairing', ['iou', 'gt_score'])
+def test_only_tokens_do_not_pair_by_their_scores(kind, pairing):
+    """Scores of tokens name no class; all other heads pair, and have a gradient."""
+    head = kind.build(rho=1.0, pairing=pairing, score_threshold=0.05)
+    outputs, leaves = kind.outputs(head, len(replicas()))
+    if isinstance(kind, Phrases):
+        with pytest.raises(UnsupportedHeadError, match=f"no token is a class, .*'{pairing}' needs"):
+            kind.losses(head, outputs, replicas())
+        return
+    losses = kind.losses(head, outputs, replicas())
+    assert next(value for key, value in losses.items() if 'lt_num_paired' in key) > 0
+    gradients = torch.autograd.grad(total(losses), leaves, allow_unused=True)
+    assert all(each.isfinite().all() for each in gradients if each is not None)

@@ -106,8 +106,9 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
             # With a tenth of rho, this term has about the gradient of that of the classes.
             tenth = value / 10 if name == 'lt' else dict(settings[rho], end=value / 10)
             arms[f'{name}-obj@{value:g}'] = config, {**settings, f'{rho}_obj': tenth}
-        score = {**arms[f'lt-obj@{value:g}'][1], pairing: 'gt_score'}
-        arms[f'lt-obj-score@{value:g}'] = lt, score
+        for name, config in {'lt': lt, 'memory': memory}.items():
+            score = {**arms[f'{name}-obj@{value:g}'][1], pairing: 'gt_score'}
+            arms[f'{name}-obj-score@{value:g}'] = config, score
         box = {**arms[f'lt-obj@{value:g}'][1], f'{rho}_bbox': 10 * value}
         arms[f'lt-obj-box@{value:g}'] = lt, box
     return arms

@@ -232,8 +232,8 @@ class DetectionConsistency(ConsistencyMixin):
         if detections.objectness is not None:
             with self.lt_with_graph('obj'):
                 columns['objectness'] = detections.objectness[candidates.rows, None]
-        if self.lt_options.pairing == 'gt':
-            columns['distances'] = _distances(detections, candidates)
+        if self.lt_options.pairing in ('gt', 'gt_score'):
+            columns['distances'] = self._lt_distances(detections, candidates)
         return candidates
 
     def _lt_unlabelled(self, detections: Detections) -> list[int]:
@@ -258,14 +258,16 @@ class DetectionConsistency(ConsistencyMixin):
         return unlabelled
 
     def _lt_check_pairing(self, detections: Detections, unlabelled: list[int]) -> None:
-        if self.lt_options.pairing != 'iou' and not unlabelled:
-            return
-        needed = dict(classes=detections.logits, boxes=detections.decode)
+        needed: dict[str, Any] = {}
+        if self.lt_options.pairing in ('iou', 'gt_score') or unlabelled:
+            needed['classes'] = detections.logits
+        if self.lt_options.pairing == 'iou' or unlabelled:
+            needed['boxes'] = detections.decode
         missing = [name for name, found in needed.items() if found is None]
         if missing:
             raise UnsupportedHeadError(
                 f'{type(self).__name__} predicts no {" and no ".join(missing)}, which '
-                "pairing='iou', and unlabelled images, need; use pairing='gt' in the "
+                "pairing='iou' or 'gt_score', and unlabelled images, need; use pairing='gt' in the "
                 'LossTransformHead, and labelled images alone'
             )
 
@@ -292,6 +294,16 @@ class DetectionConsistency(ConsistencyMixin):
             factors: (..., 1) or (N,), see :class:`Detections`.
         """
         return scores * factors
+
+    def _lt_distances(self, detections: Detections, candidates: Candidates) -> Tensor:
+        """(P,), of which the least is taken of an annotation in each replica."""
+        if self.lt_options.pairing == 'gt':
+            return _distances(detections, candidates)
+        distances = 1 - self._lt_confidence(detections)[0][candidates.rows]
+        if detections.given is not None:  # last, as with 'gt'
+            given = torch.cat(detections.given)
+            distances[: len(given)] += given
+        return distances
 
     @torch.no_grad()
     def _lt_pair_record(

@@ -10,7 +10,7 @@ from lt_mm.core.schedules import RhoConfig, RhoPhases, RhoSchedule, rho_schedule
 from lt_mm.models.memory import MemoryOptions
 
 _ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
-_PAIRINGS = ('gt', 'gt_mean', 'gt_all', 'iou')
+_PAIRINGS = ('gt', 'gt_score', 'gt_mean', 'gt_all', 'iou')
 _STRENGTHS = ('stock', 'plain')
 _MIXED_LABELS = ('refuse', 'average')
 _SUPERVISE = ('all', 'one')
@@ -67,7 +67,9 @@ class ConsistencyOptions:
         min_visibility: Instances that are less visible than this pair with nothing.
         pairing: 'gt': of the predictions assigned to one annotation, the one in each replica
             that is nearest to the annotation (the paper's Resort), by their IoU in the
-            replica. 'gt_mean': the mean of all of them in each replica, compared between
+            replica. 'gt_score': the one in each replica with the highest score instead, which
+            non-maximum suppression would keep; of masks, which have none, the nearest.
+            'gt_mean': the mean of all of them in each replica, compared between
             replicas. 'gt_all': all of them, those of one replica too. 'iou', for fine-tuning:
             no annotation is used; confident predictions of one class are matched greedily by
             the IoU of their restored boxes.
@@ -149,11 +151,11 @@ class ConsistencyOptions:
             if not (isinstance(value, int) and value > 0):
                 raise ValueError(f'{name} is {value!r}; expected a positive integer')
         self.memory: MemoryOptions | None = MemoryOptions.from_config(self.memory)
-        if self.memory is not None and self.pairing not in ('gt', 'gt_mean'):
+        if self.memory is not None and self.pairing not in ('gt', 'gt_score', 'gt_mean'):
             raise ValueError(
                 f'pairing is {self.pairing!r} and there is a memory, which keeps one prediction of '
-                "an annotation for each replica; expected pairing='gt' (the default) or 'gt_mean', "
-                'or memory=None'
+                "an annotation for each replica; expected pairing='gt' (the default), 'gt_score' "
+                "or 'gt_mean', or memory=None"
             )
         _check_choice('supervise', self.supervise, _SUPERVISE)
         if self.supervise == 'one' and self.across_ranks:
@@ -179,10 +181,10 @@ class ConsistencyOptions:
                     f'{name}={getattr(self, name)} stands beside weak_target; expected '
                     f'{name}={expected}: a copy has one target'
                 )
-        if self.pairing not in ('gt', 'iou'):
+        if self.pairing not in ('gt', 'gt_score', 'iou'):
             raise ValueError(
                 f'pairing is {self.pairing!r} beside weak_target, which is one prediction of the '
-                "weak copy; expected pairing='gt' (the default) or 'iou'"
+                "weak copy; expected pairing='gt' (the default), 'gt_score' or 'iou'"
             )
 
     def rho_now(self, kind: str) -> float:

@@ -76,8 +76,9 @@ def form_pairs(
         batch: Its columns are, for Q candidates, 'images' (Q,) int64 and 'may_pair' (Q,) bool.
             For 'iou' also 'restored' (Q, 4), boxes in pixels of their sources, and 'labels'
             (Q,) int64. For the others also 'instances' (Q, 2) int64, the source annotation of
-            each, and for 'gt' also 'distances' (Q,) from the annotation. With 'unlabelled' (Q,)
-            bool among the columns, those candidates are paired as with 'iou'.
+            each, and for 'gt' and 'gt_score' also 'distances' (Q,), of which the smallest is
+            taken. With 'unlabelled' (Q,) bool among the columns, those candidates are paired as
+            with 'iou'.
         pairing: As in ``ConsistencyOptions``.
         iou_threshold: Likewise.
         alone: Whether an annotation needs only one replica in the batch: with a memory, the
@@ -93,7 +94,7 @@ def form_pairs(
         group_ids = groups_across_replicas(instances, columns['images'], may_pair)
     if 'unlabelled' in columns:
         group_ids = _with_unlabelled(group_ids, batch, iou_threshold)
-    if pairing == 'gt':
+    if pairing in ('gt', 'gt_score'):
         return Pairs(nearest_in_each_replica(group_ids, columns['images'], columns['distances']))
     if pairing == 'gt_mean':
         return Pairs(group_ids, replica_cells(group_ids, columns['images']))

@@ -32,6 +32,7 @@ from tests.models.heads.dense_data import (
     moved_anchor,
     objectness_at,
     place_of,
+    score_factors,
     seed_samplers,
     side_logits_at,
     total,
@@ -250,9 +251,17 @@ def naive_terms(
     if pairing == 'gt':
         places = [gts[image].bboxes[k] for image, _, k in found]
         groups = twin.resort(groups, images, list(map(twin.distance, boxes, places)))
+    is_softmax = kind in ('RetinaNet, softmax', 'SSD', 'DETR')
+    if pairing == 'gt_score':
+        factors = score_factors(kind, outputs)
+        scores = [
+            float((own.softmax(0) if is_softmax else own.sigmoid())[: head.num_classes].max())
+            * (factors[image][row] if factors else 1)
+            for own, (image, row, _) in zip(logits.detach(), found)
+        ]
+        groups = twin.resort(groups, images, [-score for score in scores])
     options = dict(detach_mean=detach_mean, avg_factor=_normaliser(kind, targets, positives))
     whole = [(~gts[image].cut_sides[k]).tolist() for image, _, k in found]
-    is_softmax = kind in ('RetinaNet, softmax', 'SSD', 'DETR')
     discrete = twin.categorical if is_softmax else twin.bernoulli
     compared = groups
     if pairing == 'gt_mean':
@@ -300,6 +309,7 @@ def _sides_in_source(head, outputs, image, row, view):
 
 CASES = {
     **{(kind, 'gt'): {} for kind in HEADS},
+    **{(kind, 'gt_score'): dict(pairing='gt_score') for kind in HEADS},
     **{(kind, 'gt_mean'): dict(pairing='gt_mean') for kind in HEADS},
     **{(kind, 'gt_all'): dict(pairing='gt_all') for kind in HEADS},
     **{(kind, 'options'): dict(temperature=2.0, detach_mean=True) for kind in FAMILIES},

@@ -170,7 +170,7 @@ def _naive_term(head, samples, agnostic, pairing='gt', **options):
     masks = torch.stack([values for values, _ in read])
     inside = torch.stack([inside for _, inside in read])
     compared = groups
-    if pairing == 'gt':
+    if pairing in ('gt', 'gt_score'):  # a mask has no score
         given = map(torch.equal, rois, boxes)
         compared = twin.resort(groups, images, list(map(twin.distance, rois, boxes, given)))
     if pairing == 'gt_mean':
@@ -200,10 +200,10 @@ def _means(masks, inside, cells, options):
         *((kind, {}) for kind in KINDS),
         *(
             ('each class', dict(temperature=2.0, detach_mean=True, pairing=pairing))
-            for pairing in ('gt', 'gt_mean', 'gt_all')
+            for pairing in ('gt', 'gt_score', 'gt_mean', 'gt_all')
         ),
     ],
-    ids=[*KINDS, 'options', 'gt_mean', 'gt_all'],
+    ids=[*KINDS, 'options', 'gt_score', 'gt_mean', 'gt_all'],
 )
 def test_term_against_a_naive_loop(kind, roi, options):
     head = wrapped(kind, roi, rho_mask=0.5, mask_grid=GRID, **options)

@@ -78,7 +78,7 @@ class Naive:
                 replicas.setdefault(key, []).append(row)
         kept = {}
         for (instance, _), rows in replicas.items():
-            if self.pairing == 'gt':
+            if self.pairing in ('gt', 'gt_score'):
                 rows = [min(rows, key=lambda row: float(columns['distances'][row]))]
             kept.setdefault(instance, []).append(rows)
         return kept
@@ -155,7 +155,7 @@ def last(losses, name):
     return next(value for key, value in losses.items() if key.endswith(name))
 
 
-@pytest.mark.parametrize('pairing', ['gt', 'gt_mean'])
+@pytest.mark.parametrize('pairing', ['gt', 'gt_score', 'gt_mean'])
 @pytest.mark.parametrize('kind', HEADS)
 def test_dense_heads_against_a_dictionary(kind, pairing, epoch):
     head = build(kind, rho=0.5, pairing=pairing, memory=dict(momentum=MOMENTUM))

@@ -224,6 +224,34 @@ def test_the_nearest_overlaps_its_annotation_most_in_the_replica(reg):
             assert (shown - best[key][1]).abs().sum(dim=1).min() < 1e-3
 
 
+def test_the_one_with_the_highest_score_of_an_annotation_in_a_replica():
+    """Without the RoIs that are the annotation itself, where there are others."""
+    head = wrapped(rho=1.0, pairing='gt_score')
+    losses, _ = roi_losses(head, replicas())
+    cls_score, bbox_pred, record = _predictions_and_record(head, replicas())
+    annotations = [sample.gt_instances for sample in replicas()]
+    groups = _naive_groups(record).tolist()
+    distances = []
+    for logits, entry in zip(cls_score, record):
+        score = float(logits.softmax(0)[:-1].max())
+        is_given = False
+        if entry is not None:
+            gt = annotations[entry[0]]
+            is_given = any(torch.equal(entry[4], box) for box in gt.bboxes)
+        distances.append(2 * is_given - score)
+    images = [entry[0] if entry else -1 for entry in record]
+    compared = twin.resort(groups, images, distances)
+    restored = _naive_restored(head.bbox_head, bbox_pred, record)
+    for name, term in (
+        ('cls', twin.categorical(cls_score, compared)),
+        ('bbox', twin.box(restored, compared)),
+    ):
+        assert term > 1e-4
+        torch.testing.assert_close(losses[f'loss_lt_{name}'].double(), term, rtol=1e-4, atol=1e-6)
+    total(losses).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
 def test_means_of_replicas_against_a_naive_loop():
     head = wrapped(rho=1.0, pairing='gt_mean')
     losses, _ = roi_losses(head, replicas())

@@ -153,7 +153,7 @@ def test_the_terms_of_dense_heads_against_a_naive_loop(kind):
                 torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize('pairing', ['gt', 'gt_mean', 'gt_all'])
+@pytest.mark.parametrize('pairing', ['gt', 'gt_score', 'gt_mean', 'gt_all'])
 def test_labelled_groups_pair_by_annotation_beside_unlabelled_ones(pairing):
     """Each part has the pairs that it has alone; the terms add up."""
     samples = [

@@ -265,12 +265,13 @@ def test_guided_proposals_have_the_terms_of_guided_anchors():
         torch.testing.assert_close(found[key.replace('lt_', 'rpn_lt_')], expected[key])
 
 
-def test_only_tokens_do_not_pair_by_overlap(kind):
+@pytest.mark.parametrize('pairing', ['iou', 'gt_score'])
+def test_only_tokens_do_not_pair_by_their_scores(kind, pairing):
     """Scores of tokens name no class; all other heads pair, and have a gradient."""
-    head = kind.build(rho=1.0, pairing='iou', score_threshold=0.05)
+    head = kind.build(rho=1.0, pairing=pairing, score_threshold=0.05)
     outputs, leaves = kind.outputs(head, len(replicas()))
     if isinstance(kind, Phrases):
-        with pytest.raises(UnsupportedHeadError, match="no token is a class, .*'iou' needs"):
+        with pytest.raises(UnsupportedHeadError, match=f"no token is a class, .*'{pairing}' needs"):
             kind.losses(head, outputs, replicas())
         return
     losses = kind.losses(head, outputs, replicas())

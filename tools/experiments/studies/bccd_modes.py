@@ -77,7 +77,7 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
         f'{dataset}.labelled.indices': labelled,
         f'{dataset}.unlabelled.indices': others,
     }
-    rho = 'model.bbox_head.rho'
+    rho, pairing = 'model.bbox_head.rho', 'model.bbox_head.pairing'
     # The arms of the plan are older than the objectness term.
     before = {f'{rho}_obj': 0.0}
     arms: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,6 +86,7 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
         # As the wrapper comes: all terms with rho = 1.
         'lt-default': (lt, own),
         'lt-default-without': (lt, {**own, **before}),
+        'lt-default-score': (lt, {**own, pairing: 'gt_score'}),
     }
     if number < 204:
         all_labels = {f'{dataset}.indices': list(range(204))}
@@ -105,6 +106,9 @@ def arms_of(number: int, stride: int, epochs: int) -> dict[str, tuple[str, dict[
             # With a tenth of rho, this term has about the gradient of that of the classes.
             tenth = value / 10 if name == 'lt' else dict(settings[rho], end=value / 10)
             arms[f'{name}-obj@{value:g}'] = config, {**settings, f'{rho}_obj': tenth}
+        for name, config in {'lt': lt, 'memory': memory}.items():
+            score = {**arms[f'{name}-obj@{value:g}'][1], pairing: 'gt_score'}
+            arms[f'{name}-obj-score@{value:g}'] = config, score
         box = {**arms[f'lt-obj@{value:g}'][1], f'{rho}_bbox': 10 * value}
         arms[f'lt-obj-box@{value:g}'] = lt, box
     return arms

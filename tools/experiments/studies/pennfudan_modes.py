@@ -62,6 +62,7 @@ runs: dict[str, tuple[str, dict[str, Any]]] = {
     'plain': (plain, own),
     'repeated': (lt, {**own, rho: 0.0}),
     'lt@1': (lt, own),
+    'lt-score@1': (lt, {**own, 'model.bbox_head.pairing': 'gt_score'}),
     'memory@10': (memory, {**own, rho: dict(linear, end=10.0), rho_obj: dict(linear, end=1.0)}),
     'unlabelled@30': (
         unlabelled,
@@ -72,6 +73,7 @@ runs: dict[str, tuple[str, dict[str, Any]]] = {
 }
 sections = {
     'A tenth of the labels': [(name, None if name == 'plain' else 'plain') for name in runs],
-    'What the term adds to repetition': [('lt@1', 'repeated')],
+    'What the term adds to repetition': [('lt@1', 'repeated'), ('lt-score@1', 'repeated')],
+    'Pairs by score': [('lt-score@1', 'lt@1')],
 }
 figures: dict[str, Any] = {}

@@ -34,10 +34,11 @@ class PhraseConsistency(DenseConsistency):
         return True
 
     def lt_detections(self, assigned: list[Assigned], arguments: dict[str, Any]) -> Detections:
-        if self.lt_options.pairing == 'iou':
+        if self.lt_options.pairing in ('iou', 'gt_score'):
             raise UnsupportedHeadError(
                 f'{type(self).__name__} has scores for the tokens of a text, and no token is a '
-                "class, which pairing='iou' needs; use pairing='gt' in the LossTransformHead"
+                f"class, which pairing='{self.lt_options.pairing}' needs; use pairing='gt' in the "
+                'LossTransformHead'
             )
         detections = super().lt_detections(assigned, arguments)
         return replace(detections, logits=_phrase_logits(detections))

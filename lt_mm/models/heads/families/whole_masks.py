@@ -242,7 +242,7 @@ class SOLOConsistency(WholeMaskConsistency):
         annotated = Annotated(detections.records, detections.annotations)
         distances = detections.distances
         kept = torch.ones_like(distances, dtype=torch.bool)
-        if self.lt_options.pairing == 'gt':  # to resize no masks in vain
+        if self.lt_options.pairing in ('gt', 'gt_score'):  # to resize no masks in vain
             groups = compact_rows(annotated['source_ids'])
             groups = torch.where(
                 annotated.may_pair(self.lt_options.min_visibility), groups, UNPAIRED

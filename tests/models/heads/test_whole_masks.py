@@ -411,6 +411,33 @@ def test_terms_of_solo_against_a_naive_loop(kind, pairing):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize('kind', SOLO_HEADS)
+def test_by_score_solo_pairs_classes_and_masks_by_distance(kind):
+    """A mask has no score of its own, so its term is that of the nearest."""
+    replicas, outputs = samples(), solo_outputs(kind, 4)
+    found, nearest = (
+        solo_losses(build(kind, rho=1.0, mask_grid=GRID, pairing=pairing), outputs, replicas)
+        for pairing in ('gt_score', 'gt')
+    )
+    torch.testing.assert_close(found['loss_lt_mask'], nearest['loss_lt_mask'])
+    cells = cells_of(build(kind), kind, outputs, replicas)
+    levels = outputs[-2 if kind == 'SOLOv2' else -1]
+    logits = torch.stack(
+        [
+            torch.cat([level[image].flatten(1).T for level in levels])[row]
+            for image, row, *_ in cells
+        ]
+    )
+    groups = [10 * replicas[cell[0]].source_id + cell[2] for cell in cells]
+    scores = logits.detach().sigmoid().amax(1)
+    groups = twin.resort(groups, [cell[0] for cell in cells], (-scores).tolist())
+    expected = twin.bernoulli(logits, groups, avg_factor=len(cells) + 1)
+    assert expected > 1e-3
+    torch.testing.assert_close(found['loss_lt_cls'].double(), expected, rtol=1e-4, atol=1e-6)
+    assert abs(found['loss_lt_cls'] - nearest['loss_lt_cls']) > 1e-4
+    (found['loss_lt_cls'] + found['loss_lt_mask']).backward()
+
+
 def mirrored(kind, outputs):
     """The outputs for one image, and those for its mirror image after them."""
 

@@ -276,14 +276,16 @@ class DetectionConsistency(ConsistencyMixin):
         return most_confident(detections, self.lt_options, images, scores, labels)
 
     @torch.no_grad()
-    def _lt_confidence(self, detections: Detections) -> tuple[Tensor, Tensor]:
-        """Score and class (N,) of every prediction's best class, background apart."""
+    def _lt_confidence(
+        self, detections: Detections, rows: Any = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Score and class (P,) of the best class, background apart, of rows (P,); of all (N,)."""
         logits: Any = detections.logits
-        logits = logits.float()
+        logits = logits[rows].float()
         scores = logits.sigmoid() if detections.sigmoid else logits.softmax(dim=1)
         scores, labels = scores[:, : self.num_classes].max(dim=1)
         if detections.score_factors is not None:
-            scores = self.lt_joint_scores(scores, detections.score_factors.float())
+            scores = self.lt_joint_scores(scores, detections.score_factors[rows].float())
         return scores, labels
 
     def lt_joint_scores(self, scores: Tensor, factors: Tensor) -> Tensor:
@@ -299,7 +301,9 @@ class DetectionConsistency(ConsistencyMixin):
         """(P,), of which the least is taken of an annotation in each replica."""
         if self.lt_options.pairing == 'gt':
             return _distances(detections, candidates)
-        distances = 1 - self._lt_confidence(detections)[0][candidates.rows]
+        scores, _ = self._lt_confidence(detections, candidates.rows)
+        # A score that is not finite is seen in the term, as with 'gt', and pairs like any other.
+        distances = 1 - scores.nan_to_num(nan=0.0)
         if detections.given is not None:  # last, as with 'gt'
             given = torch.cat(detections.given)
             distances[: len(given)] += given
@@ -313,7 +317,7 @@ class DetectionConsistency(ConsistencyMixin):
         columns, rows = candidates.columns, candidates.rows
         scores, labels = torch.ones_like(rows, dtype=torch.float32), candidates.labels
         if detections.logits is not None:
-            scores, labels = (each[rows] for each in self._lt_confidence(detections))
+            scores, labels = self._lt_confidence(detections, rows)
         shown = torch.ones_like(paired)
         if self.lt_options.pairing == 'iou':
             sources = torch.tensor(source_ids_of(detections.records), device=rows.device)

@@ -355,6 +355,18 @@ def test_terms_against_a_naive_loop(case):
     assert len(set(groups) - {-1}) == 3
 
 
+@pytest.mark.parametrize('pairing', ['gt', 'gt_score'])
+def test_scores_that_are_not_finite_do_not_take_the_pairs_away(pairing):
+    """The term says so, instead of being zero."""
+    head = build('RetinaNet', rho=1.0, pairing=pairing)
+    outputs, _ = made_outputs('RetinaNet', head, len(replicas()))
+    finite = losses_of('RetinaNet', head, outputs, replicas())
+    outputs = ([torch.full_like(level, torch.nan) for level in outputs[0]], *outputs[1:])
+    losses = losses_of('RetinaNet', head, outputs, replicas())
+    assert pairs_of(losses) == pairs_of(finite) > 0
+    assert not torch.isfinite(term_of(losses, 'cls'))
+
+
 def padded(sample, img_shape, pad_shape):
     """The sample as a smaller image that was filled up to the others' size."""
     sample.set_metainfo(dict(img_shape=img_shape, pad_shape=pad_shape, recorded_shape=img_shape))

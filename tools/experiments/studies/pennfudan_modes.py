@@ -88,12 +88,15 @@ runs['unlabelled@3'] = unlabelled_at(3.0)
 runs['lt-mean@1'] = lt, {**own, pairing: 'gt_mean'}
 runs['lt-all@1'] = lt, {**own, pairing: 'gt_all'}
 runs['memory-score@10'] = memory, {**memory10, pairing: 'gt_score'}
+runs['memory-score@1'] = memory, {**own, pairing: 'gt_score'}
 
 sections = {
     'A tenth of the labels': [
         (name, None if name == 'plain' else 'plain') for name in equal_compute
     ],
-    'Added later': [(name, 'plain') for name in ('lt-mean@1', 'lt-all@1', 'memory-score@10')],
+    'Added later': [
+        (name, 'plain') for name in ('lt-mean@1', 'lt-all@1', 'memory-score@10', 'memory-score@1')
+    ],
     'What the term adds to repetition': [
         (name, 'repeated') for name in ('lt@1', 'lt-score@1', 'lt-mean@1', 'lt-all@1')
     ],

@@ -111,6 +111,17 @@ again: dict[str, tuple[str, dict[str, Any]]] = {
 }
 runs.update(again)
 
+# Copies that differ by more than affine maps, for the corruptions.
+augmix = 'configs/studies/cifar10_augmix'
+mixed: dict[str, tuple[str, dict[str, Any]]] = {
+    'augmix-plain': (f'{augmix}.py', own),
+    'augmix-repeated': (f'{augmix}_lt.py', {**own, rho: 0.0}),
+    'augmix-lt@1': (f'{augmix}_lt.py', own),
+    'augmix-lt@3': (f'{augmix}_lt.py', {**own, rho: 3.0}),
+    'augmix-memory@1': (f'{augmix}_memory.py', {**own, rho: dict(linear, end=1.0)}),
+}
+runs.update(mixed)
+
 sections = {
     'Equal compute': [(name, None if name == 'plain' else 'plain') for name in equal_compute],
     'What the term adds to repetition': [(name, 'repeated') for name in ('lt@1', 'lt@10')],
@@ -121,6 +132,8 @@ sections = {
         f'Settings, beside {base}': [(name, base) for name in others]
         for base, others in settings.items()
     },
+    'AugMix, beside affine maps alone': [(name, 'plain-again') for name in mixed],
+    'AugMix, beside itself': [(name, 'augmix-plain') for name in mixed if 'plain' not in name],
     'Trained a second time': [('plain-again', None), ('memory@1-again', 'plain-again')],
 }
 figures: dict[str, Any] = {}

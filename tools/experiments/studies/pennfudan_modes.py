@@ -64,10 +64,10 @@ half = {**schedule(50), 'train_dataloader.batch_size': 4}
 memory10 = {**own, rho: dict(linear, end=10.0), rho_obj: dict(linear, end=1.0)}
 
 
-def unlabelled_at(rho_end: float) -> tuple[str, dict[str, Any]]:
+def unlabelled_at(rho_end: float, epochs: int = 50) -> tuple[str, dict[str, Any]]:
     """The arm with unlabelled images at this rho, and a tenth of it for objectness."""
     ends = {rho: dict(gaussian, end=rho_end), rho_obj: dict(gaussian, end=rho_end / 10)}
-    return unlabelled, {**half, **ends}
+    return unlabelled, {**half, **schedule(epochs), **ends}
 
 
 runs: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,6 +89,10 @@ runs['lt-mean@1'] = lt, {**own, pairing: 'gt_mean'}
 runs['lt-all@1'] = lt, {**own, pairing: 'gt_all'}
 runs['memory-score@10'] = memory, {**memory10, pairing: 'gt_score'}
 runs['memory-score@1'] = memory, {**own, pairing: 'gt_score'}
+# Twice the steps.
+runs['plain-long'] = plain, schedule(200)
+runs['unlabelled-long@30'] = unlabelled_at(30.0, epochs=100)
+runs['ceiling-long'] = plain, {**schedule(20), indices: list(range(120))}
 
 sections = {
     'A tenth of the labels': [
@@ -109,6 +113,13 @@ sections = {
         ('unlabelled@3', 'unlabelled@0'),
         ('unlabelled@30', 'unlabelled@0'),
         ('unlabelled@3', 'plain'),
+    ],
+    'Twice the steps': [
+        ('plain-long', None),
+        ('unlabelled-long@30', 'plain-long'),
+        ('ceiling-long', 'plain-long'),
+        ('plain-long', 'plain'),
+        ('unlabelled-long@30', 'unlabelled@30'),
     ],
 }
 figures: dict[str, Any] = {}

@@ -89,6 +89,7 @@ runs['lt-mean@1'] = lt, {**own, pairing: 'gt_mean'}
 runs['lt-all@1'] = lt, {**own, pairing: 'gt_all'}
 runs['memory-score@10'] = memory, {**memory10, pairing: 'gt_score'}
 runs['memory-score@1'] = memory, {**own, pairing: 'gt_score'}
+runs['plain-half'] = plain, {**schedule(50), 'train_dataloader.batch_size': 2}
 # Twice the steps.
 runs['plain-long'] = plain, schedule(200)
 runs['unlabelled-long@30'] = unlabelled_at(30.0, epochs=100)
@@ -109,6 +110,8 @@ sections = {
         ('memory-score@10', 'memory@10'),
     ],
     'Why unlabelled images cost AP': [
+        ('plain-half', 'plain'),
+        ('unlabelled@0', 'plain-half'),
         ('unlabelled@0', 'plain'),
         ('unlabelled@3', 'unlabelled@0'),
         ('unlabelled@30', 'unlabelled@0'),

@@ -93,6 +93,9 @@ runs['plain-half'] = plain, {**schedule(50), 'train_dataloader.batch_size': 2}
 # Twice the steps.
 runs['plain-long'] = plain, schedule(200)
 runs['unlabelled-long@30'] = unlabelled_at(30.0, epochs=100)
+# Four unlabelled images beside the four labelled ones of a plain run.
+config, settings = unlabelled_at(30.0, epochs=100)
+runs['unlabelled-added@30'] = config, {**settings, 'train_dataloader.batch_size': 8}
 runs['ceiling-long'] = plain, {**schedule(20), indices: list(range(120))}
 
 sections = {
@@ -115,14 +118,17 @@ sections = {
         ('unlabelled@0', 'plain'),
         ('unlabelled@3', 'unlabelled@0'),
         ('unlabelled@30', 'unlabelled@0'),
+        ('unlabelled@30', 'plain-half'),
         ('unlabelled@3', 'plain'),
     ],
     'Twice the steps': [
         ('plain-long', None),
         ('unlabelled-long@30', 'plain-long'),
+        ('unlabelled-added@30', 'plain-long'),
         ('ceiling-long', 'plain-long'),
         ('plain-long', 'plain'),
         ('unlabelled-long@30', 'unlabelled@30'),
+        ('unlabelled-added@30', 'plain'),
     ],
 }
 figures: dict[str, Any] = {}

@@ -12,6 +12,7 @@ stock = dict(_base_.train_dataloader.dataset, pipeline=pipeline)
 split = 'semi_anns/instances_train2017.1@10'
 
 train_dataloader = dict(
+    batch_size=64,  # 32 with labels, as in the stock config
     sampler=dict(
         _delete_=True, type='lt_mm.GroupedRepeatAugSampler', num_repeats=2, unlabelled_share=0.5
     ),

@@ -30,12 +30,9 @@ train_dataloader = dict(
 )
 custom_hooks = [hook for hook in _base_.custom_hooks if hook.type != 'PipelineSwitchHook']
 
-options = dict(
-    score_threshold=0.5, rho=dict(type='linear', start=0.0, end=1.0, begin=0.1, finish=0.4)
-)
+ramp = dict(type='linear', start=0.0, end=1.0, begin=0.1, finish=0.4)
+options = dict(head=_base_.model.bbox_head, score_threshold=0.5, rho=ramp)
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
-    bbox_head=dict(
-        _delete_=True, type='lt_mm.LossTransformHead', head=_base_.model.bbox_head, **options
-    ),
+    bbox_head=dict(_delete_=True, type='lt_mm.LossTransformHead', **options),
 )

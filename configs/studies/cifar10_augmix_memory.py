@@ -17,6 +17,6 @@ model = dict(
         type='lt_mm.LossTransformHead',
         head=_base_.model.head,
         memory=dict(momentum=0.7),
-        rho=dict(type='linear', start=0.0, end=3.0, begin=0.0, finish=0.3),
+        rho=dict(type='linear', start=0.0, end=1.0, begin=0.0, finish=0.3),
     )
 )

@@ -76,6 +76,7 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
     momentum = 'model.head.memory.momentum'
     strong = {**own, rho: dict(ramp, end=3.0), momentum: 0.7}
     gentle = {**own, rho: dict(ramp, end=1.0), momentum: 0.5}
+    afterwards = dict(type='linear', start=0.0, end=1.0, begin=0.5, finish=0.8)
     sampler = dict(
         _delete_=True,
         type='lt_mm.GroupedRepeatAugSampler',
@@ -98,6 +99,9 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
         'memory': (memory, strong),
         'memory-gentle': (memory, gentle),
         'memory-late': (memory, {**gentle, late: sampler, 'model.head.allow_unrepeated': True}),
+        # Remedies: rho rises in the second half, or to less.
+        'memory-afterwards': (memory, {**gentle, rho: afterwards}),
+        'memory-0.3': (memory, {**gentle, rho: dict(ramp, end=0.3)}),
         'unlabelled': (unlabelled, half),
         'weak': (weak, half),
         'ceiling': (plain, ceiling),

@@ -93,6 +93,8 @@ class WeakRows:
         """
         with torch.no_grad():
             first = weak(_each(lambda value: value[self._weak], batch))
+        # Autocast keeps weights that it has cast. Without a graph they would get no gradient below.
+        torch.clear_autocast_cache()
         second = others(_each(lambda value: value[self._others], batch))
         return _each(lambda *parts: torch.cat(parts)[self._order], first, second)
 

@@ -86,6 +86,26 @@ def test_without_a_graph_losses_and_gradients_are_the_same(kind):
     assert model._lt_rows is None and all(head.lt_teacher is None for head in heads_of(model))
 
 
+@pytest.mark.parametrize('kind', ['classifier', 'ATSS'])  # mmcv's RoIAlign has no bfloat16
+def test_under_autocast_the_same_weights_learn(kind):
+    """Autocast must not reuse weights that it cast for the weak copies, which have no graph."""
+    plain, model = built(kind, rho=2.0), built(kind, rho=2.0)
+    set_weak_copies_apart(model)
+    images, samples = batch(kind)
+    for each in (plain, model):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            loss, _ = loss_of(each, images, samples)
+        loss.backward()
+    learning = 0
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), plain.named_parameters()):
+        assert (mine.grad is None) == (theirs.grad is None), name
+        if mine.grad is not None and theirs.grad.norm() > 1e-3:
+            cosine = torch.cosine_similarity(mine.grad.flatten(), theirs.grad.flatten(), dim=0)
+            assert cosine > 0.9, (name, cosine)
+            learning += 1
+    assert learning > 10
+
+
 def heads_of(model):
     return [part for part in model.modules() if hasattr(part, 'lt_teacher') and part is not model]
 

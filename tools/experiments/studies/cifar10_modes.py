@@ -13,6 +13,7 @@ lt = 'configs/studies/cifar10_lt.py'
 memory = 'configs/studies/cifar10_few_memory.py'
 unlabelled = 'configs/studies/cifar10_few_lt_unlabelled.py'
 weak = 'configs/studies/cifar10_few_lt_weak.py'
+fixmatch = 'configs/studies/cifar10_few_lt_fixmatch.py'
 
 metric = 'accuracy/top1'
 metric_name = 'Validation top-1, %'
@@ -72,6 +73,8 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
         'train_dataloader.dataset.unlabelled.indices': trained,
     }
     rho, late = 'model.head.rho', 'train_dataloader.sampler'
+    # Eight labelled images and 28 pairs a step; 1/28 is the weight of a pair, as in FixMatch.
+    most = {f'{late}.unlabelled_share': 56 / 64, rho: 64 / 28}
     ramp = dict(type='linear', start=0.0, begin=0.0, finish=0.3)
     momentum = 'model.head.memory.momentum'
     strong = {**own, rho: dict(ramp, end=3.0), momentum: 0.7}
@@ -104,6 +107,9 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
         'memory-0.3': (memory, {**gentle, rho: dict(ramp, end=0.3)}),
         'unlabelled': (unlabelled, half),
         'weak': (weak, half),
+        # Remedies: strong copies, a higher threshold and more weight; and fewer labelled images.
+        'fixmatch': (fixmatch, half),
+        'fixmatch-most': (fixmatch, {**half, **schedule(epochs // 8), **most}),
         'ceiling': (plain, ceiling),
     }
 

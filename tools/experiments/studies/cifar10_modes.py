@@ -14,6 +14,7 @@ memory = 'configs/studies/cifar10_few_memory.py'
 unlabelled = 'configs/studies/cifar10_few_lt_unlabelled.py'
 weak = 'configs/studies/cifar10_few_lt_weak.py'
 fixmatch = 'configs/studies/cifar10_few_lt_fixmatch.py'
+rand = 'configs/studies/cifar10_few_rand.py'
 
 metric = 'accuracy/top1'
 metric_name = 'Validation top-1, %'
@@ -110,6 +111,9 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
         # Remedies: strong copies, a higher threshold and more weight; and fewer labelled images.
         'fixmatch': (fixmatch, half),
         'fixmatch-most': (fixmatch, {**half, **schedule(epochs // 8), **most}),
+        # What of fixmatch is its term: the same images without it, and its augmentation alone.
+        'fixmatch-0': (fixmatch, {**half, rho: 0.0}),
+        'rand': (rand, own),
         'ceiling': (plain, ceiling),
     }
 

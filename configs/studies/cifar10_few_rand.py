@@ -16,3 +16,5 @@ erasing = dict(
 *affine, packing = _base_.train_pipeline
 strong = [*affine, rand_augment, erasing, packing]
 train_dataloader = dict(dataset=dict(pipeline=strong))
+# Steadiness is measured on the copies of cifar10.py.
+replica_pipeline = _base_.train_pipeline

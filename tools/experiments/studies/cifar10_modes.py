@@ -14,7 +14,7 @@ memory = 'configs/studies/cifar10_few_memory.py'
 unlabelled = 'configs/studies/cifar10_few_lt_unlabelled.py'
 weak = 'configs/studies/cifar10_few_lt_weak.py'
 fixmatch = 'configs/studies/cifar10_few_lt_fixmatch.py'
-rand = 'configs/studies/cifar10_few_rand.py'
+rand = 'configs/studies/cifar10_few_rand'
 
 metric = 'accuracy/top1'
 metric_name = 'Validation top-1, %'
@@ -113,7 +113,12 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
         'fixmatch-most': (fixmatch, {**half, **schedule(epochs // 8), **most}),
         # What of fixmatch is its term: the same images without it, and its augmentation alone.
         'fixmatch-0': (fixmatch, {**half, rho: 0.0}),
-        'rand': (rand, own),
+        'rand': (f'{rand}.py', own),
+        # The modes beside it, all with the strong augmentation.
+        'rand-lt': (f'{rand}_lt.py', own),
+        'rand-repeated': (f'{rand}_lt.py', {**own, rho: 0.0}),
+        'rand-memory': (f'{rand}_memory.py', {**own, rho: dict(ramp, end=1.0)}),
+        'rand-fixmatch': (f'{rand}_lt_fixmatch.py', half),
         'ceiling': (plain, ceiling),
     }
 

@@ -602,3 +602,32 @@ def test_handlers_are_for_the_training_and_this_process_alone():
     hook.restore()
     assert loader.worker_init_fn is None
     assert [signal.signal(*pair) for pair in zip(SIGNALS, before)] == 2 * [signal.SIG_DFL]
+
+
+@pytest.mark.parametrize('stage', ['train', 'val'])
+def test_a_signal_to_workers_that_have_hardly_begun_does_not_end_them(stage, monkeypatch):
+    hook, (runner, loader) = PreemptionHook(), make_runner(num_workers=1)
+    runner.optim_wrapper = SimpleNamespace(should_update=lambda: False)
+    parent, expected = os.getpid(), batches(make_runner()[1])
+    set_num_threads = torch.set_num_threads
+
+    def begin(count):
+        """What torch calls in a worker before its worker_init_fn."""
+        set_num_threads(count)
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch, 'set_num_threads', begin)
+    hook.before_train(runner)
+    try:
+        getattr(hook, f'before_{stage}_epoch')(runner)
+        os.kill(parent, signal.SIGTERM)  # waits
+        found = []
+        for index, batch in enumerate(loader):
+            getattr(hook, f'before_{stage}_iter')(runner, index)
+            found.append([sample[0] for sample in batch])
+        assert found == expected
+        assert hook._signal == signal.SIGTERM
+        assert not set(SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        hook.restore()

@@ -65,6 +65,7 @@ class PreemptionHook(Hook):
         self._num_common_val_iters = 0
         self._has_saved = False
         self._stopped_at: dict[str, Any] = {}
+        self._unblocked: set[Any] | None = None
 
     def before_train(self, runner: Any) -> None:
         check_strategy(runner)
@@ -86,7 +87,11 @@ class PreemptionHook(Hook):
         self._pid = os.getpid()
         self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
+    def before_train_epoch(self, runner: Any) -> None:
+        self._block()
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._unblock()
         if self._has_saved:
             self._has_saved = False
             _remove_superseded(runner.work_dir)
@@ -102,6 +107,10 @@ class PreemptionHook(Hook):
 
     def before_val_epoch(self, runner: Any) -> None:
         self._in_validation = True
+        self._block()
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._unblock()
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -117,6 +126,7 @@ class PreemptionHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
         self._in_validation = False
+        self._unblock()  # where there was nothing to validate on
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         self._has_saved = True
@@ -130,11 +140,26 @@ class PreemptionHook(Hook):
 
     def restore(self) -> None:
         """Restores the signal handlers and the loaders as they were before the training."""
+        self._unblock()
         for number, handler in self._handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
         for loader, init in self._init_fns:
             loader.worker_init_fn = init
         self._handlers, self._init_fns = {}, []
+
+    def _block(self) -> None:
+        """Lets signals wait until the first batch is there.
+
+        Workers are forked meanwhile. They inherit this, so that none dies of a signal that comes
+        before :func:`_start_worker`.
+        """
+        if self._handlers and self._unblocked is None and hasattr(signal, 'pthread_sigmask'):
+            self._unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def _unblock(self) -> None:
+        if self._unblocked is not None:
+            before, self._unblocked = self._unblocked, None
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _receive(self, number: int, frame: Any) -> None:
         if os.getpid() == self._pid:

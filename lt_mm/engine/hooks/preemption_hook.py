@@ -50,7 +50,8 @@ class PreemptionHook(Hook):
     ``worker_init_fn`` of the runner's data loaders: worker processes leave the process
     group and take the signals from this process only. Launchers send signals to groups, and
     SLURM (proctrack/linuxproc) to all processes, and a run whose workers have ended cannot
-    reach the point where it is saved.
+    reach the point where it is saved. While the workers of an epoch or of a validation start,
+    signals wait until its first batch is there.
     """
 
     priority = 'HIGHEST'  # it stops before anything of a step has happened

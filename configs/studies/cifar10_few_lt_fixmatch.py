@@ -1,17 +1,8 @@
 # The same with the augmentation of FixMatch, RandAugment and an erased patch, and its threshold.
 _base_ = 'cifar10_few_lt_weak.py'
 
-rand_augment = dict(
-    type='RandAugment',
-    policies='timm_increasing',
-    num_policies=2,
-    total_level=10,
-    magnitude_level=9,
-    magnitude_std=0.5,
-    hparams=dict(pad_val=128, interpolation='bicubic'),
-)
 *affine, packing = _base_.train_pipeline
-strong = [*affine, rand_augment, _base_.erasing, packing]
+strong = [*affine, _base_.rand_augment, _base_.erasing, packing]
 pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms=strong, weak=_base_.train_pipeline)]
 
 train_dataloader = dict(dataset=dict(unlabelled=dict(pipeline=pipeline)))

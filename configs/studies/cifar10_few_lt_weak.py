@@ -1,10 +1,7 @@
 # The same, with the prediction for a weak copy as the target of one with a patch erased.
-_base_ = 'cifar10_few_lt_unlabelled.py'
+_base_ = ['cifar10_few_lt_unlabelled.py', '../_base_/datasets/strong_augmentation.py']
 
-erasing = dict(
-    type='RandomErasing', erase_prob=1.0, min_area_ratio=0.1, max_area_ratio=0.25, mode='const'
-)
-strong = [*_base_.train_pipeline[:-1], erasing, _base_.train_pipeline[-1]]
+strong = [*_base_.train_pipeline[:-1], _base_.erasing, _base_.train_pipeline[-1]]
 pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms=strong, weak=_base_.train_pipeline)]
 
 train_dataloader = dict(dataset=dict(unlabelled=dict(pipeline=pipeline)))

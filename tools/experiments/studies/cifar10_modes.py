@@ -118,6 +118,7 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
         'rand-lt': (f'{rand}_lt.py', own),
         'rand-repeated': (f'{rand}_lt.py', {**own, rho: 0.0}),
         'rand-memory': (f'{rand}_memory.py', {**own, rho: dict(ramp, end=1.0)}),
+        'rand-memory-0.3': (f'{rand}_memory.py', {**own, rho: dict(ramp, end=0.3)}),
         'rand-fixmatch': (f'{rand}_lt_fixmatch.py', half),
         'ceiling': (plain, ceiling),
     }

@@ -148,37 +148,80 @@ def test_training_stops_before_its_first_step(shapes, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
-def write_child(folder, variable):
-    (folder / 'stock.py').write_text("""
+STOCK = """
 train_pipeline = [dict(type='A'), dict(type='C')]
+train_pipeline_stage2 = [dict(type='C')]
 other_pipeline = [dict(type='A'), dict(type='B'), dict(type='C')]
 train_dataloader = dict(dataset=dict(dataset=dict(type='D', pipeline=other_pipeline)))
-""")
-    child = folder / 'child.py'
-    child.write_text(f"""
-_base_ = 'stock.py'
-train_dataloader = dict(dataset=dict(dataset=dict(pipeline=[
-    dict(type='lt_mm.InvertiblePipeline', transforms=_base_.{variable})])))
-""")
-    return Config.fromfile(str(child))
+"""
+WRAP = """
+_base_ = '{base}'
+pipeline = [dict(type='lt_mm.InvertiblePipeline', transforms={transforms})]
+train_dataloader = dict(dataset=dict(dataset=dict(pipeline=pipeline)))
+"""
+
+
+def found_in_child(folder, *children):
+    """What is found in the last of configs, each of which is the base of the next."""
+    base = folder / 'stock.py'
+    base.write_text(STOCK)
+    for number, text in enumerate(children):
+        child = folder / f'child{number}.py'
+        child.write_text(text.replace('{base}', base.name))
+        base = child
+    report = Report()
+    check_inherited_pipelines(Config.fromfile(str(base)), report)
+    return report
+
+
+def wrap(transforms):
+    return WRAP.replace('{transforms}', transforms)
 
 
 def test_a_variable_that_the_data_set_of_the_base_does_not_use(tmp_path):
-    report = Report()
-    check_inherited_pipelines(write_child(tmp_path, 'train_pipeline'), report)
-    (found,) = report.wrong
+    (found,) = found_in_child(tmp_path, wrap('_base_.train_pipeline')).wrong
     assert 'A, C instead of A, B, C' in found.text
     assert found.remedy == 'transforms=_base_.train_dataloader.dataset.dataset.pipeline'
 
 
+def test_it_is_found_by_those_that_inherit_it(tmp_path):
+    (found,) = found_in_child(
+        tmp_path, wrap('_base_.train_pipeline'), "_base_ = '{base}'\nseed = 1\n"
+    ).wrong
+    assert '_base_.train_pipeline is not what stock.py trains with' in found.text
+
+
+def test_it_is_found_in_the_labelled_part(tmp_path):
+    text = wrap('_base_.train_pipeline').replace(
+        'dataset=dict(dataset=dict(pipeline',
+        'dataset=dict(_delete_=True, labelled=dict(dataset=dict(pipeline',
+    )
+    (found,) = found_in_child(tmp_path, text.rstrip() + ')').wrong
+    assert found.remedy == 'transforms=_base_.train_dataloader.dataset.dataset.pipeline'
+
+
+def test_a_variable_that_does_not_say_that_it_is_trained_with(tmp_path):
+    report = found_in_child(tmp_path, wrap('_base_.train_pipeline_stage2'))
+    (found,) = report.findings
+    assert found.level == 'note' and 'C instead of A, B, C' in found.text
+
+
 @pytest.mark.parametrize(
-    'variable',
-    ['other_pipeline', 'train_dataloader.dataset.dataset.pipeline', 'train_pipeline[:1]'],
+    'transforms',
+    [
+        '_base_.other_pipeline',
+        '_base_.train_dataloader.dataset.dataset.pipeline',
+        '_base_.train_pipeline[:1]',
+    ],
 )
-def test_the_pipeline_of_the_base_or_one_of_the_users_own(tmp_path, variable):
-    report = Report()
-    check_inherited_pipelines(write_child(tmp_path, variable), report)
-    assert not report.findings
+def test_the_pipeline_of_the_base_or_one_of_the_users_own(tmp_path, transforms):
+    assert not found_in_child(tmp_path, wrap(transforms)).findings
+
+
+@pytest.mark.parametrize('transforms', ['_base_.train_pipeline', '_base_.train_pipeline_stage2'])
+def test_one_in_place_of_what_the_base_records_is_meant(tmp_path, transforms):
+    children = wrap('_base_.other_pipeline'), wrap(transforms)
+    assert not found_in_child(tmp_path, *children).findings
 
 
 def made(parts=1, transforms=()):

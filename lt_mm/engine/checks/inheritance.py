@@ -8,36 +8,65 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from lt_mm.engine.checks.report import WRONG, Report
+from lt_mm.engine.checks.report import NOTE, WRONG, Report
+
+_PLACE = 'train_dataloader.dataset'
 
 
 def check_inherited_pipelines(cfg: Config, report: Report) -> None:
     """Finds a variable of the base that is not what the data set of the base uses.
 
     Many configs have a variable ``train_pipeline`` and another one in the data set.
-    ``transforms=_base_.train_pipeline`` then drops augmentations without a word.
+    ``transforms=_base_.train_pipeline`` then drops augmentations without a word. A variable with
+    another name, such as ``train_pipeline_stage2``, may be meant, and is noted.
 
     Args:
         cfg: The config, as read from its file; one that was dumped has no base.
         report: Gets the findings.
     """
+    _compare(cfg, dict(_wrapped_pipelines(cfg)), report)
+
+
+def _compare(cfg: Config, wrapped: dict[str, Any], report: Report) -> None:
+    """Compares the lists that a run records, by their place, with those of a config's bases.
+
+    Where a base records a list itself, another one of the child is meant. The same one may be
+    wrong there already, so that the bases of this base are looked at.
+    """
     for path in _base_files(cfg.filename):
         base = _read(path, str(cfg.filename))
-        trained = _pipelines(_dataset_of(base), 'train_dataloader.dataset')
-        wrapped = dict(_pipelines(_dataset_of(cfg), 'train_dataloader.dataset'))
-        for place, stock in trained:
-            own = _wrapped_list(wrapped.get(place))
-            if own is None or own == stock or own == _wrapped_list(stock):
+        recorded, inherited = dict(_wrapped_pipelines(base)), {}
+        for place, stock in _pipelines(_dataset_of(base), _PLACE):
+            own = wrapped.get(place, wrapped.get(place.replace(_PLACE, f'{_PLACE}.labelled')))
+            if own is None or own == stock:
                 continue
-            for name, value in base.items():
-                if isinstance(value, list) and _without_scope(value) == own:
-                    report.add(
-                        WRONG,
-                        'pipeline',
-                        f'transforms=_base_.{name} is not what {path} trains with: '
-                        f'{_names(own)} instead of {_names(stock)}',
-                        f'transforms=_base_.{place}',
-                    )
+            if place not in recorded:
+                _report_variables(base, path, place, own, stock, report)
+            elif recorded[place] == own:
+                inherited[place] = own
+        if inherited:
+            _compare(base, inherited, report)
+
+
+def _report_variables(
+    base: Config, path: str, place: str, own: Any, stock: Any, report: Report
+) -> None:
+    for name, value in base.items():
+        if isinstance(value, list) and _without_scope(value) == own:
+            text = (
+                f'transforms=_base_.{name} is not what {path} trains with: {_names(own)} instead '
+                f'of {_names(stock)}'
+            )
+            level = WRONG if name == 'train_pipeline' else NOTE
+            report.add(level, 'pipeline', text, f'transforms=_base_.{place}')
+
+
+def _wrapped_pipelines(cfg: Config) -> Iterator[tuple[str, Any]]:
+    """The stock lists in the wrapped pipelines of a config, with where they are."""
+    for place, pipeline in _pipelines(_dataset_of(cfg), _PLACE):
+        own = _wrapped_list(pipeline)
+        if own is not None:
+            yield place, own
 
 
 def _base_files(filename: str | None) -> list[str]:

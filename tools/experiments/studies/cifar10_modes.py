@@ -24,7 +24,7 @@ bfloat16 = True
 # Measured of each trained model on validation images: 8 augmented copies, frames, corruptions.
 consistency = dict(num_replicas=8, max_images=500)
 steadiness = dict(num_frames=16, max_images=500)
-corruptions = dict(severities=(1, 3, 5))
+corruptions = dict(severities=(1, 3, 5), max_images=500)
 measured = dict(
     mean_kl='KL to the mean',
     calibrated_kl='The same, calibrated',

@@ -106,6 +106,8 @@ def arms_of(stride: int, epochs: int) -> dict[str, tuple[str, dict[str, Any]]]:
         # Remedies: rho rises in the second half, or to less.
         'memory-afterwards': (memory, {**gentle, rho: afterwards}),
         'memory-0.3': (memory, {**gentle, rho: dict(ramp, end=0.3)}),
+        # After 3 had turned out to be better than 1 with 500 labels.
+        'memory-10': (memory, {**strong, rho: dict(ramp, end=10.0)}),
         'unlabelled': (unlabelled, half),
         'weak': (weak, half),
         # Remedies: strong copies, a higher threshold and more weight; and fewer labelled images.

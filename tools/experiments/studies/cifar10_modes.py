@@ -142,4 +142,13 @@ sections = {
     ]
     for images in blocks
 }
+# The arms with RandAugment, each at its rate, beside plain runs with it.
+sections['500 labelled images, with RandAugment'] = [
+    ('500-rand@0.2', None),
+    ('500-rand-memory@0.2', '500-rand@0.2'),
+    ('500-rand-memory-0.3@0.2', '500-rand@0.2'),
+    ('500-rand-repeated@0.1', '500-rand@0.2'),
+    ('500-rand-lt@0.1', '500-rand@0.2'),
+    ('500-rand-fixmatch@0.05', '500-rand@0.2'),
+]
 figures: dict[str, Any] = {}

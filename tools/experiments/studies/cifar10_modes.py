@@ -134,21 +134,18 @@ runs: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # Beside the plain run of the same block and rate.
-sections = {
+sections: dict[str, list[tuple[str, str | None]]] = {
     f'{images} labelled images': [
         (name, None if '-plain@' in name else f'{images}-plain@{name.partition("@")[2]}')
         for name in runs
-        if name.startswith(f'{images}-')
+        if name.startswith(f'{images}-') and '-rand-' not in name
     ]
     for images in blocks
 }
-# The arms with RandAugment, each at its rate, beside plain runs with it.
+# The modes with RandAugment, whatever their rates, beside plain runs with it.
 sections['500 labelled images, with RandAugment'] = [
-    ('500-rand@0.2', None),
-    ('500-rand-memory@0.2', '500-rand@0.2'),
-    ('500-rand-memory-0.3@0.2', '500-rand@0.2'),
-    ('500-rand-repeated@0.1', '500-rand@0.2'),
-    ('500-rand-lt@0.1', '500-rand@0.2'),
-    ('500-rand-fixmatch@0.05', '500-rand@0.2'),
+    (name, None if name == '500-rand@0.2' else '500-rand@0.2')
+    for name in runs
+    if name == '500-rand@0.2' or name.startswith('500-rand-')
 ]
 figures: dict[str, Any] = {}

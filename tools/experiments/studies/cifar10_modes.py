@@ -143,9 +143,10 @@ sections: dict[str, list[tuple[str, str | None]]] = {
     for images in blocks
 }
 # The modes with RandAugment, whatever their rates, beside plain runs with it.
-sections['500 labelled images, with RandAugment'] = [
-    (name, None if name == '500-rand@0.2' else '500-rand@0.2')
-    for name in runs
-    if name == '500-rand@0.2' or name.startswith('500-rand-')
-]
+sections |= {
+    f'{images} labelled images, with RandAugment': [
+        (name, f'{images}-rand@0.2') for name in runs if name.startswith(f'{images}-rand-')
+    ]
+    for images in blocks
+}
 figures: dict[str, Any] = {}
